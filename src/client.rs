@@ -1,0 +1,1 @@
+//! The library for game processes: the process API from the inside.

@@ -1,0 +1,176 @@
+//! The JSON shapes of the API, shared by the server and the command line. Field names are stable
+//! (docs/cli.md); times are RFC 3339 UTC, durations milliseconds in fields named `_ms`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{HostName, InstanceId, ProcessName, Protocol};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The cluster's name.
+    pub cluster: String,
+    /// This host.
+    pub host: HostName,
+    /// The host that plans; null when none is known.
+    pub primary: Option<HostName>,
+    /// The Raft term; 0 for a host alone.
+    pub term: u64,
+    /// The index of the replicated state.
+    pub index: u64,
+    /// Whether changes can be made.
+    pub quorum: bool,
+    /// The revision of the spec.
+    pub revision: u64,
+    /// The file and the cluster's spec differ: what `bigbrother plan` would show. Null when they agree.
+    pub spec_drift: Option<String>,
+    /// The program's version.
+    pub version: String,
+    /// When the agent started.
+    pub started_at: String,
+    /// The keeper; null while the agent has no connection to one.
+    pub keeper: Option<KeeperView>,
+    /// How many instances there are by state.
+    pub instances: BTreeMap<String, u64>,
+}
+
+/// The keeper of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeeperView {
+    /// Its process.
+    pub pid: i32,
+    /// Its version.
+    pub version: String,
+    /// `full`, `kill-only` or `none`.
+    pub cgroups: String,
+}
+
+/// One element of `GET /v1/instances`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// `zone.3`
+    pub instance: InstanceId,
+    /// `zone`
+    pub process: ProcessName,
+    /// Where it is placed.
+    pub host: HostName,
+    /// `waiting`, `starting`, `ready`, `draining`, `stopping`, `stopped`, `backoff`, `failed`, `paused`.
+    pub state: String,
+    /// Why it is in this state, when that is not plain: "waits for login", "exec: No such file or directory (/x)".
+    pub reason: Option<String>,
+    /// The main process; null without one.
+    pub pid: Option<i32>,
+    /// The run; null before the first.
+    pub run: Option<u64>,
+    /// How often it was restarted since the agent knows it (operator restarts included).
+    pub restarts: u64,
+    /// When the run was spawned; null without one.
+    pub started_at: Option<String>,
+    /// When the run got ready; null while it is not.
+    pub ready_at: Option<String>,
+    /// How the last run ended; null before.
+    pub last_exit: Option<ExitView>,
+    /// Ports by name.
+    pub ports: BTreeMap<String, PortView>,
+    /// Its heartbeat.
+    pub heartbeat: HeartbeatView,
+    /// What the process says about itself, or its query answer: players, capacity, fps, map, text, labels.
+    pub status: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitView {
+    /// `exit`, `signal`, `hang`, `spawn`, `stop`, `operator`, `fence`, `stray` or `unknown`.
+    pub cause: String,
+    /// The exit code; null when there was none.
+    pub code: Option<i32>,
+    /// The signal's name, `SIGKILL`; null when there was none.
+    pub signal: Option<String>,
+    /// When.
+    pub at: String,
+    /// In words.
+    pub detail: Option<String>,
+}
+
+/// A port of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// `udp` or `tcp`.
+    pub protocol: Protocol,
+    /// The number.
+    pub port: u16,
+}
+
+/// The heartbeat of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatView {
+    /// `native`, `notify`, `query`, `tcp`, `exec` or `none`.
+    pub mode: String,
+    /// Milliseconds since the last beat; null before the first and without heartbeat.
+    pub age_ms: Option<u64>,
+}
+
+/// One element of `GET /v1/events`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Grows by one with each event of this host; starts anew with the agent.
+    pub seq: u64,
+    /// When.
+    pub at: String,
+    /// Where.
+    pub host: HostName,
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Of which run; null where none is concerned.
+    pub run: Option<u64>,
+    /// `started`, `ready`, `draining`, `stopping`, `hang`, `exited`, `stopped`, `backoff`, `failed`, `paused`,
+    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unenforced`, `adopted`, `announce`.
+    pub kind: String,
+    /// The cause of an end; see [`ExitView::cause`].
+    pub cause: Option<String>,
+    /// In words.
+    pub detail: Option<String>,
+}
+
+/// `GET /v1/plan` and the answer to a dry-run apply: what would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanView {
+    /// The revision it is based on.
+    pub revision: u64,
+    /// Processes that are new.
+    pub added: Vec<ProcessName>,
+    /// Processes that go.
+    pub removed: Vec<ProcessName>,
+    /// Processes that differ.
+    pub changed: Vec<ChangedView>,
+    /// `scale` overrides in force.
+    pub scaled: BTreeMap<ProcessName, u32>,
+}
+
+/// A process that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedView {
+    /// Which.
+    pub process: ProcessName,
+    /// Its instances are restarted.
+    pub restarts: bool,
+    /// What differs: key, old, new.
+    pub changes: Vec<(String, String, String)>,
+}
+
+/// RFC 9457 problem details, the body of every refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A short word that programs can match.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What failed.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// Why, and what to do.
+    pub detail: String,
+}

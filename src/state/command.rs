@@ -1,0 +1,227 @@
+//! The commands of the replicated state, their answers and refusals.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Ended;
+use crate::keeper::protocol::RunId;
+use crate::spec::fingerprint::SpecHash;
+use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
+
+/// A command with its proposer's clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Milliseconds since 1970, by the proposer's clock.
+    pub stamp_ms: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// A change of the replicated state. Append-only: the position is the tag on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Replace the desired set.
+    ApplySpec {
+        /// The new set.
+        spec: Spec,
+        /// Refused unless the revision is this one; `None`: whatever it is.
+        expected_revision: Option<u64>,
+    },
+    /// Override the count of a process; `None` takes the override back.
+    Scale {
+        /// Which.
+        process: ProcessName,
+        /// How many.
+        count: Option<u32>,
+    },
+    /// Stop instances until [`Command::Resume`].
+    Pause {
+        /// Which.
+        target: Target,
+    },
+    /// Let paused (and failed) instances run.
+    Resume {
+        /// Which.
+        target: Target,
+    },
+    /// A host (re)joins; it is given an incarnation.
+    JoinHost {
+        /// Its name.
+        host: HostName,
+        /// What it says about itself.
+        facts: HostFacts,
+    },
+    /// Where instances belong from now on.
+    Place {
+        /// [`super::State::basis`] of the plan.
+        based_on: u64,
+        /// What changes.
+        changes: Vec<PlaceChange>,
+    },
+    /// What happened on a host; applied exactly once by incarnation and sequence.
+    Events {
+        /// Where.
+        host: HostName,
+        /// Which life of the host.
+        incarnation: u64,
+        /// The sequence number of the first one.
+        first_seq: u64,
+        /// In order.
+        events: Vec<Event>,
+    },
+    /// Launch an instance of an on-demand process.
+    Launch {
+        /// Which.
+        process: ProcessName,
+        /// Values of `{arg.NAME}`.
+        args: BTreeMap<String, String>,
+        /// The same key gives the same instance while it lives.
+        key: Option<String>,
+    },
+}
+
+/// Whom a command is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Everything.
+    All,
+    /// All instances of a process, later ones included.
+    Process(ProcessName),
+    /// One instance.
+    Instance(InstanceId),
+}
+
+/// What a host says about itself when it joins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Tells a cloned machine from the original.
+    pub machine_id: String,
+    /// What clients reach it by.
+    pub address: String,
+    /// Labels for placement.
+    pub labels: BTreeMap<String, String>,
+    /// What instances may take; no entry: no bound.
+    pub capacity: BTreeMap<String, u64>,
+    /// Limits that it can enforce: `memory`, `cpu`, `pids`.
+    pub enforces: Vec<String>,
+}
+
+/// One change of placements.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlaceChange {
+    /// The instance belongs to this host, and its runs have this spec.
+    Put {
+        /// Which.
+        instance: InstanceId,
+        /// Where.
+        host: HostName,
+        /// Its spec.
+        hash: SpecHash,
+    },
+    /// The instance is not wanted any more.
+    Remove {
+        /// Which.
+        instance: InstanceId,
+    },
+}
+
+/// Something that happened to a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// To an instance.
+    pub instance: InstanceId,
+    /// To a run of it.
+    pub run: RunId,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened to a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventKind {
+    /// It was spawned.
+    Started {
+        /// Its spec.
+        hash: SpecHash,
+        /// Its ports.
+        ports: BTreeMap<String, (Protocol, u16)>,
+    },
+    /// It is ready.
+    Ready,
+    /// It is ready no more, but lives (draining).
+    Unready,
+    /// Nothing of it is left.
+    Stopped(Ended),
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// Done.
+    Done,
+    /// The spec has this revision now.
+    Revision(u64),
+    /// The host has this incarnation now.
+    Incarnation(u64),
+    /// The launched instance.
+    Launched(InstanceId),
+}
+
+/// Why a command was refused. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejected {
+    /// Somebody else applied a spec in between.
+    #[error("the spec has revision {found}, not {expected}: look at `bigbrother plan` and apply again")]
+    Revision {
+        /// Asked for.
+        expected: u64,
+        /// In force.
+        found: u64,
+    },
+    /// The plan is older than the state.
+    #[error("the plan is based on {based_on}, the state is at {basis}")]
+    StalePlan {
+        /// Of the plan.
+        based_on: u64,
+        /// Of the state.
+        basis: u64,
+    },
+    /// No such process.
+    #[error("there is no process {0}")]
+    NoProcess(ProcessName),
+    /// No such instance.
+    #[error("there is no instance {0}")]
+    NoInstance(InstanceId),
+    /// Only a process with a `count` can be scaled.
+    #[error("{0} has no count: only a process with `count` can be scaled")]
+    NotCounted(ProcessName),
+    /// Only an on-demand process can be launched.
+    #[error("{0} is not on_demand: its instances are not launched")]
+    NotOnDemand(ProcessName),
+    /// As many as `max` live already.
+    #[error("{process} has {max} instances already, its on_demand max")]
+    Full {
+        /// Which.
+        process: ProcessName,
+        /// Its bound.
+        max: u32,
+    },
+    /// The host's machine-id is not that of the host that holds the name.
+    #[error("host {0} is up with another machine-id: is this machine a clone? Give it a name of its own")]
+    CloneOf(HostName),
+    /// No such host, or an older life of it.
+    #[error("host {0} has a newer incarnation or has not joined")]
+    OldIncarnation(HostName),
+    /// Events are missing before this batch.
+    #[error("the batch starts at {first_seq}, the next event of {host} is {next}")]
+    Gap {
+        /// Whose.
+        host: HostName,
+        /// Of the batch.
+        first_seq: u64,
+        /// Of the state.
+        next: u64,
+    },
+}
