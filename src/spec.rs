@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ pub use name::{HostName, InstanceId, InstanceKey, InvalidName, ProcessName};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Every declared process by its name.
-    pub processes: BTreeMap<ProcessName, Process>,
+    pub processes: BTreeMap<ProcessName, Arc<Process>>,
 }
 
 /// One entry of the desired set, `[process.NAME]`.

@@ -16,7 +16,9 @@ use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 mod apply;
 mod command;
 
-pub use command::{Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, Target};
+pub use command::{
+    Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
+};
 
 /// What the whole cluster agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -381,6 +381,30 @@ pub enum SpawnStep {
     Exec,
 }
 
+/// A failed spawn in words: what was being done, and why it failed.
+pub fn describe_failure(step: SpawnStep, errno: i32) -> String {
+    let what = match step {
+        SpawnStep::Busy => return "another run of the instance is alive".to_owned(),
+        SpawnStep::Ledger => "writing the ledger",
+        SpawnStep::Cgroup => "making the cgroup",
+        SpawnStep::Limit => "setting a required limit",
+        SpawnStep::Logs => "opening the logs",
+        SpawnStep::Fork => "fork",
+        SpawnStep::Session => "setsid",
+        SpawnStep::Rlimit => "setting resource limits",
+        SpawnStep::Nice => "setting the priority",
+        SpawnStep::Descriptors => "preparing descriptors",
+        SpawnStep::WorkingDir => "changing to the working folder",
+        SpawnStep::Group => "changing the group",
+        SpawnStep::User => "changing the user",
+        SpawnStep::Exec => "executing the program",
+    };
+    match errno {
+        0 => format!("{what} failed"),
+        _ => format!("{what}: {}", nix::errno::Errno::from_raw(errno).desc()),
+    }
+}
+
 /// What the keeper can do with cgroups on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CgroupSupport {

@@ -79,6 +79,28 @@ pub enum Command {
         /// The same key gives the same instance while it lives.
         key: Option<String>,
     },
+    /// Everything that runs on a host; the directory is made to agree (anti-entropy, on every attach).
+    Inventory {
+        /// Where.
+        host: HostName,
+        /// Which life of the host.
+        incarnation: u64,
+        /// Every live run.
+        runs: BTreeMap<InstanceId, RunFact>,
+    },
+}
+
+/// A live run, as its host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFact {
+    /// Which life.
+    pub run: RunId,
+    /// Its spec.
+    pub hash: SpecHash,
+    /// Its ports.
+    pub ports: BTreeMap<String, (Protocol, u16)>,
+    /// It is ready.
+    pub ready: bool,
 }
 
 /// Whom a command is about.
@@ -188,6 +210,9 @@ pub enum Rejected {
         /// Of the state.
         basis: u64,
     },
+    /// An exclusive instance cannot be placed elsewhere while its run may live.
+    #[error("{0} is exclusive and its run is not known to have stopped")]
+    StillRuns(InstanceId),
     /// No such process.
     #[error("there is no process {0}")]
     NoProcess(ProcessName),

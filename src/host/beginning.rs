@@ -1,0 +1,135 @@
+//! The beginning of a run: the order to spawn, its way to ready, and taking over one that lives already.
+
+use std::time::Duration;
+
+use serde_json::Map;
+
+use super::hang::Watch;
+use super::instance::{Ports, Run};
+use super::lifecycle::Step;
+use super::{Action, Cause, Instance, Measure, Moment, Phase, Story};
+use crate::keeper::protocol::{End, RunId};
+use crate::spec::ReadyMode;
+use crate::state::EventKind;
+
+/// For an adopted run whose process is not known here any more.
+const UNKNOWN_READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Instance {
+    pub(super) fn start(&mut self, cx: &mut Step<'_>) {
+        let Some(want) = self.want.clone() else { return };
+        if let Some(name) = want.waits_for.as_ref().filter(|_| self.phase == Phase::Waiting) {
+            self.reason = Some(format!("waits for {name} to be ready"));
+            return;
+        }
+        *cx.last_run += 1;
+        let run = RunId(*cx.last_run);
+        if let Some((ended, cause)) = self.ended.take() {
+            self.restarts += 1;
+            cx.out.push(Action::Measure(Measure::Restarted { cause, took: cx.now.at.since(ended) }));
+        }
+        self.reason = None;
+        self.status = Map::new();
+        self.phase = Phase::Starting { until: cx.now.at.after(want.process.ready.timeout) };
+        self.run = Some(Run {
+            id: run,
+            pid: None,
+            spawned: cx.now.at,
+            spawned_ms: cx.now.wall_ms,
+            hash: want.hash,
+            stop: want.process.stop.clone(),
+            ports: Ports::new(),
+            ready: None,
+            ready_ms: None,
+            watch: Watch::new(&want.process.heartbeat),
+            native: false,
+            unarmed_told: false,
+            announced: None,
+            exited: None,
+        });
+        cx.out.push(Action::Spawn { instance: self.id.clone(), run });
+    }
+
+    pub(super) fn spawned(&mut self, pid: i32, ports: Ports, cx: &mut Step<'_>) {
+        let Some(run) = &mut self.run else { return };
+        run.pid = Some(pid);
+        run.ports = ports;
+        let id = run.id;
+        if let (Phase::Starting { .. }, Some(process)) = (&self.phase, &self.process) {
+            run.watch.starting(cx.now.at, &process.ready.mode);
+        }
+        let kind = EventKind::Started { hash: run.hash, ports: run.ports.clone() };
+        self.tell_directory(id, kind, cx);
+        self.tell_people(Story::Started { pid }, cx);
+        self.ripen(cx);
+    }
+
+    /// Ready by age alone.
+    pub(super) fn ripen(&mut self, cx: &mut Step<'_>) {
+        if self.ripe_at().is_some_and(|at| at <= cx.now.at) {
+            self.become_ready(cx);
+        }
+    }
+
+    /// When a starting run gets ready by age alone.
+    pub(super) fn ripe_at(&self) -> Option<Moment> {
+        let run = self.run.as_ref().filter(|run| run.pid.is_some())?;
+        match (&self.phase, self.process.as_ref().map(|p| &p.ready.mode)) {
+            (Phase::Starting { .. }, Some(ReadyMode::Spawned { after })) => Some(run.spawned.after(*after)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn says_ready(&mut self, cx: &mut Step<'_>) {
+        let mode = self.process.as_ref().map(|process| &process.ready.mode);
+        if matches!(mode, Some(ReadyMode::Native | ReadyMode::Notify)) {
+            self.become_ready(cx);
+        }
+    }
+
+    pub(super) fn become_ready(&mut self, cx: &mut Step<'_>) {
+        let (Phase::Starting { .. }, Some(process), Some(run)) =
+            (&self.phase, self.process.clone(), &mut self.run)
+        else {
+            return;
+        };
+        run.ready = Some(cx.now.at);
+        run.ready_ms = Some(cx.now.wall_ms);
+        run.watch.ready(cx.now.at, &process.heartbeat);
+        let (id, after) = (run.id, cx.now.at.since(run.spawned));
+        self.phase = Phase::Ready;
+        self.reason = None;
+        self.tell_directory(id, EventKind::Ready, cx);
+        self.tell_people(Story::Ready { after }, cx);
+        self.remember(id, cx);
+    }
+
+    pub(super) fn spawn_failed(&mut self, why: String, cx: &mut Step<'_>) {
+        let Some(run) = self.run.as_ref().map(|run| run.id) else { return };
+        self.tell_people(Story::SpawnFailed(why.clone()), cx);
+        cx.out.push(Action::Acknowledge { run });
+        let cause = match self.phase {
+            Phase::Stopping { cause: Some(cause), .. } => cause,
+            _ => Cause::Spawn,
+        };
+        self.after_end(cause, End::Unknown, Some(why), cx);
+    }
+
+    /// A run of the keeper's table is taken over: one that this agent has not ordered itself.
+    pub(super) fn adopt(&mut self, run: Run, alive: bool, cx: &mut Step<'_>) {
+        let ready = run.ready.is_some();
+        let pid = run.pid;
+        let timeout = self.process.as_ref().map_or(UNKNOWN_READY_TIMEOUT, |process| process.ready.timeout);
+        self.phase = if ready { Phase::Ready } else { Phase::Starting { until: cx.now.at.after(timeout) } };
+        let process = self.process.clone();
+        let run = self.run.insert(run);
+        match process {
+            Some(process) if ready => run.watch.ready(cx.now.at, &process.heartbeat),
+            Some(process) => run.watch.starting(cx.now.at, &process.ready.mode),
+            None => {}
+        }
+        if let Some(pid) = pid.filter(|_| alive) {
+            self.tell_people(Story::Adopted { pid }, cx);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The whole host: its instances, their runs, and what is due when.
+//!
+//! Owns the map of instances and the schedule. Every public call takes the time and gives the actions that
+//! follow, in order. Called by the supervision loop only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::instance::{Note, Ports, Run};
+use super::lifecycle::{Happening, Step};
+use super::{Action, Instance, Moment, Now, Phase, Want, hang::Watch};
+use crate::keeper::protocol::{RunId, Stage};
+use crate::spec::{Heartbeat, HeartbeatMode, InstanceId, OnHang};
+use crate::state::RunFact;
+
+/// A run in the keeper's table, with what the agent has found out about it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its instance.
+    pub instance: InstanceId,
+    /// Its number.
+    pub run: RunId,
+    /// Its main process.
+    pub pid: i32,
+    /// How far it is.
+    pub stage: Stage,
+    /// What the agent before wrote down; `None` when that cannot be read.
+    pub note: Option<Note>,
+    /// Its ports.
+    pub ports: Ports,
+    /// When it was spawned, milliseconds since 1970.
+    pub spawned_ms: u64,
+}
+
+/// All instances of this host.
+#[derive(Debug, Default)]
+pub struct Host {
+    instances: BTreeMap<InstanceId, Instance>,
+    runs: BTreeMap<RunId, InstanceId>,
+    /// When instances are next looked at; an entry may be too early, never too late.
+    schedule: BTreeSet<(Moment, InstanceId)>,
+    scheduled: BTreeMap<InstanceId, Moment>,
+    last_run: u64,
+}
+
+impl Host {
+    /// A host whose run numbers go on after `last_run`.
+    pub fn new(last_run: u64) -> Self {
+        Host { last_run, ..Host::default() }
+    }
+
+    /// The last run number used.
+    pub fn last_run(&self) -> u64 {
+        self.last_run
+    }
+
+    /// Every instance, in order.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
+    }
+
+    /// One instance.
+    pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.get(id)
+    }
+
+    /// The instance of a run that is not over.
+    pub fn instance_of(&self, run: RunId) -> Option<&Instance> {
+        self.instances.get(self.runs.get(&run)?)
+    }
+
+    /// What is wanted on this host, all of it.
+    pub fn desire(&mut self, mut wants: BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        let known: Vec<InstanceId> = self.instances.keys().cloned().collect();
+        for id in known {
+            let want = wants.remove(&id);
+            if self.instances.get(&id).is_some_and(|instance| instance.want != want || want.is_none()) {
+                self.step(&id, Happening::Wanted(want), now, &mut out);
+            }
+        }
+        for (id, want) in wants {
+            self.instances.insert(id.clone(), Instance::new(id.clone()));
+            self.step(&id, Happening::Wanted(Some(want)), now, &mut out);
+        }
+        out
+    }
+
+    /// Something happened to an instance.
+    pub fn on(&mut self, id: &InstanceId, happening: Happening, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.step(id, happening, now, &mut out);
+        out
+    }
+
+    /// Something happened to a run. An end of a run that is not known (any more) is acknowledged.
+    pub fn on_run(&mut self, run: RunId, happening: Happening, now: Now) -> Vec<Action> {
+        let current = self.runs.get(&run).cloned();
+        match (current, &happening) {
+            (Some(id), _) => self.on(&id, happening, now),
+            (None, Happening::Gone { .. } | Happening::SpawnFailed(_)) => vec![Action::Acknowledge { run }],
+            (None, _) => Vec::new(),
+        }
+    }
+
+    /// Instances that will count as hung at the next [`Host::tick`] unless they are heard of before.
+    pub fn overdue(&self, now: Moment) -> Vec<InstanceId> {
+        let due = self.schedule.iter().take_while(|(at, _)| *at <= now);
+        let silent = |id: &&InstanceId| {
+            self.instances.get(*id).and_then(Instance::silent_since).is_some_and(|deadline| deadline <= now)
+        };
+        due.map(|(_, id)| id).filter(silent).cloned().collect()
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        let due: Vec<InstanceId> =
+            self.schedule.iter().take_while(|(at, _)| *at <= now.at).map(|(_, id)| id.clone()).collect();
+        for id in due {
+            self.unschedule(&id);
+            self.step(&id, Happening::Tick, now, &mut out);
+        }
+        out
+    }
+
+    /// When [`Host::tick`] is next needed.
+    pub fn next_due(&self) -> Option<Moment> {
+        self.schedule.first().map(|(at, _)| *at)
+    }
+
+    /// The agent stood still for this long: nobody is blamed for it.
+    pub fn stalled(&mut self, by: Duration, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        let all: Vec<InstanceId> = self.instances.keys().cloned().collect();
+        for id in all {
+            self.unschedule(&id);
+            self.step(&id, Happening::Stalled(by), now, &mut out);
+        }
+        out
+    }
+
+    /// The keeper's table, after the agent or the keeper began anew: what is there is taken over, what is
+    /// missing has ended unseen. [`Host::desire`] with the same wants follows.
+    pub fn meet(&mut self, table: Vec<Found>, wants: &BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
+        for found in table {
+            self.last_run = self.last_run.max(found.run.0);
+            match self.runs.get(&found.run) {
+                Some(_) => self.meet_known(&found, now, &mut out),
+                None => self.meet_unknown(found, wants, now, &mut out),
+            }
+        }
+        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
+        for run in lost {
+            let end = crate::keeper::protocol::End::Unknown;
+            out.extend(self.on_run(run, Happening::Gone { end, fenced: false }, now));
+        }
+        out
+    }
+
+    fn meet_known(&mut self, found: &Found, now: Now, out: &mut Vec<Action>) {
+        let spawned =
+            self.instance_of(found.run).is_some_and(|i| i.run.as_ref().is_some_and(|r| r.pid.is_some()));
+        if found.pid > 0 && !spawned && !matches!(found.stage, Stage::SpawnFailed { .. }) {
+            let happening = Happening::Spawned { pid: found.pid, ports: found.ports.clone() };
+            out.extend(self.on_run(found.run, happening, now));
+        }
+        if let Some(happening) = stage(found) {
+            out.extend(self.on_run(found.run, happening, now));
+        }
+        // A kill that was ordered may have been lost with the old keeper.
+        let killed = |i: &Instance| matches!(i.phase, Phase::Stopping { until: None, .. });
+        if self.instance_of(found.run).is_some_and(killed) {
+            out.push(Action::Kill { run: found.run });
+        }
+    }
+
+    fn meet_unknown(
+        &mut self,
+        found: Found,
+        wants: &BTreeMap<InstanceId, Want>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let over = matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. });
+        let taken = self.instances.get(&found.instance).is_some_and(|instance| instance.run.is_some());
+        let want = wants.get(&found.instance);
+        if taken || (over && want.is_none()) {
+            // The keeper holds one living run an instance, so an unknown second one is over or must go.
+            let run = found.run;
+            out.push(if over { Action::Acknowledge { run } } else { Action::Kill { run } });
+            return;
+        }
+        let id = found.instance.clone();
+        let instance = self.instances.entry(id.clone()).or_insert_with(|| Instance::new(id.clone()));
+        instance.process = want.map(|want| want.process.clone());
+        if over {
+            // What follows its end is decided now, so it must be known what is wanted.
+            instance.want = want.cloned();
+        }
+        let heartbeat = instance.process.as_ref().map(|process| &process.heartbeat);
+        let run = adopted(&found, heartbeat, now);
+        self.runs.insert(found.run, id.clone());
+        instance.adopt(run, !over, &mut Step { now, last_run: &mut self.last_run, out });
+        if let Some(happening) = stage(&found) {
+            self.step(&id, happening, now, out);
+        }
+        self.settle(&id);
+    }
+
+    /// Every live run, for the directory.
+    pub fn inventory(&self) -> BTreeMap<InstanceId, RunFact> {
+        let live = self.instances.values().filter_map(|instance| Some((instance, instance.run.as_ref()?)));
+        live.filter(|(_, run)| run.pid.is_some())
+            .map(|(instance, run)| {
+                let ready = instance.phase == Phase::Ready;
+                let fact = RunFact { run: run.id, hash: run.hash, ports: run.ports.clone(), ready };
+                (instance.id.clone(), fact)
+            })
+            .collect()
+    }
+
+    fn step(&mut self, id: &InstanceId, happening: Happening, now: Now, out: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let before = instance.run.as_ref().map(|run| run.id);
+        instance.step(happening, &mut Step { now, last_run: &mut self.last_run, out });
+        let after = instance.run.as_ref().map(|run| run.id);
+        if before != after {
+            if let Some(run) = before {
+                self.runs.remove(&run);
+            }
+            if let Some(run) = after {
+                self.runs.insert(run, id.clone());
+            }
+        }
+        self.settle(id);
+    }
+
+    /// Drops an instance that is over, schedules one that is not.
+    fn settle(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        if instance.want.is_none() && instance.phase == Phase::Stopped {
+            self.unschedule(id);
+            self.instances.remove(id);
+            return;
+        }
+        let due = instance.next_due();
+        let held = self.scheduled.get(id).copied();
+        // A later moment needs no work now: the early look finds nothing due and schedules anew.
+        if let Some(due) = due.filter(|due| held.is_none_or(|held| *due < held)) {
+            self.unschedule(id);
+            self.scheduled.insert(id.clone(), due);
+            self.schedule.insert((due, id.clone()));
+        }
+    }
+
+    fn unschedule(&mut self, id: &InstanceId) {
+        if let Some(at) = self.scheduled.remove(id) {
+            self.schedule.remove(&(at, id.clone()));
+        }
+    }
+}
+
+fn stage(found: &Found) -> Option<Happening> {
+    match found.stage {
+        Stage::Spawning | Stage::Running => None,
+        Stage::Exited(end) => Some(Happening::Exited(end)),
+        Stage::Gone { end, fenced } => Some(Happening::Gone { end, fenced }),
+        Stage::SpawnFailed { step, errno } => {
+            Some(Happening::SpawnFailed(crate::keeper::protocol::describe_failure(step, errno)))
+        }
+    }
+}
+
+fn adopted(found: &Found, heartbeat: Option<&Heartbeat>, now: Now) -> Run {
+    let unknown = Heartbeat {
+        mode: HeartbeatMode::None,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(5),
+        on_hang: OnHang::Kill,
+        abort_timeout: Duration::from_secs(10),
+    };
+    let mut watch = Watch::new(heartbeat.unwrap_or(&unknown));
+    let note = found.note.clone();
+    if let Some(note) = &note {
+        watch.timeout = Duration::from_millis(note.timeout_ms);
+        watch.last = note.armed.then_some(now.at);
+    }
+    let ready = note.as_ref().is_some_and(|note| note.ready);
+    Run {
+        id: found.run,
+        pid: (found.pid > 0).then_some(found.pid),
+        spawned: now.at,
+        spawned_ms: found.spawned_ms,
+        hash: note.as_ref().map(|note| note.hash).unwrap_or_default(),
+        stop: note
+            .map(|note| note.stop)
+            .unwrap_or(crate::spec::Stop { signal: 15, timeout: Duration::from_secs(10) }),
+        ports: found.ports.clone(),
+        ready: ready.then_some(now.at),
+        ready_ms: ready.then_some(now.wall_ms),
+        watch,
+        native: false,
+        unarmed_told: false,
+        announced: None,
+        exited: None,
+    }
+}
