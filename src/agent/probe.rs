@@ -74,7 +74,7 @@ pub enum ProbeTarget {
     Exec(ExecRequest),
 }
 
-/// What came of a [`Question`]. Every question has exactly one result.
+/// What came of a [`Question`]. Every question has exactly one result, in no certain order.
 #[derive(Debug)]
 pub struct ProbeResult {
     /// Whose run.
@@ -206,7 +206,11 @@ impl Prober {
     /// Puts a question; never blocks. Its result follows, [`Question::timeout`] after this at the latest
     /// (later only when this host is overloaded).
     pub fn ask(&mut self, question: Question) {
-        while self.tasks.try_join_next().is_some() {}
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(panic) = ended {
+                tracing::error!(%panic, "a probe broke; its question has no result");
+            }
+        }
         let Question { instance, run, asked, probe, timeout } = question;
         let report = Report { results: self.results.clone(), instance, run, asked };
         match probe {

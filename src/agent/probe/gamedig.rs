@@ -96,31 +96,41 @@ async fn converse(
 
 /// Passes datagrams between the library and the server; ends only by failing.
 async fn relay_datagrams(library: UdpSocket, server: SocketAddr) -> ProbeError {
-    let relay = async {
-        let outer = udp::connected(server).await?;
-        let (mut question, mut answer) = ([0; 2048], [0; 8192]);
-        let mut asker = None;
-        for _ in 0..MAX_DATAGRAMS {
-            tokio::select! {
-                received = library.recv_from(&mut question) => {
-                    let (length, from) = received?;
-                    asker = Some(from);
-                    outer.send(&question[..length]).await?;
-                }
-                received = outer.recv(&mut answer) => {
-                    let datagram = &answer[..received?];
-                    if let Some(asker) = asker && datagram.starts_with(&WHOLE) {
-                        library.send_to(datagram, asker).await?;
-                    }
+    let mut asker = None;
+    let error = match pass_datagrams(&library, server, &mut asker).await {
+        Err(error) => heard(server, error),
+        Ok(()) => ProbeError::Malformed { what: "it never comes to the point".to_owned() },
+    };
+    if let Some(asker) = asker {
+        // An empty datagram is no answer: the library gives up, and its thread is free.
+        let _ = library.try_send_to(&[], asker);
+    }
+    error
+}
+
+async fn pass_datagrams(
+    library: &UdpSocket,
+    server: SocketAddr,
+    asker: &mut Option<SocketAddr>,
+) -> io::Result<()> {
+    let outer = udp::connected(server).await?;
+    let (mut question, mut answer) = ([0; 2048], [0; 8192]);
+    for _ in 0..MAX_DATAGRAMS {
+        tokio::select! {
+            received = library.recv_from(&mut question) => {
+                let (length, from) = received?;
+                *asker = Some(from);
+                outer.send(&question[..length]).await?;
+            }
+            received = outer.recv(&mut answer) => {
+                let datagram = &answer[..received?];
+                if let Some(asker) = *asker && datagram.starts_with(&WHOLE) {
+                    library.send_to(datagram, asker).await?;
                 }
             }
         }
-        Ok::<_, io::Error>(())
-    };
-    match relay.await {
-        Err(error) => heard(server, error),
-        Ok(()) => ProbeError::Malformed { what: "it never comes to the point".to_owned() },
     }
+    Ok(())
 }
 
 /// Passes one question to the server and the first packet of its answer back; ends only by failing.
