@@ -1,0 +1,103 @@
+//! Quake 3 and its descendants: `getstatus`.
+//!
+//! Pure; formats as seen on the wire of ioquake3 (openarena-server 0.8.8):
+//!
+//! ```text
+//! ask      ffffffff "getstatus\n"
+//! status   ffffffff "statusResponse\n" "\key\value\key\value...\n", then one line a client: <score> <ping> "<name>"
+//! ```
+//!
+//! Here and not through `gamedig`, which (0.9.0) never reads the list of clients, so that every server would
+//! look empty, and cuts answers at 1,024 bytes. A server lets about one question a second of an address
+//! through and drops the others without a word, so a question is sent once.
+
+use super::answer::{Answer, shown};
+use super::dialogue::{Dialogue, Malformed, Reader, Step};
+
+/// One question.
+pub(super) struct Quake3;
+
+impl Dialogue for Quake3 {
+    fn request(&self, _attempt: u32) -> Vec<u8> {
+        b"\xff\xff\xff\xffgetstatus\n".to_vec()
+    }
+
+    fn attempts(&self) -> u32 {
+        1
+    }
+
+    fn receive(&mut self, datagram: &[u8]) -> Result<Step, Malformed> {
+        let mut reader = Reader::new(datagram);
+        reader.expect(b"\xff\xff\xff\xffstatusResponse\n", "it is no status response")?;
+        let settings = reader.until(b'\n')?;
+        let mut answer = Answer::default();
+        let mut words = settings.split(|b| *b == b'\\').skip(1);
+        while let (Some(key), Some(value)) = (words.next(), words.next()) {
+            match key {
+                b"mapname" => answer.map = shown(value),
+                b"sv_hostname" => answer.name = shown(value),
+                b"gamename" => answer.game = shown(value),
+                b"version" => answer.version = shown(value),
+                b"sv_maxclients" => {
+                    answer.capacity = std::str::from_utf8(value).ok().and_then(|n| n.parse().ok());
+                }
+                _ => {}
+            }
+        }
+        if answer.map.is_none() {
+            return Err(Malformed("it names no map"));
+        }
+        let clients = reader.rest().split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
+        answer.players = u32::try_from(clients).ok();
+        Ok(Step::Done(answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    // As ioq3ded sent it, most settings left out.
+    const STATUS: &[u8] = b"\xff\xff\xff\xffstatusResponse\n\\version\\ioq3 1.36/Debian\\mapname\\oa_dm1\\sv_privateClients\\0\\sv_hostname\\noname\\sv_maxclients\\8\\gamename\\baseoa\\g_needpass\\0\n0 0 \"Sarge\"\n3 48 \"Grism\"\n";
+
+    #[test]
+    fn a_status_is_read_with_its_clients() {
+        let answer = Answer {
+            players: Some(2),
+            capacity: Some(8),
+            map: Some("oa_dm1".into()),
+            name: Some("noname".into()),
+            game: Some("baseoa".into()),
+            version: Some("ioq3 1.36/Debian".into()),
+        };
+        assert_eq!(Quake3.receive(STATUS), Ok(Step::Done(answer)));
+    }
+
+    #[test]
+    fn anything_else_is_no_answer() {
+        assert_eq!(Quake3.receive(b"\xff\xff\xff\xffdisconnect"), Err(Malformed("it is no status response")));
+        assert_eq!(
+            Quake3.receive(b"\xff\xff\xff\xffstatusResponse\n\\mapname\\x"),
+            Err(Malformed("a text has no end"))
+        );
+        assert_eq!(
+            Quake3.receive(b"\xff\xff\xff\xffstatusResponse\n\\a\\b\n"),
+            Err(Malformed("it names no map"))
+        );
+    }
+
+    #[test]
+    fn a_server_is_asked_once() {
+        assert_eq!(Quake3.attempts(), 1, "the second question would be held against the next probe");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_borne(head in 0..STATUS.len(), tail: Vec<u8>) {
+            let _ = Quake3.receive(&tail);
+            let _ = Quake3.receive(&[&STATUS[..head], &tail].concat());
+        }
+    }
+}
