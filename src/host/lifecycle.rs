@@ -66,8 +66,10 @@ pub enum Happening {
     MainPid(i32),
     /// The process said hello on its socket, or its last such connection closed.
     Connected(bool),
-    /// What the process says about itself.
+    /// What the process says about itself, all of it.
     Status(Map<String, Value>),
+    /// What the process says about itself in one line.
+    Text(String),
     /// A question was answered, or not.
     Probed {
         /// Which question.
@@ -119,7 +121,8 @@ impl Instance {
             Happening::Timeout(timeout) => self.with_run(|run| run.watch.timeout = timeout),
             Happening::MainPid(pid) => self.follow(pid, cx),
             Happening::Connected(native) => self.with_run(|run| run.native = native),
-            Happening::Status(status) => self.status.extend(status),
+            Happening::Status(status) => self.status = status,
+            Happening::Text(text) => drop(self.status.insert("text".to_owned(), Value::from(text))),
             Happening::Probed { asked, answer, status } => self.probed(asked, answer, status, cx),
             Happening::Restart => self.operator_restart(cx),
             Happening::Announced => self.with_run(|run| run.announced = Some(cx.now.at)),

@@ -1,0 +1,242 @@
+//! What a host keeps over reboots for its own use: assigned ports and the run numbers given out.
+//!
+//! Owns `host.json` in the data folder. Ports are chosen here and stay with their instance; the file is
+//! written by a task of its own, so that a slow disk never holds up a spawn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::host::Ports;
+use crate::spec::{InstanceId, PortRequest, Protocol};
+
+/// Run numbers are reserved in blocks, so that the file is not written for each run.
+const RUN_BLOCK: u64 = 1_000_000;
+
+/// Why the book could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BookError {
+    /// The file cannot be read or written.
+    #[error("cannot read or write {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no book.
+    #[error("{path} is damaged; remove it (instances then get new ports)")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// No port could be given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no free {protocol} port in {low}-{high} for ports.{name}; widen `host.ports`")]
+pub struct NoPort {
+    protocol: Protocol,
+    low: u16,
+    high: u16,
+    name: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Page {
+    /// Run numbers up to this one may have been used.
+    runs: u64,
+    /// Ports by instance and name.
+    ports: BTreeMap<InstanceId, Ports>,
+}
+
+/// The open book.
+pub struct Book {
+    page: Page,
+    range: (u16, u16),
+    /// Numbers in use, for a fast search.
+    taken: BTreeSet<(Protocol, u16)>,
+    next: u16,
+    out: watch::Sender<Vec<u8>>,
+}
+
+impl Book {
+    /// Opens the book of a data folder and reserves run numbers; `writer` must be run for changes to last.
+    pub fn open(data_dir: &Path, range: (u16, u16)) -> Result<(Book, Writer), BookError> {
+        let path = data_dir.join("host.json");
+        let mut page = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice::<Page>(&bytes)
+                .map_err(|source| BookError::Damaged { path: path.clone(), source })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Page::default(),
+            Err(source) => return Err(BookError::File { path, source }),
+        };
+        let fresh = page.runs;
+        page.runs += RUN_BLOCK;
+        let bytes = encode(&page);
+        super::disk::replace(&path, &bytes)
+            .map_err(|source| BookError::File { path: path.clone(), source })?;
+        page.runs = fresh;
+        let (out, changes) = watch::channel(bytes);
+        let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
+        Ok((Book { page, range, taken, next: range.0, out }, Writer { path, changes }))
+    }
+
+    /// The last run number that may have been used before this start.
+    pub fn last_run(&self) -> u64 {
+        self.page.runs
+    }
+
+    /// The range for new ports; those given out stay.
+    pub fn set_range(&mut self, range: (u16, u16)) {
+        self.range = range;
+        self.next = range.0;
+    }
+
+    /// The ports of an instance as given out before.
+    pub fn ports(&self, instance: &InstanceId) -> Ports {
+        self.page.ports.get(instance).cloned().unwrap_or_default()
+    }
+
+    /// The ports of an instance: those that it has, and new ones for what is missing.
+    pub fn assign(
+        &mut self,
+        instance: &InstanceId,
+        requests: &BTreeMap<String, PortRequest>,
+    ) -> Result<Ports, NoPort> {
+        let held = self.page.ports.get(instance).cloned();
+        let mut ports = Ports::new();
+        for (name, request) in requests {
+            let kept = held.as_ref().and_then(|held| held.get(name)).filter(|(protocol, number)| {
+                *protocol == request.protocol && request.fixed.is_none_or(|fixed| fixed == *number)
+            });
+            let number = match (request.fixed, kept) {
+                (Some(fixed), _) => fixed,
+                (None, Some((_, number))) => *number,
+                (None, None) => self.free(name, request.protocol, &ports)?,
+            };
+            ports.insert(name.clone(), (request.protocol, number));
+        }
+        if held.as_ref() != Some(&ports) && !(held.is_none() && ports.is_empty()) {
+            self.release(instance);
+            self.taken.extend(ports.values().copied());
+            self.page.ports.insert(instance.clone(), ports.clone());
+            self.publish();
+        }
+        Ok(ports)
+    }
+
+    /// Gives the ports of an instance back.
+    pub fn release(&mut self, instance: &InstanceId) {
+        if let Some(ports) = self.page.ports.remove(instance) {
+            for port in ports.values() {
+                self.taken.remove(port);
+            }
+            self.publish();
+        }
+    }
+
+    fn free(&mut self, name: &str, protocol: Protocol, also: &Ports) -> Result<u16, NoPort> {
+        let (low, high) = self.range;
+        for _ in low..=high {
+            let number = self.next;
+            self.next = if number >= high { low } else { number + 1 };
+            let port = (protocol, number);
+            let ours = self.taken.contains(&port) || also.values().any(|p| *p == port);
+            if !ours && unbound(protocol, number) {
+                return Ok(number);
+            }
+        }
+        Err(NoPort { protocol, low, high, name: name.to_owned() })
+    }
+
+    fn publish(&self) {
+        let page = Page { runs: self.page.runs + RUN_BLOCK, ports: self.page.ports.clone() };
+        self.out.send_replace(encode(&page));
+    }
+}
+
+/// True when nobody on this machine holds the port.
+fn unbound(protocol: Protocol, number: u16) -> bool {
+    let any = (Ipv4Addr::UNSPECIFIED, number);
+    match protocol {
+        Protocol::Udp => UdpSocket::bind(any).is_ok(),
+        Protocol::Tcp => TcpListener::bind(any).is_ok(),
+    }
+}
+
+fn encode(page: &Page) -> Vec<u8> {
+    // Strings, numbers and maps with string keys always have a JSON form.
+    serde_json::to_vec_pretty(page).unwrap_or_default()
+}
+
+/// Writes the book's changes; the newest one wins.
+pub struct Writer {
+    path: PathBuf,
+    changes: watch::Receiver<Vec<u8>>,
+}
+
+impl Writer {
+    /// Writes until the book is closed and its last change is on disk.
+    pub async fn run(mut self) {
+        while self.changes.changed().await.is_ok() {
+            let (path, bytes) = (self.path.clone(), self.changes.borrow_and_update().clone());
+            let written = tokio::task::spawn_blocking(move || super::disk::replace(&path, &bytes)).await;
+            if let Ok(Err(error)) = written {
+                tracing::error!(%error, file = %self.path.display(), "assigned ports are not saved");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> InstanceId {
+        text.parse().unwrap()
+    }
+
+    fn udp() -> BTreeMap<String, PortRequest> {
+        [("game".to_owned(), PortRequest { protocol: Protocol::Udp, fixed: None })].into()
+    }
+
+    #[tokio::test]
+    async fn ports_stay_with_their_instance_over_restarts_and_run_numbers_never_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut book, writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
+        let task = tokio::spawn(writer.run());
+        let first = book.assign(&id("zone.0"), &udp()).unwrap();
+        let second = book.assign(&id("zone.1"), &udp()).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap(), first);
+        let last_run = book.last_run();
+        drop(book);
+        task.await.unwrap();
+        let (mut book, _writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
+        assert_eq!(book.assign(&id("zone.1"), &udp()).unwrap(), second);
+        assert!(book.last_run() >= last_run + RUN_BLOCK);
+    }
+
+    #[test]
+    fn a_full_range_and_foreign_holders_are_respected() {
+        let dir = tempfile::tempdir().unwrap();
+        let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let number = holder.local_addr().unwrap().port();
+        let (mut book, _writer) = Book::open(dir.path(), (number, number)).unwrap();
+        let error = book.assign(&id("zone.0"), &udp()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("no free udp port in {number}-{number} for ports.game; widen `host.ports`")
+        );
+        drop(holder);
+        assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap()["game"], (Protocol::Udp, number));
+        assert!(book.assign(&id("zone.1"), &udp()).is_err());
+        book.release(&id("zone.0"));
+        assert!(book.assign(&id("zone.1"), &udp()).is_ok());
+    }
+}

@@ -1,0 +1,130 @@
+//! The last events of this host, for people.
+//!
+//! Owns two rings (all events, and those of each instance) and the live feed. It never decides; the
+//! supervision loop writes, the API asks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::broadcast;
+
+use crate::host::{Occurrence, Story, describe};
+use crate::http::view::EventView;
+use crate::spec::{HostName, InstanceId};
+
+/// Events kept of all instances together.
+const MOST: usize = 1_000;
+/// Events kept of one instance.
+const MOST_OF_ONE: usize = 50;
+
+/// See the module.
+pub struct Chronicle {
+    host: HostName,
+    seq: u64,
+    all: VecDeque<EventView>,
+    of_one: BTreeMap<InstanceId, VecDeque<EventView>>,
+    feed: broadcast::Sender<EventView>,
+}
+
+impl Chronicle {
+    /// An empty chronicle.
+    pub fn new(host: HostName, feed: broadcast::Sender<EventView>) -> Self {
+        Chronicle { host, seq: 0, all: VecDeque::new(), of_one: BTreeMap::new(), feed }
+    }
+
+    /// Writes down what happened.
+    pub fn write(&mut self, occurrence: Occurrence, wall_ms: u64) {
+        let (kind, cause, detail) = words(&occurrence.story);
+        let run = occurrence.run.map(|run| run.0);
+        self.push(occurrence.instance, run, kind, cause, detail, wall_ms);
+    }
+
+    /// Writes down what somebody announces to do by hand.
+    pub fn announce(&mut self, instance: InstanceId, text: String, wall_ms: u64) {
+        self.push(instance, None, "announce", None, Some(text), wall_ms);
+    }
+
+    /// Writes down that limits of a run are not enforced.
+    pub fn unenforced(&mut self, instance: InstanceId, run: u64, files: &[String], wall_ms: u64) {
+        let detail = format!("this host cannot set {}", files.join(", "));
+        self.push(instance, Some(run), "unenforced", None, Some(detail), wall_ms);
+    }
+
+    fn push(
+        &mut self,
+        instance: InstanceId,
+        run: Option<u64>,
+        kind: &str,
+        cause: Option<String>,
+        detail: Option<String>,
+        wall_ms: u64,
+    ) {
+        self.seq += 1;
+        let event = EventView {
+            seq: self.seq,
+            at: rfc3339(wall_ms),
+            host: self.host.clone(),
+            instance: instance.clone(),
+            run,
+            kind: kind.to_owned(),
+            cause,
+            detail,
+        };
+        let own = self.of_one.entry(instance).or_default();
+        for (ring, most) in [(&mut self.all, MOST), (own, MOST_OF_ONE)] {
+            if ring.len() == most {
+                ring.pop_front();
+            }
+            ring.push_back(event.clone());
+        }
+        // Nobody may be listening.
+        let _ = self.feed.send(event);
+    }
+
+    /// The last events, oldest first.
+    pub fn last(&self, instance: Option<&InstanceId>) -> Vec<EventView> {
+        match instance {
+            None => self.all.iter().cloned().collect(),
+            Some(id) => self.of_one.get(id).into_iter().flatten().cloned().collect(),
+        }
+    }
+
+    /// Forgets the ring of an instance that is gone and whose events have left the common ring.
+    pub fn prune(&mut self, lives: impl Fn(&InstanceId) -> bool) {
+        let oldest = self.all.front().map_or(0, |event| event.seq);
+        self.of_one.retain(|id, ring| lives(id) || ring.back().is_some_and(|last| last.seq >= oldest));
+    }
+}
+
+/// Kind, cause and detail of what happened.
+fn words(story: &Story) -> (&'static str, Option<String>, Option<String>) {
+    let plain = |kind| (kind, None, None);
+    let told = |kind, detail: &str| (kind, None, Some(detail.to_owned()));
+    match story {
+        Story::Started { pid } => told("started", &format!("pid {pid}")),
+        Story::Ready { after } => told("ready", &format!("after {}", span(*after))),
+        Story::Draining => plain("draining"),
+        Story::Stopping(cause) => ("stopping", Some(cause.to_string()), None),
+        Story::Hang(finding) => told("hang", finding),
+        Story::Exited(cause, end) => ("exited", Some(cause.to_string()), Some(describe(*end))),
+        Story::Stopped(why) => told("stopped", why),
+        Story::Backoff(wait) => told("backoff", &format!("next run in {}", span(*wait))),
+        Story::Failed(why) => told("failed", why),
+        Story::Paused => plain("paused"),
+        Story::Resumed => plain("resumed"),
+        Story::SpawnFailed(why) => told("spawn-failed", why),
+        Story::SpawnStuck => told("spawn-stuck", "the exec does not come back"),
+        Story::Adopted { pid } => told("adopted", &format!("pid {pid}")),
+        Story::Unarmed => told("unarmed", "ready without a single heartbeat: nothing watches it for hangs"),
+    }
+}
+
+fn span(span: Duration) -> String {
+    format!("{span:.1?}")
+}
+
+/// A time as RFC 3339 UTC with milliseconds.
+pub fn rfc3339(wall_ms: u64) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(wall_ms);
+    humantime::format_rfc3339_millis(at).to_string()
+}

@@ -1,0 +1,216 @@
+//! The agent's end of the keeper's socket, and starting a keeper where nobody else does.
+//!
+//! Owns the connection and what waits to be sent. Never decides what to send. Used by the supervision loop.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
+    recvmsg, sendmsg, socket,
+};
+use super::readiness::Readiness;
+use crate::keeper::protocol::{DecodeError, EncodeError, MAX_PACKET, Reply, Request, decode, encode};
+
+/// The most packets that wait; beyond it the keeper is taken for hung and the link is given up.
+const MAX_WAITING: usize = 65_536;
+
+/// Why the link to the keeper broke.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody listens, or the connection broke.
+    #[error("the keeper's socket")]
+    Io(#[from] io::Error),
+    /// The keeper closed the connection: it ended, or another agent took over.
+    #[error("the keeper closed the connection")]
+    Closed,
+    /// The keeper speaks another protocol.
+    #[error("the keeper sent something that is no message")]
+    Decode(#[from] DecodeError),
+    /// A message cannot be sent.
+    #[error("a message for the keeper cannot be encoded")]
+    Encode(#[from] EncodeError),
+    /// The keeper does not read.
+    #[error("the keeper does not read: {MAX_WAITING} messages wait")]
+    Stuck,
+}
+
+/// A message of the keeper, with the descriptors that came along.
+#[derive(Debug)]
+pub struct Received {
+    /// What it said.
+    pub reply: Reply,
+    /// What it passed.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A connection to the keeper.
+pub struct Link {
+    socket: OwnedFd,
+    readiness: Readiness,
+    waiting: VecDeque<Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl Link {
+    /// Connects to the keeper of this runtime folder. Must be called within the supervision runtime.
+    pub fn connect(runtime_dir: &Path) -> Result<Link, LinkError> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket =
+            socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(io::Error::from)?;
+        let address = UnixAddr::new(&runtime_dir.join("keeper.sock")).map_err(io::Error::from)?;
+        connect(socket.as_raw_fd(), &address).map_err(io::Error::from)?;
+        let readiness = Readiness::new(socket.as_fd())?;
+        Ok(Link { socket, readiness, waiting: VecDeque::new(), buffer: vec![0; MAX_PACKET] })
+    }
+
+    /// Sends a message now, or when the keeper reads again.
+    pub fn send(&mut self, request: &Request) -> Result<(), LinkError> {
+        let packet = encode(request)?;
+        if self.waiting.is_empty() && self.put(&packet, &[])? {
+            return Ok(());
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(LinkError::Stuck);
+        }
+        self.waiting.push_back(packet);
+        Ok(())
+    }
+
+    /// Sends a message with descriptors. These are sent at start and on a first spawn, when little waits; a
+    /// keeper that cannot take one then is not working.
+    pub fn send_with(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        let packet = encode(request)?;
+        let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        for _ in 0..1_000 {
+            self.flush()?;
+            if self.waiting.is_empty() && self.put(&packet, &raw)? {
+                return Ok(());
+            }
+            wait_writable(self.socket.as_fd());
+        }
+        Err(LinkError::Stuck)
+    }
+
+    /// True when the packet went out.
+    fn put(&self, packet: &[u8], descriptors: &[RawFd]) -> Result<bool, LinkError> {
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
+        let parts = [io::IoSlice::new(packet)];
+        match sendmsg::<()>(self.socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
+            Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), LinkError> {
+        while let Some(packet) = self.waiting.front() {
+            if !self.put(packet, &[])? {
+                return Ok(());
+            }
+            self.waiting.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Waits until the keeper says something, sending what waits meanwhile. Takes nothing.
+    pub async fn ready(&mut self) -> Result<(), LinkError> {
+        loop {
+            self.flush()?;
+            if self.waiting.is_empty() {
+                return Ok(self.readiness.readable().await?);
+            }
+            tokio::select! {
+                biased;
+                readable = self.readiness.readable() => return Ok(readable?),
+                writable = self.readiness.writable() => writable?,
+            }
+        }
+    }
+
+    /// Takes up to `most` messages that are there.
+    pub fn receive(&mut self, most: usize) -> Result<Vec<Received>, LinkError> {
+        let round = self.readiness.begin();
+        let mut received = Vec::new();
+        while received.len() < most {
+            match take(self.socket.as_raw_fd(), &mut self.buffer)? {
+                Some(message) => received.push(message),
+                None => {
+                    round.empty();
+                    break;
+                }
+            }
+        }
+        Ok(received)
+    }
+}
+
+fn take(socket: RawFd, buffer: &mut [u8]) -> Result<Option<Received>, LinkError> {
+    let mut control = nix::cmsg_space!([RawFd; 4]);
+    let mut parts = [io::IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let (bytes, descriptors) = match recvmsg::<()>(socket, &mut parts, Some(&mut control), flags) {
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+        Err(errno) => return Err(io::Error::from(errno).into()),
+        Ok(message) => {
+            let mut descriptors = Vec::new();
+            for part in message.cmsgs().map_err(io::Error::from)? {
+                if let ControlMessageOwned::ScmRights(raw) = part {
+                    // SAFETY: the kernel has just made these descriptors for this process alone.
+                    descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                }
+            }
+            (message.bytes, descriptors)
+        }
+    };
+    if bytes == 0 {
+        return Err(LinkError::Closed);
+    }
+    Ok(Some(Received { reply: decode(&buffer[..bytes])?, descriptors }))
+}
+
+fn wait_writable(socket: BorrowedFd<'_>) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
+    // A failed poll only means that the next attempt comes at once.
+    let _ = poll(&mut fds, PollTimeout::from(5u8));
+}
+
+/// How a keeper comes to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeeperSource {
+    /// systemd (or somebody else) starts it and starts it again.
+    External,
+    /// This agent starts it.
+    Own {
+        /// The program, this one.
+        program: PathBuf,
+        /// `--cgroup` of the keeper.
+        cgroup: Option<String>,
+    },
+}
+
+/// Starts a keeper that outlives this agent. Its messages go to `keeper.log` in the data folder.
+pub fn start_keeper(
+    program: &Path,
+    runtime_dir: &Path,
+    data_dir: &Path,
+    cgroup: Option<&str>,
+) -> io::Result<Child> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(data_dir.join("keeper.log"))?;
+    let mut command = Command::new(program);
+    command.arg("keeper").arg("--runtime-dir").arg(runtime_dir).arg("--exit-when-idle");
+    if let Some(cgroup) = cgroup {
+        command.arg("--cgroup").arg(cgroup);
+    }
+    // A group of its own: Ctrl-C at the agent's terminal is not meant for it.
+    command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID");
+    command.spawn()
+}

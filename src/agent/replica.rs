@@ -1,0 +1,177 @@
+//! The replicated state of a cluster of one: commands in, states out, durable on this host's disk.
+//!
+//! Owns the [`State`]. It stands where Raft will stand, and has its shape: proposals are applied in order,
+//! the newest state goes out through a `watch`, and a reply is sent only when the change is on disk.
+//! Events of runs are not made durable: after a restart the host's inventory brings them back.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::handle::Proposal;
+use crate::state::{Command, Envelope, Rejected, Response, State};
+
+/// The first bytes of the file.
+const MAGIC: [u8; 4] = *b"BBst";
+/// Bumped when the bytes behind it change their meaning.
+const FORMAT: u16 = 1;
+/// The most commands applied before one write.
+const BATCH: usize = 256;
+
+/// Why the state could not be read at the start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be read.
+    #[error("cannot read the state at {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not of this program, or of a later version.
+    #[error(
+        "{path} is no state file of this version; move it away to begin with the processes of cluster.toml"
+    )]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The bytes make no state.
+    #[error("{path} is damaged; move it away to begin with the processes of cluster.toml")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: bincode::error::DecodeError,
+    },
+}
+
+/// The owner of the state.
+pub struct Replica {
+    state: Arc<State>,
+    file: PathBuf,
+    proposals: mpsc::Receiver<Proposal>,
+    out: watch::Sender<Arc<State>>,
+}
+
+impl Replica {
+    /// Reads the state of the folder, or begins with an empty one.
+    pub fn open(
+        data_dir: &Path,
+        proposals: mpsc::Receiver<Proposal>,
+    ) -> Result<(Replica, watch::Receiver<Arc<State>>), OpenError> {
+        let file = data_dir.join("state.bin");
+        let state = Arc::new(read(&file)?);
+        let (out, states) = watch::channel(state.clone());
+        Ok((Replica { state, file, proposals, out }, states))
+    }
+
+    /// Applies proposals until the last proposer is gone.
+    pub async fn run(mut self) {
+        let mut batch = Vec::new();
+        while self.proposals.recv_many(&mut batch, BATCH).await > 0 {
+            let mut durable = false;
+            let mut answers = Vec::new();
+            for Proposal { command, reply } in batch.drain(..) {
+                durable |= !matches!(command, Command::Events { .. } | Command::Inventory { .. });
+                let envelope = Envelope { stamp_ms: wall_ms(), command };
+                answers.push((reply, Arc::make_mut(&mut self.state).apply(&envelope)));
+            }
+            if durable {
+                self.save().await;
+            }
+            self.out.send_replace(self.state.clone());
+            answer(answers);
+        }
+    }
+
+    /// A host alone goes on when its disk does not: the change holds until the next restart, and says so.
+    async fn save(&self) {
+        let (state, file) = (self.state.clone(), self.file.clone());
+        let saved = tokio::task::spawn_blocking(move || write(&file, &state)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::error!(%error, file = %self.file.display(), "the state is not saved and will be lost at the next restart");
+        }
+    }
+}
+
+fn answer(answers: Vec<(oneshot::Sender<Result<Response, Rejected>>, Result<Response, Rejected>)>) {
+    for (reply, result) in answers {
+        // A proposer that went away has no use for the answer.
+        let _ = reply.send(result);
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn read(path: &Path) -> Result<State, OpenError> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
+        Err(source) => return Err(OpenError::Read { path: path.to_owned(), source }),
+    }
+    let foreign = || OpenError::Foreign { path: path.to_owned() };
+    let body = bytes.strip_prefix(&MAGIC).ok_or_else(foreign)?;
+    let body = body.strip_prefix(&FORMAT.to_le_bytes()).ok_or_else(foreign)?;
+    match bincode::serde::decode_from_slice(body, bincode::config::standard()) {
+        Ok((state, used)) if used == body.len() => Ok(state),
+        Ok(_) => Err(foreign()),
+        Err(source) => Err(OpenError::Damaged { path: path.to_owned(), source }),
+    }
+}
+
+fn write(path: &Path, state: &State) -> std::io::Result<()> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(FORMAT.to_le_bytes());
+    bincode::serde::encode_into_std_write(state, &mut bytes, bincode::config::standard())
+        .map_err(std::io::Error::other)?;
+    super::disk::replace(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Target;
+
+    async fn propose(to: &mpsc::Sender<Proposal>, command: Command) -> Result<Response, Rejected> {
+        let (reply, answer) = oneshot::channel();
+        to.send(Proposal { command, reply }).await.unwrap();
+        answer.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (send, proposals) = mpsc::channel(8);
+        let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
+        let task = tokio::spawn(replica.run());
+        propose(&send, Command::Pause { target: Target::All }).await.unwrap();
+        task.abort();
+        let (_, proposals) = mpsc::channel(8);
+        let (_, states) = Replica::open(dir.path(), proposals).unwrap();
+        assert!(states.borrow().paused.all);
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_file_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.bin");
+        write(&path, &State::default()).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        for bytes in [&b"hello"[..], &good[..good.len() - 1], &[&good[..], b"x"].concat()] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains("move it away"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! This host's cluster.toml: reading it at start and on reload, and whether its processes may be applied.
+//!
+//! Owns the rule of precedence: the file's processes are applied when the cluster has none, and on a reload
+//! only if the cluster still has what this file last applied; else the difference is reported as drift.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::handle::{AskError, Handle};
+use crate::config::{self, Config, Context, difference};
+use crate::http::view::PlanView;
+use crate::state::{Command, Response};
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It has faults; the text shows each with its place.
+    #[error("{0}")]
+    Faults(String),
+}
+
+/// What came of looking at the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The cluster has the file's processes, at this revision.
+    InForce(u64),
+    /// The cluster has others, which came by `apply`.
+    Drift(PlanView),
+}
+
+/// The memory of what the file last applied.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Memory {
+    revision: u64,
+}
+
+/// Reads and checks the file.
+pub fn read(path: &Path, host: Option<&str>, colour: bool) -> Result<Config, FileError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    let context = Context { hostname, host_override: host.map(str::to_owned) };
+    config::parse(&text, &path.display().to_string(), &context)
+        .map_err(|faults| FileError::Faults(faults.render(colour)))
+}
+
+/// Applies the file's processes if it may.
+pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError> {
+    let memory = config.host.data_dir.join("applied.json");
+    let last: Memory =
+        std::fs::read(&memory).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+    let state = handle.state.borrow().clone();
+    if state.spec == config.spec && state.revision > 0 {
+        remember(&memory, state.revision);
+        return Ok(Outcome::InForce(state.revision));
+    }
+    if state.revision != 0 && state.revision != last.revision {
+        let mut view = difference::difference(&state.spec, &config.spec);
+        view.revision = state.revision;
+        return Ok(Outcome::Drift(view));
+    }
+    let command =
+        Command::ApplySpec { spec: config.spec.clone(), expected_revision: Some(state.revision) };
+    let revision = match handle.propose(command).await? {
+        Response::Revision(revision) => revision,
+        _ => state.revision,
+    };
+    remember(&memory, revision);
+    Ok(Outcome::InForce(revision))
+}
+
+/// Forgetting it only makes the next reload report drift, so a full disk is no reason to stop.
+fn remember(path: &Path, revision: u64) {
+    let bytes = serde_json::to_vec(&Memory { revision }).unwrap_or_default();
+    if let Err(error) = super::disk::replace(path, &bytes) {
+        tracing::warn!(%error, path = %path.display(), "cannot note which revision this file applied");
+    }
+}

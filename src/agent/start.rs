@@ -1,0 +1,281 @@
+//! Starting and ending an agent: folders, runtimes, threads, and the order in which they come to be.
+//!
+//! ```text
+//! listen ▶ replica ▶ supervision thread meets the keeper ▶ join ▶ file's processes ▶ first plan ▶ gate opens
+//! ```
+//!
+//! Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
+//! unwanted one. At the end the games stay; only `stop` ends games.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::book::{Book, BookError};
+use super::chronicle::{Chronicle, rfc3339};
+use super::handle::{AskError, Handle};
+use super::keeper_link::KeeperSource;
+use super::replica::{OpenError, Replica, wall_ms};
+use super::reporter::{Report, Reporter};
+use super::resolve::Resolver;
+use super::spec_file::{self, FileError};
+use super::supervise::{Parts, Supervisor};
+use super::{planner, reload};
+use crate::config::{Config, HostSettings};
+use crate::http::{ListenError, Listeners, ServeError};
+use crate::keeper::protocol::CgroupSupport;
+use crate::metrics::Metrics;
+use crate::state::HostFacts;
+use crate::systemd::Systemd;
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// cluster.toml.
+    pub config: PathBuf,
+    /// Overrides `host.name`.
+    pub host: Option<String>,
+    /// Where the keeper comes from.
+    pub keeper: KeeperSource,
+}
+
+/// Why an agent could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A folder.
+    #[error("cannot make the folder {path}: {source}; set host.{key} to a folder that you may write to")]
+    Folder {
+        /// Which key of the file.
+        key: &'static str,
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The ports and run numbers.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// The state.
+    #[error(transparent)]
+    State(#[from] OpenError),
+    /// The API's addresses.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The API.
+    #[error("the API failed")]
+    Serve(#[from] ServeError),
+    /// Joining or planning.
+    #[error("cannot join: {0}")]
+    Join(#[from] AskError),
+    /// Threads, descriptors, signals.
+    #[error("the machine refuses what an agent needs")]
+    Machine(#[from] std::io::Error),
+    /// The supervision loop ended by itself.
+    #[error("the supervision thread ended; the games go on, start the agent again")]
+    Supervision,
+}
+
+/// Runs an agent until SIGTERM or SIGINT.
+pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
+    make_folder("data_dir", &config.host.data_dir)?;
+    make_folder("runtime_dir", &config.host.runtime_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(serve(options, config));
+    // A probe or a disk that hangs must not keep a stopped agent alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+fn make_folder(key: &'static str, path: &Path) -> Result<(), AgentError> {
+    std::fs::create_dir_all(path).map_err(|source| AgentError::Folder { key, path: path.to_owned(), source })
+}
+
+/// The channels' far ends that tasks of the second runtime hold.
+struct Tasks {
+    replica: Replica,
+    writer: super::book::Writer,
+    reports: mpsc::Receiver<Report>,
+    reload: reload::Reloader,
+    launches: mpsc::Receiver<super::supervise::LaunchOrder>,
+    launched: mpsc::Sender<super::supervise::LaunchDone>,
+    unplaced: watch::Sender<planner::Unplaced>,
+}
+
+async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
+    // Before all else: it refuses a second agent, which would take the keeper from the first.
+    let listeners = Listeners::open(&config.host).await?;
+    let (handle, tasks, parts) = assemble(options, &config)?;
+    let Tasks { replica, writer, reports, reload, launches, launched, unplaced } = tasks;
+    let metrics = parts.metrics.clone();
+    let (shutdown, ending) = watch::channel(false);
+    let (open_gate, gate) = oneshot::channel();
+    let (met, keeper_met) = oneshot::channel();
+    let supervision = start_supervision(Parts { met: Some(met), gate, shutdown: ending.clone(), ..parts })?;
+    let replica = tokio::spawn(replica.run());
+    let writer = tokio::spawn(writer.run());
+
+    let mut signals = Signals::new()?;
+    let cgroups = tokio::select! {
+        met = keeper_met => met.map_err(|_| AgentError::Supervision)?,
+        () = signals.end() => CgroupSupport::None,
+    };
+    let reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
+    reload.begin(&config).await?;
+    planner::settle(&handle, &unplaced).await;
+    // The loop that waits behind the gate ends only with the agent.
+    let _ = open_gate.send(());
+    tokio::spawn(reporter.run(reports));
+    tokio::spawn(planner::run(handle.clone(), unplaced));
+    tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
+    let (hang_up, hung_up) = mpsc::channel(1);
+    tokio::spawn(reload.run(cgroups, hung_up));
+    let api = tokio::spawn(crate::http::serve(handle, metrics, listeners, ending));
+    Systemd::from_environment().tell("READY=1");
+    tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
+
+    let result = until_end(&mut signals, &hang_up, &supervision).await;
+    Systemd::from_environment().tell("STOPPING=1");
+    let _ = shutdown.send(true);
+    let joined = tokio::task::spawn_blocking(move || supervision.join());
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), joined).await;
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), writer).await;
+    api.abort();
+    replica.abort();
+    result
+}
+
+async fn until_end(
+    signals: &mut Signals,
+    hang_up: &mpsc::Sender<()>,
+    supervision: &JoinHandle<()>,
+) -> Result<(), AgentError> {
+    let mut check = tokio::time::interval(std::time::Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = signals.end() => return Ok(()),
+            _ = signals.reload.recv() => drop(hang_up.try_send(())),
+            _ = check.tick() => if supervision.is_finished() {
+                return Err(AgentError::Supervision);
+            }
+        }
+    }
+}
+
+fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {
+    let host = &config.host;
+    let (proposals, proposed) = mpsc::channel(1024);
+    let (requests, asked) = mpsc::channel(64);
+    let (events, _) = broadcast::channel(4096);
+    let (reports, reported) = mpsc::channel(8192);
+    let (reloads, to_reload) = mpsc::channel(1);
+    let (launches, to_launch) = mpsc::channel(256);
+    let (launched, done) = mpsc::channel(256);
+    let (unplaced, unplaced_seen) = watch::channel(planner::Unplaced::default());
+    let (drift, drift_seen) = watch::channel(None);
+    let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
+    let (replica, state) = Replica::open(&host.data_dir, proposed)?;
+    let (book, writer) = Book::open(&host.data_dir, host.ports)?;
+    let resolver = Resolver::new(host.clone());
+    let handle = Handle {
+        host: host.name.clone(),
+        cluster: config.cluster.name.clone(),
+        started_at: rfc3339(wall_ms()),
+        logs: resolver.logs(),
+        requests,
+        proposals,
+        state: state.clone(),
+        events: events.clone(),
+    };
+    let reload = reload::Reloader {
+        path: options.config.clone(),
+        host: options.host.clone(),
+        handle: handle.clone(),
+        settings,
+        drift,
+        reports: reports.clone(),
+        requests: to_reload,
+    };
+    let tasks =
+        Tasks { replica, writer, reports: reported, reload, launches: to_launch, launched, unplaced };
+    // The last three are replaced by the caller.
+    let (_, gate) = oneshot::channel();
+    let (_, shutdown) = watch::channel(false);
+    let parts = Parts {
+        name: host.name.clone(),
+        runtime_dir: host.runtime_dir.clone(),
+        data_dir: host.data_dir.clone(),
+        keeper: options.keeper.clone(),
+        book,
+        resolver,
+        chronicle: Chronicle::new(host.name.clone(), events),
+        metrics: Arc::new(Metrics::new()),
+        reports,
+        states: state,
+        unplaced: unplaced_seen,
+        drift: drift_seen,
+        requests: asked,
+        reloads,
+        settings: settings_seen,
+        launches,
+        launched: done,
+        main_runtime: tokio::runtime::Handle::current(),
+        met: None,
+        gate,
+        shutdown,
+    };
+    Ok((handle, tasks, parts))
+}
+
+fn start_supervision(parts: Parts) -> Result<JoinHandle<()>, AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let supervisor = runtime.block_on(async { Supervisor::new(parts) })?;
+    let thread = std::thread::Builder::new().name("supervision".to_owned());
+    Ok(thread.spawn(move || runtime.block_on(supervisor.run()))?)
+}
+
+/// What this host says about itself.
+pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
+    let enforces = match cgroups {
+        CgroupSupport::Full { controllers } => controllers.clone(),
+        _ => Vec::new(),
+    };
+    let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    HostFacts {
+        machine_id,
+        address: host.address.clone(),
+        labels: host.labels.clone(),
+        capacity: host.capacity.clone(),
+        enforces,
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    reload: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            reload: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

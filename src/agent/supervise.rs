@@ -1,0 +1,335 @@
+//! The supervision loop: the one place where this host's instances are watched and acted upon.
+//!
+//! Owns the host core, the keeper link, the process sockets, the prober, the book of ports and the
+//! chronicle; runs on a thread of its own. It turns what it hears into happenings ([`hearing`]), carries
+//! out the actions that follow ([`effects`]) and answers questions ([`answers`]). What is to be done is
+//! decided in [`crate::host`], never here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::book::Book;
+use super::chronicle::Chronicle;
+use super::evidence::Evidence;
+use super::handle::HostRequest;
+use super::keeper_link::{KeeperSource, Link, LinkError};
+use super::planner::Unplaced;
+use super::probe::{ProbeResult, Prober};
+use super::readiness::Readiness;
+use super::replica::wall_ms;
+use super::reporter::Report;
+use super::resolve::Resolver;
+use crate::host::{Host, Moment, Now, Want, wants};
+use crate::http::view::KeeperView;
+use crate::keeper::protocol::CgroupSupport;
+use crate::metrics::Metrics;
+use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
+use crate::spec::{HostName, InstanceId};
+use crate::state::State;
+use crate::systemd::Systemd;
+
+mod answers;
+mod effects;
+mod hearing;
+mod watchers;
+
+pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
+
+/// The loop turns at least this often while anything runs: it feeds the watchdog, shows the keeper that the
+/// agent lives, and bounds what a stall of the agent can hide.
+const TURN: Duration = Duration::from_secs(1);
+/// A turn that comes this much too late was a stall.
+const STALL: Duration = Duration::from_millis(250);
+/// Messages of the keeper taken in one turn.
+const KEEPER_BATCH: usize = 64;
+/// How often a keeper that is not there is looked for.
+const RECONNECT: Duration = Duration::from_millis(20);
+
+/// What the loop is given.
+pub struct Parts {
+    /// This host.
+    pub name: HostName,
+    /// Sockets and ledger.
+    pub runtime_dir: PathBuf,
+    /// Logs, ports and state.
+    pub data_dir: PathBuf,
+    /// Where the keeper comes from.
+    pub keeper: KeeperSource,
+    /// Ports and run numbers.
+    pub book: Book,
+    /// Accounts, programs, folders.
+    pub resolver: Resolver,
+    /// Events for people.
+    pub chronicle: Chronicle,
+    /// Where measurements go.
+    pub metrics: Arc<Metrics>,
+    /// To the replicated state.
+    pub reports: mpsc::Sender<Report>,
+    /// From the replicated state.
+    pub states: watch::Receiver<Arc<State>>,
+    /// Instances that fit nowhere.
+    pub unplaced: watch::Receiver<Unplaced>,
+    /// The difference between file and cluster, if any.
+    pub drift: watch::Receiver<Option<String>>,
+    /// Questions of the API.
+    pub requests: mpsc::Receiver<HostRequest>,
+    /// Reloads are done elsewhere.
+    pub reloads: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
+    /// The address and labels changed by a reload.
+    pub settings: watch::Receiver<Arc<crate::config::HostSettings>>,
+    /// Launches asked for over process sockets.
+    pub launches: mpsc::Sender<LaunchOrder>,
+    /// Answers to those.
+    pub launched: mpsc::Receiver<LaunchDone>,
+    /// The other runtime, where probes run.
+    pub main_runtime: tokio::runtime::Handle,
+    /// The first keeper's powers, for joining.
+    pub met: Option<oneshot::Sender<CgroupSupport>>,
+    /// Opens when the state holds a plan for this host: nothing is started or stopped before.
+    pub gate: oneshot::Receiver<()>,
+    /// True: end.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// The loop's own state.
+pub struct Supervisor {
+    parts: Parts,
+    host: Host,
+    wants: BTreeMap<InstanceId, Want>,
+    link: Option<Link>,
+    keeper: Option<KeeperView>,
+    cgroups: CgroupSupport,
+    listing: hearing::Listing,
+    child: Option<Child>,
+    connect_at: Moment,
+    start_at: Moment,
+    sockets: Sockets,
+    sockets_ready: Readiness,
+    events: Vec<SocketEvent>,
+    watchers: BTreeMap<(InstanceId, ConnId), watchers::Watched>,
+    greeted: BTreeMap<InstanceId, BTreeSet<ConnId>>,
+    prober: Prober,
+    answers: mpsc::Receiver<ProbeResult>,
+    evidence: Evidence,
+    open: bool,
+    met: bool,
+    reports_lost: bool,
+    turned: Moment,
+    pinged: Moment,
+    counted: crate::process_api::socket::Counters,
+    systemd: Systemd,
+}
+
+/// What woke the loop.
+enum Wake {
+    Keeper(Result<(), LinkError>),
+    Sockets,
+    Probed(ProbeResult),
+    State,
+    Settings,
+    Asked(HostRequest),
+    Launched(LaunchDone),
+    Gate,
+    Time,
+    End,
+}
+
+impl Supervisor {
+    /// A loop that has heard nothing yet. Must be called within its own runtime.
+    pub fn new(parts: Parts) -> std::io::Result<Supervisor> {
+        let (results, answers) = mpsc::channel(1024);
+        let sockets = Sockets::new()?;
+        let sockets_ready = Readiness::new(std::os::fd::AsFd::as_fd(&sockets))?;
+        let now = moment();
+        Ok(Supervisor {
+            host: Host::new(parts.book.last_run()),
+            wants: BTreeMap::new(),
+            link: None,
+            keeper: None,
+            cgroups: CgroupSupport::None,
+            listing: hearing::Listing::default(),
+            child: None,
+            connect_at: now,
+            start_at: now,
+            sockets,
+            sockets_ready,
+            events: Vec::new(),
+            watchers: BTreeMap::new(),
+            greeted: BTreeMap::new(),
+            prober: Prober::new(parts.main_runtime.clone(), results),
+            answers,
+            evidence: Evidence::default(),
+            open: false,
+            met: false,
+            reports_lost: false,
+            turned: now,
+            pinged: now,
+            counted: Default::default(),
+            systemd: Systemd::from_environment(),
+            parts,
+        })
+    }
+
+    /// Supervises until the end. The games stay.
+    pub async fn run(mut self) {
+        let mut more = false;
+        loop {
+            let wait = if more { Duration::ZERO } else { self.wait() };
+            match self.wake(wait).await {
+                Wake::End => return,
+                Wake::Keeper(Ok(())) => self.hear_keeper(),
+                Wake::Keeper(Err(error)) => self.lose_keeper(&error),
+                Wake::Probed(result) => self.hear_answer(result),
+                Wake::State => self.desire(),
+                Wake::Settings => self.take_settings(),
+                Wake::Asked(request) => self.answer(request),
+                Wake::Launched(done) => self.launched(done),
+                Wake::Gate => {
+                    self.open = true;
+                    self.desire();
+                }
+                Wake::Sockets | Wake::Time => {}
+            }
+            self.notice_stall();
+            more = self.hear_sockets();
+            self.pass_time();
+        }
+    }
+
+    async fn wake(&mut self, wait: Duration) -> Wake {
+        let Parts { states, requests, shutdown, gate, settings, launched, .. } = &mut self.parts;
+        let link = self.link.as_mut();
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|end| *end) => Wake::End,
+            heard = keeper_ready(link) => Wake::Keeper(heard),
+            _ = self.sockets_ready.readable() => Wake::Sockets,
+            Some(result) = self.answers.recv() => Wake::Probed(result),
+            Ok(()) = states.changed() => Wake::State,
+            Ok(()) = settings.changed() => Wake::Settings,
+            // Closed without a word means that the agent is ending; `shutdown` says so, too.
+            Ok(()) = gate, if !self.open => Wake::Gate,
+            Some(done) = launched.recv() => Wake::Launched(done),
+            Some(request) = requests.recv() => Wake::Asked(request),
+            () = tokio::time::sleep(wait) => Wake::Time,
+        }
+    }
+
+    /// How long nothing is due.
+    fn wait(&self) -> Duration {
+        let now = moment();
+        let mut next = self.turned.after(TURN);
+        if let Some(due) = self.host.next_due() {
+            next = next.min(due);
+        }
+        if self.link.is_none() {
+            next = next.min(self.connect_at);
+        }
+        next.since(now)
+    }
+
+    /// When this thread itself stood still, silence of the processes proves nothing.
+    fn notice_stall(&mut self) {
+        let now = moment();
+        let late = now.since(self.turned).saturating_sub(TURN);
+        self.turned = now;
+        if late < STALL {
+            return;
+        }
+        tracing::warn!(?late, "the agent stood still; heartbeat deadlines move by as much");
+        self.parts.metrics.stalled(late);
+        let actions = self.host.stalled(late, self.now());
+        self.carry_out(actions);
+    }
+
+    fn pass_time(&mut self) {
+        let now = moment();
+        if self.link.is_none() && self.connect_at <= now {
+            self.connect(now);
+        }
+        if now.since(self.pinged) >= TURN {
+            self.pinged = now;
+            self.send(&crate::keeper::protocol::Request::Ping);
+            if self.systemd.beat_ns.is_some() {
+                self.systemd.tell("WATCHDOG=1");
+            }
+            self.count_socket_faults();
+            self.repeat_lost_reports();
+        }
+        if !self.met {
+            return;
+        }
+        // What waits on its sockets may show that a silent run is alive.
+        for instance in self.host.overdue(now) {
+            let events = self.sockets.drain(&instance);
+            self.hear_said(events);
+        }
+        let actions = self.host.tick(self.now());
+        self.carry_out(actions);
+    }
+
+    /// Compares what is wanted with what is there.
+    fn desire(&mut self) {
+        if !self.open || !self.met {
+            return;
+        }
+        let state = self.parts.states.borrow_and_update().clone();
+        self.wants = wants(&state, &self.parts.name);
+        let actions = self.host.desire(self.wants.clone(), self.now());
+        self.carry_out(actions);
+        self.tell_watchers(&state);
+    }
+
+    fn take_settings(&mut self) {
+        let settings = self.parts.settings.borrow_and_update().clone();
+        self.parts.book.set_range(settings.ports);
+        self.parts.resolver.set((*settings).clone());
+    }
+
+    fn now(&self) -> Now {
+        Now { at: moment(), wall_ms: wall_ms(), chance: fastrand::u32(..) }
+    }
+
+    fn report(&mut self, report: Report) {
+        if self.parts.reports.try_send(report).is_err() {
+            self.reports_lost = true;
+        }
+    }
+
+    /// An inventory makes good what the full queue did not take.
+    fn repeat_lost_reports(&mut self) {
+        if self.reports_lost && self.parts.reports.capacity() > 0 {
+            self.reports_lost = false;
+            self.report(Report::Inventory(self.host.inventory()));
+        }
+    }
+}
+
+async fn keeper_ready(link: Option<&mut Link>) -> Result<(), LinkError> {
+    match link {
+        Some(link) => link.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// CLOCK_MONOTONIC now.
+pub fn moment() -> Moment {
+    nanoseconds(ClockId::CLOCK_MONOTONIC)
+}
+
+/// CLOCK_BOOTTIME now.
+fn boot_moment() -> Moment {
+    nanoseconds(ClockId::CLOCK_BOOTTIME)
+}
+
+fn nanoseconds(clock: ClockId) -> Moment {
+    // These clocks exist on every kernel that the keeper runs on; a zero would only make everything due.
+    let time = clock_gettime(clock).map(Duration::from).unwrap_or_default();
+    Moment(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}

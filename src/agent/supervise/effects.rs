@@ -1,0 +1,305 @@
+//! Carrying out the host core's actions.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Supervisor;
+use crate::agent::keeper_link::LinkError;
+use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
+use crate::agent::reporter::Report;
+use crate::agent::resolve::{Order, ResolveError};
+use crate::client::message::Shutdown;
+use crate::host::{Action, Happening, Measure, Ports, StopReason};
+use crate::keeper::protocol::{Account, Request, RunId, SpawnStep, Target};
+use crate::metrics::SpawnFault;
+use crate::process_api::rpc::Outgoing;
+use crate::process_api::socket::Identity;
+use crate::spec::{InstanceId, Probe};
+use crate::state::Event;
+
+/// Why a run could not even be ordered from the keeper.
+#[derive(Debug, thiserror::Error)]
+enum OrderError {
+    #[error(transparent)]
+    Port(#[from] crate::agent::book::NoPort),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error("its sockets: {0}")]
+    Sockets(#[from] crate::process_api::socket::OpenError),
+    #[error("its sockets' folder {0}: {1}")]
+    Folder(PathBuf, std::io::Error),
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("not wanted any more")]
+    Unwanted,
+}
+
+impl OrderError {
+    fn fault(&self) -> SpawnFault {
+        match self {
+            OrderError::Port(_) => SpawnFault::Port,
+            OrderError::Resolve(error) => match error {
+                ResolveError::NoUser(_) | ResolveError::NoGroup(_) | ResolveError::Lookup(..) => {
+                    SpawnFault::Account
+                }
+                ResolveError::Template { .. } => SpawnFault::Template,
+                ResolveError::Policy(_) => SpawnFault::Policy,
+                ResolveError::NoProgram(_) => SpawnFault::Step(SpawnStep::Exec),
+                ResolveError::Folder { .. } => SpawnFault::Files,
+            },
+            OrderError::Sockets(_) | OrderError::Folder(..) => SpawnFault::Files,
+            // Neither is the run's fault, and both are over with the next order.
+            OrderError::Link(_) | OrderError::Unwanted => SpawnFault::Step(SpawnStep::Fork),
+        }
+    }
+}
+
+impl Supervisor {
+    /// Carries out actions in order; what fails at once comes back as a happening.
+    pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            queue.extend(self.act(action));
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Vec<Action> {
+        match action {
+            Action::Spawn { instance, run } => return self.spawn(&instance, run),
+            Action::Ask { instance, run, reason, within, signal } => {
+                self.ask(&instance, run, reason, within, signal);
+            }
+            Action::Abort { run } => {
+                self.send(&Request::Signal { run, signal: libc::SIGABRT, to: Target::Main });
+                self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Main });
+            }
+            Action::Kill { run } => self.send(&Request::Kill { run }),
+            Action::Probe { instance, run, asked, probe, timeout } => {
+                self.probe(&instance, run, asked, &probe, timeout);
+            }
+            Action::Evidence { instance, run, finding } => self.collect(&instance, run, &finding),
+            Action::Acknowledge { run } => self.send(&Request::Acknowledge { run }),
+            Action::Follow { run, pid } => self.send(&Request::Follow { run, pid }),
+            Action::Remember { instance, run } => {
+                if let Some(note) = self.note(&instance) {
+                    self.send(&Request::Note { run, note });
+                }
+            }
+            Action::Release { instance } => self.release(&instance),
+            Action::Tell { instance, run, kind } => self.report(Report::Event(Event { instance, run, kind })),
+            Action::Narrate(occurrence) => {
+                let wall_ms = crate::agent::replica::wall_ms();
+                self.parts.chronicle.write(occurrence, wall_ms);
+            }
+            Action::Measure(measure) => self.measure(measure),
+        }
+        Vec::new()
+    }
+
+    fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
+        match self.order(instance, run) {
+            Ok(()) => Vec::new(),
+            Err(error) => {
+                self.parts.metrics.spawn_failed(error.fault());
+                let now = self.now();
+                self.host.on_run(run, Happening::SpawnFailed(error.to_string()), now)
+            }
+        }
+    }
+
+    fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
+        let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
+        let ports = self.parts.book.assign(instance, &want.process.ports)?;
+        let account = self.parts.resolver.account(&want.process)?;
+        let sockets = self.open_sockets(instance, account.as_ref())?;
+        let note = self.note(instance).unwrap_or_default();
+        let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
+        let spawn = self.parts.resolver.spawn(order)?;
+        if let Some(link) = &mut self.link {
+            link.send(&Request::Spawn(Box::new(spawn)))?;
+        }
+        Ok(())
+    }
+
+    /// The folder of an instance's sockets.
+    fn socket_folder(&self, instance: &InstanceId) -> PathBuf {
+        self.parts.runtime_dir.join("i").join(instance.to_string())
+    }
+
+    /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
+    fn open_sockets(
+        &mut self,
+        instance: &InstanceId,
+        account: Option<&Account>,
+    ) -> Result<PathBuf, OrderError> {
+        let folder = self.socket_folder(instance);
+        let identity = self.identity(account);
+        self.watchers.retain(|(id, _), _| id != instance);
+        self.greeted.remove(instance);
+        if self.sockets.descriptors(instance).is_some() {
+            self.sockets.reset(instance);
+            self.sockets.identify(instance, identity);
+            return Ok(folder);
+        }
+        std::fs::create_dir_all(&folder).map_err(|e| OrderError::Folder(folder.clone(), e))?;
+        let descriptors = self.sockets.open(instance, &folder, identity)?;
+        hold(self.link.as_mut(), instance, descriptors)?;
+        Ok(folder)
+    }
+
+    /// Who may speak on an instance's sockets until its process is known.
+    pub(super) fn identity(&self, account: Option<&Account>) -> Identity {
+        let (uid, gid) = match account {
+            Some(account) => (account.uid, account.gid),
+            None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+        };
+        Identity { uid, gid, main_pid: 0, cgroup: None }
+    }
+
+    fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
+        let note = self.host.instance(instance)?.note()?;
+        bincode::serde::encode_to_vec(note, bincode::config::standard()).ok()
+    }
+
+    /// The message where somebody listens, the signal where nobody does.
+    fn ask(
+        &mut self,
+        instance: &InstanceId,
+        run: RunId,
+        reason: StopReason,
+        within: Duration,
+        signal: Option<i32>,
+    ) {
+        let deadline_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let shutdown = Shutdown { reason: reason.as_str().to_owned(), deadline_ms };
+        let heard = self.sockets.broadcast(instance, &Outgoing::Shutdown(shutdown));
+        if let (0, Some(signal)) = (heard, signal) {
+            self.send(&Request::Signal { run, signal, to: Target::Group });
+            // A stopped process takes no signal but this one.
+            self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Group });
+        }
+    }
+
+    fn probe(
+        &mut self,
+        instance: &InstanceId,
+        run: RunId,
+        asked: u64,
+        probe: &Probe,
+        timeout: Duration,
+    ) {
+        let target = self.target(instance, run, probe);
+        match target {
+            Ok(probe) => {
+                let instance = instance.clone();
+                self.prober.ask(Question { instance, run, asked, probe, timeout });
+            }
+            Err(why) => {
+                let answer = crate::host::hang::Answer::Failed(why);
+                let happening = Happening::Probed { asked, answer, status: Default::default() };
+                let now = self.now();
+                let actions = self.host.on_run(run, happening, now);
+                self.carry_out(actions);
+            }
+        }
+    }
+
+    fn target(&mut self, instance: &InstanceId, run: RunId, probe: &Probe) -> Result<ProbeTarget, String> {
+        let known = self.host.instance(instance).ok_or("the instance is gone")?;
+        let ports = known.run.as_ref().map(|run| run.ports.clone()).unwrap_or_default();
+        match probe {
+            Probe::Query { protocol, port } => {
+                Ok(ProbeTarget::Query { protocol: *protocol, address: self.address(&ports, port)? })
+            }
+            Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(&ports, port)? }),
+            Probe::Exec { command } => {
+                let want = known.want.clone().ok_or("the instance is not wanted")?;
+                let sockets = self.socket_folder(instance);
+                let note = Vec::new();
+                let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
+                let resolved = self
+                    .parts
+                    .resolver
+                    .command(&order, command, "command of the probe")
+                    .map_err(|error| error.to_string())?;
+                Ok(ProbeTarget::Exec(ExecRequest {
+                    command: resolved.args,
+                    env: resolved.env,
+                    working_dir: resolved.working_dir,
+                    account: resolved.account,
+                }))
+            }
+        }
+    }
+
+    /// Where a port of an instance is asked: on the host's own address, unless that is a name or a wildcard.
+    fn address(&self, ports: &Ports, port: &str) -> Result<SocketAddr, String> {
+        let (_, number) = ports.get(port).ok_or_else(|| format!("it has no port {port}"))?;
+        let own: Option<IpAddr> = self.parts.settings.borrow().address.parse().ok();
+        let ip = own.filter(|ip| !ip.is_unspecified()).unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        Ok(SocketAddr::new(ip, *number))
+    }
+
+    fn collect(&mut self, instance: &InstanceId, run: RunId, finding: &str) {
+        let pid = self.host.instance(instance).and_then(|i| i.run.as_ref()).and_then(|run| run.pid);
+        let at = crate::agent::chronicle::rfc3339(crate::agent::replica::wall_ms());
+        let title = format!("{instance} run {run}: {finding} ({at})");
+        let logs = self.parts.resolver.logs();
+        self.evidence.collect(instance, &title, pid, &logs);
+        tracing::warn!(%instance, %run, finding, "hang");
+    }
+
+    fn release(&mut self, instance: &InstanceId) {
+        self.send(&Request::Release { instance: instance.clone() });
+        self.sockets.close(instance);
+        self.watchers.retain(|(id, _), _| id != instance);
+        self.greeted.remove(instance);
+        self.parts.book.release(instance);
+        self.evidence.forget(instance);
+        // The folder holds the two socket files at most; one that stays is replaced by the next run's.
+        let _ = std::fs::remove_dir_all(self.socket_folder(instance));
+        let host = &self.host;
+        self.parts.chronicle.prune(|id| host.instance(id).is_some());
+    }
+
+    fn measure(&self, measure: Measure) {
+        let metrics = &self.parts.metrics;
+        match measure {
+            Measure::Restarted { cause, took } => metrics.restarted(cause.as_str(), took),
+            Measure::HangKill(late) => metrics.hang_killed(late),
+            Measure::LateBeat(late) => metrics.beat(late, Duration::ZERO),
+        }
+    }
+
+    /// Sends to the keeper. While none is connected the order is dropped: its table decides on the next meeting.
+    pub(super) fn send(&mut self, request: &Request) {
+        let Some(link) = &mut self.link else { return };
+        if let Err(error) = link.send(request) {
+            self.lose_keeper(&error);
+        }
+    }
+}
+
+impl Supervisor {
+    /// Gives the keeper the sockets of an instance again: a new keeper has none.
+    pub(super) fn hold_again(&mut self, instance: &InstanceId) -> Result<(), LinkError> {
+        match self.sockets.descriptors(instance) {
+            Some(descriptors) => hold(self.link.as_mut(), instance, descriptors),
+            None => Ok(()),
+        }
+    }
+}
+
+fn hold(
+    link: Option<&mut crate::agent::keeper_link::Link>,
+    instance: &InstanceId,
+    descriptors: [BorrowedFd<'_>; 2],
+) -> Result<(), LinkError> {
+    match link {
+        Some(link) => link.send_with(&Request::Hold { instance: instance.clone() }, &descriptors),
+        None => Ok(()),
+    }
+}

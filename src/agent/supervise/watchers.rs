@@ -1,0 +1,248 @@
+//! Questions of processes: hello, find, watch, launch. Answered from the directory that this host holds.
+//!
+//! Owns what each watcher was last told, so that a change of the state becomes the changes that it has not
+//! seen. Launches go to the replicated state over the other runtime and come back as [`LaunchDone`].
+
+use std::collections::BTreeMap;
+
+use tokio::sync::mpsc;
+
+use super::Supervisor;
+use crate::agent::handle::{AskError, Handle};
+use crate::client::message::{
+    Fault, Found, Hello, Launch, Launched, Listing, PROTOCOL, Phase as Said, Port, WatchChange, WatchEvent, Welcome,
+};
+use crate::host::Happening;
+use crate::process_api::rpc::{Call, Id, Outgoing};
+use crate::process_api::socket::ConnId;
+use crate::spec::{HeartbeatMode, InstanceId, ProcessName};
+use crate::state::{Command, Rejected, Response, State};
+
+/// A launch on its way to the replicated state.
+#[derive(Debug)]
+pub struct LaunchOrder {
+    /// Who asked, and on which connection.
+    pub by: (InstanceId, ConnId),
+    /// To be answered.
+    pub id: Option<Id>,
+    /// What.
+    pub launch: Launch,
+}
+
+/// What came of a [`LaunchOrder`].
+#[derive(Debug)]
+pub struct LaunchDone {
+    /// Who asked, and on which connection.
+    pub by: (InstanceId, ConnId),
+    /// To be answered.
+    pub id: Option<Id>,
+    /// The instance, or why there is none.
+    pub result: Result<InstanceId, Fault>,
+}
+
+/// A watch of one connection.
+#[derive(Debug)]
+pub(super) struct Watched {
+    process: ProcessName,
+    seen: BTreeMap<InstanceId, Listing>,
+}
+
+impl Supervisor {
+    pub(super) fn hear_question(
+        &mut self,
+        instance: &InstanceId,
+        conn: Option<ConnId>,
+        id: Option<Id>,
+        call: Call,
+    ) {
+        let Some(conn) = conn else { return };
+        match call {
+            Call::Hello(hello) => self.greet(instance, conn, id, &hello),
+            Call::Find(find) => {
+                let state = self.parts.states.borrow().clone();
+                let mut listings = self.listings(&state, &find.process);
+                listings.retain(|_, listing| listing.ready || !find.ready);
+                for (id, listing) in &mut listings {
+                    listing.status = self.status(id);
+                }
+                let found = Found { listings: listings.into_values().collect() };
+                self.reply(instance, conn, id, |id| Outgoing::answer(id, &found));
+            }
+            Call::Watch(watch) => self.begin_watch(instance, conn, id, watch.process),
+            Call::Launch(launch) => self.order_launch(instance, conn, id, *launch),
+            // The plain calls are happenings (hearing.rs).
+            _ => {}
+        }
+    }
+
+    fn reply(
+        &mut self,
+        instance: &InstanceId,
+        conn: ConnId,
+        id: Option<Id>,
+        message: impl FnOnce(Id) -> Outgoing,
+    ) {
+        if let Some(id) = id {
+            // A process that has gone away needs no answer.
+            let _ = self.sockets.send(instance, conn, &message(id));
+        }
+    }
+
+    fn greet(&mut self, instance: &InstanceId, conn: ConnId, id: Option<Id>, hello: &Hello) {
+        let Some(known) = self.host.instance(instance) else { return };
+        let beat = known.process.as_ref().map(|process| &process.heartbeat);
+        let beat = beat.filter(|beat| beat.mode == HeartbeatMode::Native);
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            instance: instance.clone(),
+            host: self.parts.name.clone(),
+            run: known.run.as_ref().map_or(0, |run| run.id.0),
+            heartbeat_ms: beat.map_or(0, |b| u64::try_from(b.interval.as_millis()).unwrap_or(u64::MAX)),
+        };
+        self.reply(instance, conn, id, |id| Outgoing::answer(id, &welcome));
+        self.greeted.entry(instance.clone()).or_default().insert(conn);
+        let mut happenings = vec![Happening::Connected(true)];
+        match hello.state {
+            Said::Starting => {}
+            Said::Ready => happenings.push(Happening::Ready),
+            Said::Draining => happenings.extend([Happening::Ready, Happening::Draining]),
+        }
+        for happening in happenings {
+            let actions = self.host.on(instance, happening, self.now());
+            self.carry_out(actions);
+        }
+    }
+
+    pub(super) fn hear_goodbye(&mut self, instance: &InstanceId, conn: Option<ConnId>) {
+        let Some(conn) = conn else { return };
+        self.watchers.remove(&(instance.clone(), conn));
+        let Some(greeted) = self.greeted.get_mut(instance) else { return };
+        if greeted.remove(&conn) && greeted.is_empty() {
+            self.greeted.remove(instance);
+            let actions = self.host.on(instance, Happening::Connected(false), self.now());
+            self.carry_out(actions);
+        }
+    }
+
+    // ---- find and watch
+
+    fn listings(&self, state: &State, process: &ProcessName) -> BTreeMap<InstanceId, Listing> {
+        let own = state.directory.iter().filter(|(id, _)| id.process == *process);
+        own.map(|(id, entry)| {
+            let port = |(protocol, port): &(_, u16)| Port { protocol: *protocol, port: *port };
+            let listing = Listing {
+                instance: id.clone(),
+                host: entry.host.clone(),
+                address: entry.address.clone(),
+                run: entry.run.0,
+                ready: entry.ready.is_some(),
+                ports: entry.ports.iter().map(|(name, p)| (name.clone(), port(p))).collect(),
+                status: None,
+            };
+            (id.clone(), listing)
+        })
+        .collect()
+    }
+
+    fn status(&self, instance: &InstanceId) -> Option<crate::client::message::Status> {
+        let known = self.host.instance(instance).filter(|instance| !instance.status.is_empty())?;
+        let shape = |map: &serde_json::Map<String, serde_json::Value>| {
+            // A query's answer has words of its own, which this shape does not know.
+            let fields = ["players", "capacity", "fps", "map", "text", "labels"];
+            let kept = map.iter().filter(|(key, _)| fields.contains(&key.as_str()));
+            serde_json::Value::Object(kept.map(|(k, v)| (k.clone(), v.clone())).collect())
+        };
+        serde_json::from_value(shape(&known.status)).ok()
+    }
+
+    fn begin_watch(&mut self, instance: &InstanceId, conn: ConnId, id: Option<Id>, process: ProcessName) {
+        self.reply(instance, conn, id, |id| Outgoing::answer(id, &serde_json::Value::Null));
+        let state = self.parts.states.borrow().clone();
+        let seen = self.listings(&state, &process);
+        let snapshot = WatchChange::Snapshot { listings: seen.values().cloned().collect() };
+        let event = WatchEvent { process: process.clone(), change: snapshot };
+        if self.sockets.send(instance, conn, &Outgoing::Watch(Box::new(event))) {
+            self.watchers.insert((instance.clone(), conn), Watched { process, seen });
+        }
+    }
+
+    /// Tells every watcher what it has not seen yet.
+    pub(super) fn tell_watchers(&mut self, state: &State) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let mut watchers = std::mem::take(&mut self.watchers);
+        watchers.retain(|(instance, conn), watched| {
+            let now = self.listings(state, &watched.process);
+            let changes = changes(&watched.seen, &now);
+            watched.seen = now;
+            changes.into_iter().all(|change| {
+                let event = WatchEvent { process: watched.process.clone(), change };
+                self.sockets.send(instance, *conn, &Outgoing::Watch(Box::new(event)))
+            })
+        });
+        self.watchers = watchers;
+    }
+
+    // ---- launch
+
+    fn order_launch(&mut self, instance: &InstanceId, conn: ConnId, id: Option<Id>, launch: Launch) {
+        let process = self.host.instance(instance).and_then(|known| known.process.as_ref());
+        let may = process.is_some_and(|process| process.launch.contains(&launch.process));
+        if !may {
+            let why = format!("{} may not launch {}: its `launch` does not list it", instance.process, launch.process);
+            return self.reply(instance, conn, id, |id| Outgoing::refused(id, Fault::NOT_ALLOWED, why));
+        }
+        let order = LaunchOrder { by: (instance.clone(), conn), id, launch };
+        if let Err(refused) = self.parts.launches.try_send(order) {
+            let order = refused.into_inner();
+            let why = "too many launches are under way; try again";
+            self.reply(instance, conn, order.id, |id| Outgoing::refused(id, Fault::BUSY, why));
+        }
+    }
+
+    pub(super) fn launched(&mut self, done: LaunchDone) {
+        let (instance, conn) = done.by;
+        self.reply(&instance, conn, done.id, |id| match done.result {
+            Ok(instance) => Outgoing::answer(id, &Launched { instance }),
+            Err(fault) => Outgoing::refused(id, fault.code, fault.message),
+        });
+    }
+}
+
+/// Proposes the launches that processes ask for, on the second runtime.
+pub async fn carry_launches(
+    handle: Handle,
+    mut orders: mpsc::Receiver<LaunchOrder>,
+    done: mpsc::Sender<LaunchDone>,
+) {
+    while let Some(LaunchOrder { by, id, launch }) = orders.recv().await {
+        let Launch { process, args, key } = launch;
+        let result = match handle.propose(Command::Launch { process, args, key }).await {
+            Ok(Response::Launched(instance)) => Ok(instance),
+            Ok(_) => Err(Fault::new(Fault::BUSY, "the launch was not answered; try again")),
+            Err(error) => Err(Fault::new(code(&error), error.to_string())),
+        };
+        if done.send(LaunchDone { by, id, result }).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn code(error: &AskError) -> i64 {
+    match error {
+        AskError::Rejected(Rejected::Full { .. }) => Fault::FULL,
+        AskError::Rejected(Rejected::NoProcess(_)) => Fault::NO_PROCESS,
+        AskError::Rejected(_) => Fault::NOT_ALLOWED,
+        AskError::Busy | AskError::Stopping => Fault::BUSY,
+    }
+}
+
+/// What a watcher that saw `before` must be told to see `now`.
+fn changes(before: &BTreeMap<InstanceId, Listing>, now: &BTreeMap<InstanceId, Listing>) -> Vec<WatchChange> {
+    let gone = before.iter().filter(|(id, _)| !now.contains_key(*id));
+    let gone = gone.map(|(id, listing)| WatchChange::Gone { instance: id.clone(), run: listing.run });
+    let put = now.iter().filter(|(id, listing)| before.get(*id) != Some(*listing));
+    let put = put.map(|(_, listing)| WatchChange::Put { listing: listing.clone() });
+    gone.chain(put).collect()
+}
