@@ -120,9 +120,9 @@ pub fn parse(text: &str, file_name: &str, context: &Context) -> Result<Config, F
     let sink = Sink::default();
     let root = Section::root(&document, &sink);
     keys::check(&root, &mut Vec::new(), &sink);
-    let cluster = cluster::read(&root.section("cluster"));
-    let host = host::read(&root.section("host"), &cluster, context);
-    let processes = root.section("process");
+    let cluster = cluster::read(&root.section("cluster", "{ name = \"pirates\" }"));
+    let host = host::read(&root, &cluster, context);
+    let processes = root.section("process", "[process.zone]");
     let spec = processes_of(&processes);
     if syntax.is_empty() {
         let around = Surroundings { source: text, cluster: &cluster, host: host.as_ref() };
@@ -151,11 +151,9 @@ fn syntax_fault(text: &str, error: &toml::de::Error) -> Fault {
 fn processes_of(section: &Section<'_>) -> Spec {
     let mut spec = Spec::default();
     for item in section.items() {
+        let process = item.section("a table").map(|inner| process::read(&inner));
         match item.key.parse::<ProcessName>() {
-            Ok(name) => {
-                let read = item.section("a table").map(|inner| (name, process::read(&inner)));
-                spec.processes.extend(read);
-            }
+            Ok(name) => spec.processes.extend(process.map(|process| (name, process))),
             Err(reason) => {
                 let title = format!("{:?} is no process name: {reason}", item.key);
                 item.sink.report(item.key_span.clone(), title, None);

@@ -17,7 +17,7 @@ const RESERVED: usize = 16 * 1024;
 
 pub(super) fn check(processes: &Section<'_>, spec: &Spec, around: &Surroundings<'_>) {
     for (name, process) in &spec.processes {
-        let section = processes.section(name.as_str());
+        let section = processes.again(name.as_str());
         if !section.has("command") {
             section.fault(
                 "command",
@@ -82,7 +82,7 @@ fn check_cycles(processes: &Section<'_>, spec: &Spec) {
             };
             let circle: Vec<&str> =
                 path[begin..].iter().map(|(name, _)| name.as_str()).chain([target.as_str()]).collect();
-            let entries = named(&processes.section(name.as_str()), "after");
+            let entries = named(&processes.again(name.as_str()), "after");
             if let Some((item, _)) = entries.iter().find(|(_, name)| name == target) {
                 item.refuse::<()>(
                     format!("`after` goes in a circle: {}", circle.join(" → ")),
@@ -118,7 +118,7 @@ fn crowded(process: &Process) -> bool {
 }
 
 fn check_own_ports(section: &Section<'_>, name: &ProcessName, process: &Process, cluster: &ClusterSettings) {
-    let ports = section.section("ports");
+    let ports = section.again("ports");
     let mut seen = BTreeSet::new();
     for (port, request) in &process.ports {
         let Some(number) = request.fixed else { continue };
@@ -148,7 +148,7 @@ fn check_shared_ports(processes: &Section<'_>, spec: &Spec, cluster: &ClusterSet
             });
             if let Some((rival, _)) = rival {
                 let number = request.fixed.unwrap_or_default();
-                processes.section(name.as_str()).section("ports").fault(
+                processes.again(name.as_str()).again("ports").fault(
                     port,
                     format!(
                         "`{name}` and `{rival}` both want port {number}/{} of one host",

@@ -54,13 +54,15 @@ const OWN_KEYS: &[(&str, &[Mode])] = &[
 ];
 
 pub(super) fn read(section: &Section<'_>, ports: &Ports) -> (Ready, Heartbeat) {
-    let (ready, heartbeat) = (section.section("ready"), section.section("heartbeat"));
+    let ready = section.section("ready", "{ mode = \"native\" }");
+    let heartbeat = section.section("heartbeat", "{ mode = \"native\" }");
     let beat_mode = heartbeat_mode(section, &heartbeat);
     let ready_mode = ready.read("mode", |item| item.word(READY)).unwrap_or(match beat_mode {
         _ if ready.has("after") => Mode::Spawned,
         Mode::None => Mode::Spawned,
         mode => mode,
     });
+    let same = ready_mode == beat_mode;
     refuse_strays(&ready, ready_mode, READY);
     refuse_strays(&heartbeat, beat_mode, HEARTBEAT);
     (
@@ -70,7 +72,7 @@ pub(super) fn read(section: &Section<'_>, ports: &Ports) -> (Ready, Heartbeat) {
                 Mode::Native => ReadyMode::Native,
                 Mode::Notify => ReadyMode::Notify,
                 Mode::Spawned | Mode::None => ReadyMode::Spawned { after: after(&ready) },
-                mode => Asked { name: "ready", mode, own: &ready, other: &heartbeat, ports }
+                mode => Asked { name: "ready", mode, own: &ready, lender: same.then_some(&heartbeat), ports }
                     .probe()
                     .map_or(ReadyMode::Native, ReadyMode::Probe),
             },
@@ -81,9 +83,11 @@ pub(super) fn read(section: &Section<'_>, ports: &Ports) -> (Ready, Heartbeat) {
                 Mode::Native => HeartbeatMode::Native,
                 Mode::Notify => HeartbeatMode::Notify,
                 Mode::None | Mode::Spawned => HeartbeatMode::None,
-                mode => Asked { name: "heartbeat", mode, own: &heartbeat, other: &ready, ports }
-                    .probe()
-                    .map_or(HeartbeatMode::None, HeartbeatMode::Probe),
+                mode => {
+                    Asked { name: "heartbeat", mode, own: &heartbeat, lender: same.then_some(&ready), ports }
+                        .probe()
+                        .map_or(HeartbeatMode::None, HeartbeatMode::Probe)
+                }
             },
         ),
     )
@@ -133,18 +137,19 @@ fn ready_timeout(ready: &Section<'_>, mode: Mode) -> Duration {
     timeout
 }
 
-/// The probe of `ready` or `heartbeat`, with the other one as the lender of what is left out.
+/// The probe of `ready` or `heartbeat`, with the other one, if of the same mode, as the lender of what is
+/// left out.
 struct Asked<'a, 's> {
     name: &'static str,
     mode: Mode,
     own: &'s Section<'a>,
-    other: &'s Section<'a>,
+    lender: Option<&'s Section<'a>>,
     ports: &'s Ports,
 }
 
 impl<'a> Asked<'a, '_> {
     fn item(&self, key: &str) -> Option<Item<'a>> {
-        self.own.item(key).or_else(|| self.other.item(key))
+        self.own.item(key).or_else(|| self.lender?.item(key))
     }
 
     fn missing<T>(&self, key: &str, help: &str) -> Option<T> {
@@ -176,23 +181,16 @@ impl<'a> Asked<'a, '_> {
     /// The name of the port to ask.
     fn port(&self, transport: Protocol) -> Option<String> {
         let names = || self.ports.keys().map(String::as_str);
+        let declare = |name: &str| format!("add ports = {{ {name} = \"{transport}\" }}");
         let Some(item) = self.item("port") else {
             let mut fit = self.ports.iter().filter(|(_, request)| request.protocol == transport);
             return match (fit.next(), fit.next()) {
                 (Some((name, _)), None) => Some(name.clone()),
-                (None, _) => self.missing(
-                    "port",
-                    &format!(
-                        "the process declares no {transport} port: add ports = {{ game = \"{transport}\" }}"
-                    ),
-                ),
-                _ => self.missing(
-                    "port",
-                    &format!(
-                        "the process has several {transport} ports; there are: {}",
-                        names().collect::<Vec<_>>().join(", ")
-                    ),
-                ),
+                (None, _) => self.missing("port", &declare("game")),
+                _ => {
+                    let all = names().collect::<Vec<_>>().join(", ");
+                    self.missing("port", &format!("there are several {transport} ports: {all}"))
+                }
             };
         };
         let name = item.text()?;
@@ -203,7 +201,8 @@ impl<'a> Asked<'a, '_> {
                 None,
             ),
             None => {
-                item.refuse(format!("`ports` declares no `{name}`"), suggestion(&name, names()).as_deref())
+                let help = suggestion(&name, names()).unwrap_or_else(|| declare(&name));
+                item.refuse(format!("`ports` declares no `{name}`"), Some(&help))
             }
         }
     }

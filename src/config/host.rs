@@ -14,18 +14,15 @@ use crate::spec::HostName;
 /// The longest runtime folder: a socket's path has 107 bytes, and the sockets' names below it need the rest.
 pub const MAX_RUNTIME_DIR: usize = 60;
 
-/// A host, read as far as it could be; without a name there is a fault.
-pub(super) fn read(
-    section: &Section<'_>,
-    cluster: &ClusterSettings,
-    context: &Context,
-) -> Option<HostSettings> {
+/// The host, read as far as it could be; without a name there is a fault.
+pub(super) fn read(root: &Section<'_>, cluster: &ClusterSettings, context: &Context) -> Option<HostSettings> {
+    let section = &root.section("host", "{ name = \"alpha\" }");
     let listen = section
         .read("listen", |item| item.endpoint("an address and port such as \"0.0.0.0:7600\""))
         .unwrap_or_else(|| "0.0.0.0:7600".to_owned());
     let name = name(section, context);
     if let Some(name) = &name {
-        check_peer(section, cluster, name);
+        check_peer(root, cluster, name);
     }
     let settings = HostSettings {
         name: name.clone().unwrap_or_else(placeholder),
@@ -37,7 +34,7 @@ pub(super) fn read(
         ports: section.read("ports", range).unwrap_or((20_000, 29_999)),
         labels: section.read("labels", labels).unwrap_or_default(),
         capacity: section.read("capacity", amounts).unwrap_or_default(),
-        policy: policy(&section.section("policy")),
+        policy: policy(&section.section("policy", "{ users = [\"games\"] }")),
     };
     name.map(|_| settings)
 }
@@ -71,13 +68,15 @@ fn name(section: &Section<'_>, context: &Context) -> Option<HostName> {
     short.parse().map_err(refuse).ok()
 }
 
-fn check_peer(section: &Section<'_>, cluster: &ClusterSettings, name: &HostName) {
+fn check_peer(root: &Section<'_>, cluster: &ClusterSettings, name: &HostName) {
     if cluster.peers.is_empty() || cluster.peers.contains_key(name) {
         return;
     }
     let peers: Vec<&str> = cluster.peers.keys().map(HostName::as_str).collect();
+    let host = root.again("host");
+    let (section, key) = if host.has("name") { (host, "name") } else { (root.again("cluster"), "peers") };
     section.fault(
-        "name",
+        key,
         format!("this host is {name}, which is not among the peers"),
         Some(&format!(
             "the peers are {}: set `name` in [host] or --host to one of them, or add this host to `peers`",

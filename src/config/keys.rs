@@ -90,7 +90,7 @@ pub const KEYS: &[Key] = &[
     key("cluster.max_lost", "whole number", "none", "2", Agent, "While more hosts than this are silent at once, none is declared down. Left out: the larger of 1 and 30 %."),
     key("cluster.dead_voter_after", "duration", "\"10m\"", "\"20m\"", Agent, "A voter that is dead for this long is replaced by another peer."),
 
-    key("host.name", "name", "the hostname", "\"alpha\"", Agent, "This host's name, unique in the cluster. `--host` overrides it. The default is the hostname up to its first dot, in lower case."),
+    key("host.name", "name", "the hostname", "\"beta\"", Agent, "This host's name, unique in the cluster. `--host` overrides it. The default is the hostname up to its first dot, in lower case."),
     key("host.data_dir", "absolute path", "\"/var/lib/bigbrother\"", "\"/srv/bigbrother\"", Agent, "Logs, ports and state; kept over reboots."),
     key("host.runtime_dir", "absolute path", "\"/run/bigbrother\"", "\"/run/bb\"", Agent, "api.sock, keeper.sock, process sockets and the ledger; at most 60 bytes, because a socket's path is short."),
     key("host.listen", "host:port", "\"0.0.0.0:7600\"", "\"10.0.0.1:7600\"", Agent, "Where other agents connect. Without peers nothing is listened on."),
@@ -190,7 +190,7 @@ pub(super) fn check<'a>(section: &Section<'a>, path: &mut Vec<&'a str>, sink: &S
         path.push(item.key);
         // A value that should not be a table is its reader's business.
         if item.value.is_table() && !below(path).is_empty() {
-            check(&section.section(item.key), path, sink);
+            check(&section.again(item.key), path, sink);
         }
         path.pop();
         refuse_nul(item.value, item.span, sink);

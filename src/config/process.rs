@@ -34,16 +34,16 @@ pub(super) fn read(section: &Section<'_>) -> Process {
         ignore_sigpipe: section.read("ignore_sigpipe", Item::boolean).unwrap_or(true),
         ready,
         heartbeat,
-        stop: stop(&section.section("stop")),
+        stop: stop(&section.section("stop", "{ timeout = \"10s\" }")),
         drain: Drain {
             timeout: section
-                .section("drain")
+                .section("drain", "{ timeout = \"2h\" }")
                 .read("timeout", Item::duration)
                 .unwrap_or(Duration::from_secs(2 * 3600)),
         },
-        limits: limits(&section.section("limits")),
-        placement: placement(&section.section("placement")),
-        update: update(&section.section("update")),
+        limits: limits(&section.section("limits", "{ memory = \"2GiB\" }")),
+        placement: placement(&section.section("placement", "{ strategy = \"pack\" }")),
+        update: update(&section.section("update", "{ max_unavailable = 2 }")),
         after: section.read("after", processes).unwrap_or_default(),
         on_partition: section
             .read("on_partition", |item| item.word(written::ON_PARTITION))
@@ -68,8 +68,8 @@ pub(super) fn command(item: &Item<'_>) -> Option<Vec<String>> {
             format!("the program {path:?} is a relative path"),
             Some("write an absolute path, or a bare name to be looked up in PATH"),
         ),
-        Some(path) if path.contains(' ') && parts.len() == 1 => program.refuse(
-            format!("the program {path:?} holds a space"),
+        Some(path) if path.contains(" -") && parts.len() == 1 => program.refuse(
+            format!("the program {path:?} holds arguments"),
             Some("no shell reads the command: write each argument as its own string"),
         ),
         _ => None,
@@ -91,12 +91,9 @@ fn population(section: &Section<'_>) -> Population {
         .into_iter()
         .filter(|key| section.read(key, |item| Some(item.value.as_bool() != Some(false))).unwrap_or(false))
         .collect();
-    if let [first, second, ..] = chosen[..] {
-        section.fault(
-            second,
-            format!("`{second}` and `{first}` exclude each other"),
-            Some("keep one of them"),
-        );
+    for key in chosen.iter().skip(1) {
+        let title = format!("`{key}` and `{}` exclude each other", chosen[0]);
+        section.fault(key, title, Some("keep one of them"));
     }
     count.or(per_host).or(on_demand).unwrap_or(Population::Count(1))
 }
@@ -171,7 +168,7 @@ fn restart(section: &Section<'_>, population: &Population) -> Restart {
         Population::OnDemand { .. } => RestartPolicy::OnFailure,
         _ => RestartPolicy::Always,
     };
-    let section = section.section("restart");
+    let section = section.section("restart", "{ policy = \"never\" }");
     Restart {
         policy: section.read("policy", |item| item.word(written::RESTART)).unwrap_or(default),
         backoff: switch(&section, "backoff", "{ min = \"100ms\", max = \"30s\" }", backoff),
@@ -193,7 +190,7 @@ fn switch<T>(
     match section.item(key) {
         Some(item) if item.value.as_bool() == Some(false) => None,
         Some(item) if !item.value.is_table() => item.wanted(&format!("a table such as {example}, or false")),
-        _ => Some(read(&section.section(key))),
+        _ => Some(read(&section.again(key))),
     }
 }
 

@@ -63,10 +63,21 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The table of a key; an empty one when the key is missing or holds something else (then a fault).
-    pub fn section(&self, key: &str) -> Section<'a> {
-        let read = self.item(key).and_then(|item| item.section("a table"));
-        read.unwrap_or(Section { table: None, span: self.span.clone(), sink: self.sink })
+    /// The table of a key; an empty one when the key is missing or holds something else, which is a fault:
+    /// `example` shows what it may hold.
+    pub fn section(&self, key: &str, example: &str) -> Section<'a> {
+        let wanted = format!("a table such as {example}");
+        self.read(key, |item| item.section(&wanted)).unwrap_or_else(|| self.empty())
+    }
+
+    /// The table of a key once more: what is no table has its fault already.
+    pub fn again(&self, key: &str) -> Section<'a> {
+        let table = self.item(key).filter(|item| item.value.is_table());
+        table.and_then(|item| item.section("a table")).unwrap_or_else(|| self.empty())
+    }
+
+    fn empty(&self) -> Section<'a> {
+        Section { table: None, span: self.span.clone(), sink: self.sink }
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -99,7 +110,8 @@ impl<'a> Item<'a> {
             DeValue::String(_) => "a long string".to_owned(),
             DeValue::Integer(n) if n.as_str().len() <= 20 => n.to_string(),
             DeValue::Integer(_) => "a long integer".to_owned(),
-            DeValue::Float(_) => "a float".to_owned(),
+            DeValue::Float(n) if n.as_str().len() <= 20 => n.to_string(),
+            DeValue::Float(_) => "a long number".to_owned(),
             DeValue::Boolean(b) => b.to_string(),
             DeValue::Datetime(_) => "a date".to_owned(),
             DeValue::Array(_) => "a list".to_owned(),
@@ -156,7 +168,10 @@ impl<'a> Item<'a> {
 
     /// A whole number in a range.
     pub fn number(&self, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
-        let wanted = || format!("a whole number from {} to {}", range.start(), range.end());
+        let wanted = || match range.end() {
+            end if *end < i64::from(i32::MAX) => format!("a whole number from {} to {end}", range.start()),
+            _ => format!("a whole number, at least {}", range.start()),
+        };
         let DeValue::Integer(found) = self.value else { return self.wanted(&wanted()) };
         let number = i64::from_str_radix(found.as_str(), found.radix()).ok();
         number.filter(|n| range.contains(n)).or_else(|| self.wanted(&wanted()))

@@ -20,9 +20,9 @@ pub(super) fn check(section: &Section<'_>, process: &Process, around: &Surroundi
     let texts = |item: Option<Item<'_>>| check_items(item, process, around);
     texts(section.item("command"));
     texts(section.item("working_dir"));
-    texts(section.section("ready").item("command"));
-    texts(section.section("heartbeat").item("command"));
-    for variable in section.section("env").items() {
+    texts(section.again("ready").item("command"));
+    texts(section.again("heartbeat").item("command"));
+    for variable in section.again("env").items() {
         texts(Some(variable));
     }
 }

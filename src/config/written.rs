@@ -253,10 +253,10 @@ fn names(names: &[ProcessName]) -> String {
     Value::Array(names.iter().map(|name| Value::String(name.to_string())).collect()).to_string()
 }
 
-/// A name as a part of a dotted key.
+/// A name as a part of a dotted key: the library knows how keys are quoted.
 fn segment(name: &str) -> String {
-    let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if bare { name.to_owned() } else { text(name) }
+    let entry = toml::Table::from_iter([(name.to_owned(), Value::Boolean(true))]).to_string();
+    entry.strip_suffix(" = true\n").map_or_else(|| text(name), str::to_owned)
 }
 
 fn duration(duration: Duration) -> String {
