@@ -9,7 +9,7 @@
 //!                                  └─ check, template: what they say about each other ─▶ Faults
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -130,13 +130,10 @@ pub fn parse(text: &str, file_name: &str, context: &Context) -> Result<Config, F
     }
     let mut faults = sink.into_faults();
     // The rest of a line that could not be read means nothing.
-    let broken = |fault: &Fault| {
-        syntax
-            .iter()
-            .any(|error| fault::line_at(text, error.span.start) == fault::line_at(text, fault.span.start))
-    };
-    faults.retain(|fault| !broken(fault));
-    faults.extend(syntax.iter().cloned());
+    let line = |fault: &Fault| fault::line_at(text, fault.span.start).start;
+    let broken: BTreeSet<usize> = syntax.iter().map(line).collect();
+    faults.retain(|fault| !broken.contains(&line(fault)));
+    faults.extend(syntax);
     match host {
         Some(host) if faults.is_empty() => Ok(Config { cluster, host, spec }),
         _ => Err(Faults::new(file_name, text, faults)),

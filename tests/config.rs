@@ -364,6 +364,20 @@ fn what_is_written_is_read_as_the_same_process() {
     }
 }
 
+#[test]
+fn deep_nesting_is_a_fault_like_any_other() {
+    let deep = 100_000;
+    for text in [
+        format!("{}a = 1", "a.".repeat(deep)),
+        format!("[process.zone.env]\n{}a = 1", "a.".repeat(deep)),
+        format!("[{}a]", "a.".repeat(deep)),
+        format!("a = {}", "[".repeat(deep)),
+        format!("a = {}", "{ a = ".repeat(deep)),
+    ] {
+        assert!(!lines(&text).is_empty());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
