@@ -112,6 +112,32 @@ fn a_command_that_no_message_to_the_keeper_holds_is_refused() {
     );
 }
 
+#[test]
+fn a_fixed_port_is_refused_only_where_instances_must_meet() {
+    let two = |top: &str, one: &str, other: &str| {
+        lines(&format!(
+            "{top}\n[process.a]\ncommand=['/a']\nports={{x=7777}}\n{one}\n\
+             [process.b]\ncommand=['/a']\nports={{x=7777}}\n{other}\n"
+        ))
+        .len()
+    };
+    let peers = "cluster.peers = { alpha = 'a:1', beta = 'b:1' }";
+    assert_eq!(two("", "", ""), 1);
+    assert_eq!(two("", "count=0", ""), 0);
+    assert_eq!(two("", "count=2", "on_demand={max=2}"), 3);
+    assert_eq!(two("", "placement.labels={r='eu'}", "placement.labels={r='us'}"), 0);
+    assert_eq!(two("", "placement.labels={r='eu'}", "placement.labels={r='eu'}"), 1);
+    assert_eq!(two("", "placement.labels={r='eu'}", "placement.labels={z='us'}"), 1);
+    assert_eq!(two(peers, "count=2", "count=2"), 0);
+    assert_eq!(two(peers, "per_host=true", ""), 0);
+    assert_eq!(two(peers, "per_host=true", "per_host=true"), 1);
+}
+
+#[test]
+fn what_only_another_host_can_answer_is_left_to_it() {
+    read_good("cluster.peers={alpha='a:1'}\n[process.zone]\ncommand=['/a', '{host.label.region}']");
+}
+
 // --- names of this host ------------------------------------------------------------------------------------
 
 #[test]
