@@ -1,13 +1,49 @@
 //! cluster.toml: from text to a validated spec and host settings, every fault with line and column.
 //!
-//! Owns the file format (docs/config.md). Pure except for nothing: it is given the text. Called by the
-//! agent at start and reload, and by `bigbrother check`, `plan` and `apply`.
+//! Owns the file format (docs/config.md, [`keys`]). Pure: it is given the text and the hostname. Called by
+//! the agent at start and reload, and by `bigbrother check`, `plan` and `apply`.
+//!
+//! ```text
+//! text ─ toml ─▶ tree with places ─┬─ keys: is every key known? ─────────────────────┐
+//!                                  ├─ cluster, host, process (health): values ─▶ Config
+//!                                  └─ check, template: what they say about each other ─▶ Faults
+//! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::spec::{HostName, Spec};
+use toml::de::DeTable;
+
+use crate::spec::{HostName, ProcessName, Spec};
+
+mod check;
+pub mod cluster;
+pub mod difference;
+mod fault;
+mod health;
+pub mod host;
+pub mod keys;
+mod process;
+mod section;
+mod template;
+pub mod written;
+
+pub use difference::difference;
+pub use fault::{Fault, Faults};
+
+use fault::Sink;
+use section::Section;
+use template::Surroundings;
+
+/// What the file does not say about the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    /// The machine's hostname; its first part is the default of `host.name`.
+    pub hostname: String,
+    /// `--host`: goes before the file's `host.name`.
+    pub host_override: Option<String>,
+}
 
 /// A whole valid cluster.toml.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,4 +109,53 @@ pub struct HostPolicy {
     pub users: Vec<String>,
     /// Folders below which programs must lie.
     pub programs: Vec<PathBuf>,
+}
+
+/// Reads a cluster.toml. `file_name` is only for the report. Every fault is found at once; after a fault of
+/// TOML's own grammar, what such a fault may have swallowed (a missing key, a name that nobody declares) is not
+/// reported.
+pub fn parse(text: &str, file_name: &str, context: &Context) -> Result<Config, Faults> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let syntax: Vec<Fault> = errors.iter().map(|error| syntax_fault(text, error)).collect();
+    let sink = Sink::default();
+    let root = Section::root(&document, &sink);
+    keys::check(&root, &mut Vec::new(), &sink);
+    let cluster = cluster::read(&root.section("cluster", "{ name = \"pirates\" }"));
+    let host = host::read(&root, &cluster, context);
+    let processes = root.section("process", "[process.zone]");
+    let spec = processes_of(&processes);
+    if syntax.is_empty() {
+        let around = Surroundings { source: text, cluster: &cluster, host: host.as_ref() };
+        check::check(&processes, &spec, &around);
+    }
+    let mut faults = sink.into_faults();
+    // The rest of a line that could not be read means nothing.
+    let line = |fault: &Fault| fault::line_at(text, fault.span.start).start;
+    let broken: BTreeSet<usize> = syntax.iter().map(line).collect();
+    faults.retain(|fault| !broken.contains(&line(fault)));
+    faults.extend(syntax);
+    match host {
+        Some(host) if faults.is_empty() => Ok(Config { cluster, host, spec }),
+        _ => Err(Faults::new(file_name, text, faults)),
+    }
+}
+
+fn syntax_fault(text: &str, error: &toml::de::Error) -> Fault {
+    let span = error.span().unwrap_or(text.len()..text.len());
+    Fault { span, title: error.message().to_owned(), help: None }
+}
+
+fn processes_of(section: &Section<'_>) -> Spec {
+    let mut spec = Spec::default();
+    for item in section.items() {
+        let process = item.section("a table").map(|inner| process::read(&inner));
+        match item.key.parse::<ProcessName>() {
+            Ok(name) => spec.processes.extend(process.map(|process| (name, process))),
+            Err(reason) => {
+                let title = format!("{:?} is no process name: {reason}", item.key);
+                item.sink.report(item.key_span.clone(), title, None);
+            }
+        }
+    }
+    spec
 }

@@ -78,3 +78,159 @@ fn list<'a>(out: &mut Vec<u8>, items: impl Iterator<Item = &'a str>) {
         text(out, item);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::spec::{
+        Backoff, Drain, GiveUp, Heartbeat, HeartbeatMode, Limits, Logs, OnHang, OnPartition, PlacementPolicy,
+        Population, PortRequest, Protocol, Ready, ReadyMode, Restart, RestartPolicy, Stop, Strategy, Update,
+    };
+
+    type Change = fn(&mut Process);
+
+    fn port(protocol: Protocol, fixed: Option<u16>) -> PortRequest {
+        PortRequest { protocol, fixed }
+    }
+
+    fn sample() -> Process {
+        let second = Duration::from_secs(1);
+        Process {
+            command: vec!["/opt/game/zone".into(), "--port".into(), "{port.game}".into()],
+            population: Population::Count(4),
+            ports: [
+                ("game".to_owned(), port(Protocol::Udp, None)),
+                ("rcon".to_owned(), port(Protocol::Tcp, Some(7778))),
+            ]
+            .into(),
+            user: Some("games".into()),
+            group: None,
+            working_dir: Some("/opt/game".into()),
+            env: [("REGION".to_owned(), "eu".to_owned())].into(),
+            umask: 0o027,
+            nice: -5,
+            ignore_sigpipe: true,
+            ready: Ready { mode: ReadyMode::Native, timeout: second },
+            heartbeat: Heartbeat {
+                mode: HeartbeatMode::Native,
+                interval: second,
+                timeout: 5 * second,
+                on_hang: OnHang::Kill,
+                abort_timeout: second,
+            },
+            restart: Restart {
+                policy: RestartPolicy::Always,
+                backoff: Some(Backoff { min: second, max: second }),
+                healthy_after: second,
+                give_up: Some(GiveUp { failures: 5, within: second }),
+            },
+            stop: Stop { signal: 15, timeout: second },
+            drain: Drain { timeout: second },
+            limits: Limits {
+                memory: Some(1 << 30),
+                cpu_milli: Some(1500),
+                pids: Some(64),
+                files: Some(65_536),
+                core: None,
+                required: false,
+            },
+            placement: PlacementPolicy {
+                labels: [("region".to_owned(), "eu".to_owned())].into(),
+                strategy: Strategy::Spread,
+                max_per_host: None,
+                needs: [("slots".to_owned(), 1)].into(),
+            },
+            update: Update { max_unavailable: 1, when_empty: false, deadline: None },
+            after: vec![],
+            on_partition: OnPartition::Keep,
+            logs: Logs::Files { size: 1 << 20, files: 5 },
+            build: Some("1.4.2".into()),
+            launch: vec![],
+            labels: [].into(),
+        }
+    }
+
+    /// The number was computed from the description of the bytes by another program, not by this one.
+    #[test]
+    fn the_hash_of_a_process_never_changes() {
+        assert_eq!(spec_hash(&sample()).to_string(), "32519c7b44ea7d3f");
+    }
+
+    #[test]
+    fn what_a_living_process_cannot_take_over_changes_the_hash() {
+        let changes: &[(&str, Change)] = &[
+            ("an argument", |p| p.command[1] = "--prt".into()),
+            ("one argument more", |p| p.command.push(String::new())),
+            ("the cut between arguments", |p| {
+                p.command = vec!["/opt/game/zone--port".into(), "{port.game}".into()]
+            }),
+            ("a variable", |p| *p.env.get_mut("REGION").unwrap() = "us".into()),
+            ("one variable more", |p| {
+                p.env.insert("A".into(), String::new());
+            }),
+            ("the user", |p| p.user = Some("redis".into())),
+            ("no user", |p| p.user = None),
+            ("an empty user", |p| p.user = Some(String::new())),
+            ("the group", |p| p.group = Some("games".into())),
+            ("the folder", |p| p.working_dir = None),
+            ("a port's transport", |p| {
+                p.ports.insert("game".into(), port(Protocol::Tcp, None));
+            }),
+            ("a port's number", |p| {
+                p.ports.insert("rcon".into(), port(Protocol::Tcp, Some(7779)));
+            }),
+            ("a fixed port", |p| {
+                p.ports.insert("game".into(), port(Protocol::Udp, Some(7778)));
+            }),
+            ("one port less", |p| {
+                p.ports.remove("game");
+            }),
+            ("the mask", |p| p.umask = 0o022),
+            ("the priority", |p| p.nice = 0),
+            ("SIGPIPE", |p| p.ignore_sigpipe = false),
+            ("open files", |p| p.limits.files = None),
+            ("the core's size", |p| p.limits.core = Some(0)),
+            ("the build", |p| p.build = Some("1.4.3".into())),
+            ("no build", |p| p.build = None),
+        ];
+        let mut seen = std::collections::BTreeSet::from([spec_hash(&sample())]);
+        for (what, change) in changes {
+            let mut process = sample();
+            change(&mut process);
+            assert!(seen.insert(spec_hash(&process)), "{what} gives no hash of its own");
+        }
+    }
+
+    #[test]
+    fn what_applies_live_leaves_the_hash_alone() {
+        let changes: &[(&str, Change)] = &[
+            ("population", |p| p.population = Population::PerHost),
+            ("ready", |p| p.ready.mode = ReadyMode::Notify),
+            ("heartbeat", |p| p.heartbeat.timeout = Duration::from_secs(9)),
+            ("restart", |p| p.restart.backoff = None),
+            ("stop", |p| p.stop.signal = 2),
+            ("drain", |p| p.drain.timeout = Duration::ZERO),
+            ("memory", |p| p.limits.memory = None),
+            ("cpu", |p| p.limits.cpu_milli = None),
+            ("pids", |p| p.limits.pids = None),
+            ("required", |p| p.limits.required = true),
+            ("placement", |p| p.placement.labels.clear()),
+            ("update", |p| p.update.max_unavailable = 9),
+            ("after", |p| p.after = vec!["login".parse().unwrap()]),
+            ("on_partition", |p| p.on_partition = OnPartition::Stop),
+            ("logs", |p| p.logs = Logs::Null),
+            ("launch", |p| p.launch = vec!["dungeon".parse().unwrap()]),
+            ("labels", |p| {
+                p.labels.insert("a".into(), "b".into());
+            }),
+        ];
+        for (what, change) in changes {
+            let mut process = sample();
+            change(&mut process);
+            assert_ne!(process, sample(), "{what} was not changed");
+            assert_eq!(spec_hash(&process), spec_hash(&sample()), "{what}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `[host]`: where this host keeps its files, listens, and what it offers.
+//!
+//! Owns the defaults, among them the name from the hostname. Never touches the machine: whether a folder can
+//! be written or a user exists is found out by the agent. Called by `parse`.
+
+use core::net::IpAddr;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::section::{Item, Section};
+use super::{ClusterSettings, Context, HostPolicy, HostSettings};
+use crate::spec::HostName;
+
+/// The longest runtime folder: a socket's path has 107 bytes, and the sockets' names below it need the rest.
+pub const MAX_RUNTIME_DIR: usize = 60;
+
+/// The host, read as far as it could be; without a name there is a fault.
+pub(super) fn read(root: &Section<'_>, cluster: &ClusterSettings, context: &Context) -> Option<HostSettings> {
+    let section = &root.section("host", "{ name = \"alpha\" }");
+    let listen = section
+        .read("listen", |item| item.endpoint("an address and port such as \"0.0.0.0:7600\""))
+        .unwrap_or_else(|| "0.0.0.0:7600".to_owned());
+    let name = name(section, context);
+    if let Some(name) = &name {
+        check_peer(root, cluster, name);
+    }
+    let settings = HostSettings {
+        name: name.clone().unwrap_or_else(placeholder),
+        data_dir: section.read("data_dir", absolute).unwrap_or_else(|| "/var/lib/bigbrother".into()),
+        runtime_dir: section.read("runtime_dir", runtime_dir).unwrap_or_else(|| "/run/bigbrother".into()),
+        api: section.read("api", api).unwrap_or_else(|| Some("127.0.0.1:7610".to_owned())),
+        address: section.read("address", Item::text).unwrap_or_else(|| address_of(&listen)),
+        listen,
+        ports: section.read("ports", range).unwrap_or((20_000, 29_999)),
+        labels: section.read("labels", labels).unwrap_or_default(),
+        capacity: section.read("capacity", amounts).unwrap_or_default(),
+        policy: policy(&section.section("policy", "{ users = [\"games\"] }")),
+    };
+    name.map(|_| settings)
+}
+
+/// Stands in while the other keys are read; never leaves this module.
+fn placeholder() -> HostName {
+    "unnamed".parse().expect("a legal name")
+}
+
+fn name(section: &Section<'_>, context: &Context) -> Option<HostName> {
+    let written = section.read("name", Item::parsed::<HostName>);
+    if let Some(name) = &context.host_override {
+        return name
+            .parse()
+            .map_err(|reason| {
+                section.fault("name", format!("--host {name:?} is no host name: {reason}"), None)
+            })
+            .ok();
+    }
+    if section.has("name") {
+        return written;
+    }
+    let short = context.hostname.split('.').next().unwrap_or_default().to_lowercase();
+    let refuse = |reason| {
+        section.fault(
+            "name",
+            format!("the hostname {short:?} cannot be this host's name: {reason}"),
+            Some("set `name` in [host], or give --host NAME"),
+        );
+    };
+    short.parse().map_err(refuse).ok()
+}
+
+fn check_peer(root: &Section<'_>, cluster: &ClusterSettings, name: &HostName) {
+    if cluster.peers.is_empty() || cluster.peers.contains_key(name) {
+        return;
+    }
+    let peers: Vec<&str> = cluster.peers.keys().map(HostName::as_str).collect();
+    let host = root.again("host");
+    let (section, key) = if host.has("name") { (host, "name") } else { (root.again("cluster"), "peers") };
+    section.fault(
+        key,
+        format!("this host is {name}, which is not among the peers"),
+        Some(&format!(
+            "the peers are {}: set `name` in [host] or --host to one of them, or add this host to `peers`",
+            peers.join(", ")
+        )),
+    );
+}
+
+fn absolute(item: &Item<'_>) -> Option<PathBuf> {
+    let text = item.text()?;
+    if !text.starts_with('/') {
+        return item.wanted("an absolute path such as \"/var/lib/bigbrother\"");
+    }
+    Some(text.into())
+}
+
+fn runtime_dir(item: &Item<'_>) -> Option<PathBuf> {
+    let path = absolute(item)?;
+    let length = path.as_os_str().len();
+    if length > MAX_RUNTIME_DIR {
+        return item.refuse(
+            format!("`runtime_dir` has {length} bytes, at most {MAX_RUNTIME_DIR} are possible"),
+            Some("the sockets lie below it, and a socket's path has 107 bytes at most"),
+        );
+    }
+    Some(path)
+}
+
+fn api(item: &Item<'_>) -> Option<Option<String>> {
+    const WANTED: &str = "an address and port such as \"127.0.0.1:7610\", or \"\" for none";
+    if item.as_str() == Some("") {
+        return Some(None);
+    }
+    let endpoint = item.endpoint(WANTED)?;
+    let host = host_of(&endpoint);
+    if host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+        return item.refuse(
+            format!("`api` must be a loopback address, not {host}"),
+            Some("the API has no access control of its own yet: whoever reaches it may run programs"),
+        );
+    }
+    Some(Some(endpoint))
+}
+
+/// The host part of an endpoint, without brackets.
+fn host_of(endpoint: &str) -> &str {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn address_of(listen: &str) -> String {
+    let host = host_of(listen);
+    let anywhere = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    if anywhere { "127.0.0.1".to_owned() } else { host.to_owned() }
+}
+
+fn range(item: &Item<'_>) -> Option<(u16, u16)> {
+    const WANTED: &str = "a range such as \"20000-29999\"";
+    let ends = item.as_str().and_then(|text| text.split_once('-'));
+    let number = |text: &str| text.trim().parse::<u16>().ok().filter(|n| *n > 0);
+    let Some((low, high)) = ends.and_then(|(low, high)| number(low).zip(number(high))) else {
+        return item.wanted(WANTED);
+    };
+    if low > high {
+        return item.refuse(
+            format!("`ports` begins with {low} and ends with {high}"),
+            Some(&format!("did you mean \"{high}-{low}\"?")),
+        );
+    }
+    Some((low, high))
+}
+
+/// `{ region = "eu" }`
+pub(super) fn labels(item: &Item<'_>) -> Option<BTreeMap<String, String>> {
+    item.map("a table such as { region = \"eu\" }", Item::any_text)
+}
+
+/// `{ slots = 200 }`
+pub(super) fn amounts(item: &Item<'_>) -> Option<BTreeMap<String, u64>> {
+    item.map("a table such as { slots = 200 }", |item| {
+        item.number(0..=i64::MAX).and_then(|n| u64::try_from(n).ok())
+    })
+}
+
+fn policy(section: &Section<'_>) -> HostPolicy {
+    let users = section.read("users", |item| item.list_of("a list such as [\"games\"]", Item::text));
+    let programs = section.read("programs", |item| item.list_of("a list such as [\"/opt/game\"]", absolute));
+    HostPolicy { users: users.unwrap_or_default(), programs: programs.unwrap_or_default() }
+}
+
+impl Item<'_> {
+    /// `host:port`, an IPv6 address in brackets.
+    pub(super) fn endpoint(&self, wanted: &str) -> Option<String> {
+        let good = |text: &&str| {
+            text.rsplit_once(':').is_some_and(|(host, port)| {
+                let bracketed = host.starts_with('[') && host.ends_with(']');
+                let bare =
+                    !host.is_empty() && !host.contains(|c: char| c == ':' || c == '/' || c.is_whitespace());
+                let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+                (bracketed && host_of(text).parse::<IpAddr>().is_ok() || bare)
+                    && digits
+                    && port.parse::<u16>().is_ok()
+            })
+        };
+        self.as_str().filter(good).map(str::to_owned).or_else(|| self.wanted(wanted))
+    }
+}
