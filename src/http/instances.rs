@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use serde::Deserialize;
 
-use super::names::Names;
+use super::names::{Id, Names};
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostRequest;
@@ -64,8 +64,7 @@ pub(super) async fn list(
 }
 
 /// `GET /v1/instances/{id}`
-pub(super) async fn one(api: State<Api>, Path(id): Path<String>) -> Result<Json<InstanceView>, Refusal> {
-    let id: InstanceId = id.parse()?;
+pub(super) async fn one(api: State<Api>, Id(id): Id) -> Result<Json<InstanceView>, Refusal> {
     let snapshot = api.snapshots.get().await?;
     if let Some(view) = snapshot.instances.iter().find(|view| view.instance == id) {
         return Ok(Json(view.clone()));
@@ -75,8 +74,7 @@ pub(super) async fn one(api: State<Api>, Path(id): Path<String>) -> Result<Json<
 }
 
 /// `GET /v1/instances/{id}/hang-report`, as text. The report may outlive the instance.
-pub(super) async fn hang_report(api: State<Api>, Path(id): Path<String>) -> Result<String, Refusal> {
-    let id: InstanceId = id.parse()?;
+pub(super) async fn hang_report(api: State<Api>, Id(id): Id) -> Result<String, Refusal> {
     let report = api.handle.ask(|reply| HostRequest::HangReport(id.clone(), reply)).await?;
     if let Some(report) = report {
         return Ok(report);

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::names::Names;
+use super::names::{Id, Names};
 use super::problem::Refusal;
 use super::router::Api;
 use super::server::stopped;
@@ -49,11 +49,10 @@ enum Stream {
 /// `GET /v1/instances/{id}/logs?stream=stdout|stderr&lines=100&follow=`. Logs may outlive the instance.
 pub(super) async fn read(
     api: State<Api>,
-    Path(id): Path<String>,
+    Id(id): Id,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(Wanted { stream, lines, follow }) = wanted?;
-    let id: InstanceId = id.parse()?;
     let folder = api.handle.logs.join(id.to_string());
     if !folder.is_dir() {
         Names::read(&api).await?.instance(&id)?;

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostSnapshot;
@@ -10,6 +13,18 @@ use crate::state::{State, Target};
 
 /// Names less alike than this are not what was meant (0 to 1, Jaro-Winkler).
 const ALIKE: f64 = 0.75;
+
+/// The `{id}` of a path.
+pub(super) struct Id(pub InstanceId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await?;
+        Ok(Id(text.parse()?))
+    }
+}
 
 /// The names of one moment, in the cluster's state and on this host.
 pub(super) struct Names {
@@ -74,7 +89,8 @@ fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {
     known
         .map(|candidate| (strsim::jaro_winkler(name, &candidate), candidate))
         .filter(|(alike, _)| *alike >= ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        // The first of those that are equally alike.
+        .min_by(|a, b| b.0.total_cmp(&a.0))
         .map(|(_, candidate)| candidate)
 }
 

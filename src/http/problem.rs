@@ -1,7 +1,7 @@
 //! Refusals: the one place where an error becomes an HTTP status and RFC 9457 problem details.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection, StringRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection, StringRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -175,4 +175,4 @@ macro_rules! unreadable {
     )*};
 }
 
-unreadable!(JsonRejection, QueryRejection, StringRejection);
+unreadable!(JsonRejection, PathRejection, QueryRejection, StringRejection);

@@ -203,3 +203,106 @@ pub(super) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, and with it the agent.
     let _: Result<_, watch::error::RecvError> = shutdown.wait_for(|stop| *stop).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::handle::HostRequest;
+    use crate::state::State;
+    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::sync::{broadcast, mpsc};
+
+    const STATUS: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    const HEALTH: &[u8] = b"GET /v1/healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+    struct Served {
+        dir: tempfile::TempDir,
+        // Kept, and never read: an agent that does not answer.
+        unanswered: mpsc::Receiver<HostRequest>,
+        shutdown: watch::Sender<bool>,
+        served: tokio::task::JoinHandle<Result<(), ServeError>>,
+    }
+
+    async fn start(limits: Limits) -> Served {
+        let dir = tempfile::tempdir().unwrap();
+        let (requests, unanswered) = mpsc::channel(8);
+        let handle = Handle {
+            host: "alpha".parse().unwrap(),
+            cluster: "test".into(),
+            started_at: String::new(),
+            logs: dir.path().into(),
+            requests,
+            proposals: mpsc::channel(1).0,
+            state: watch::channel(Arc::new(State::default())).1,
+            events: broadcast::channel(1).0,
+        };
+        let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None).await.unwrap();
+        let (shutdown, stop) = watch::channel(false);
+        let served = tokio::spawn(serve_within(limits, handle, Arc::new(Metrics::new()), listeners, stop));
+        Served { dir, unanswered, shutdown, served }
+    }
+
+    impl Served {
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.dir.path().join("api.sock")).await.unwrap()
+        }
+    }
+
+    async fn rest(mut stream: UnixStream) -> String {
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("the connection ends").unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_answer_is_a_timeout() {
+        let server = start(Limits { request: Duration::from_millis(50), ..Limits::DEFAULT }).await;
+        let mut stream = server.connect().await;
+        stream.write_all(STATUS).await.unwrap();
+        let answer = rest(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+        assert!(answer.contains("\"type\":\"timeout\""), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_half_sent_head_holds_a_place_for_a_while_only() {
+        let head = Duration::from_millis(300);
+        let server = start(Limits { connections: 1, head, ..Limits::DEFAULT }).await;
+        let began = Instant::now();
+        let mut slow = server.connect().await;
+        slow.write_all(b"GET /v1/hea").await.unwrap();
+        let mut next = server.connect().await;
+        next.write_all(HEALTH).await.unwrap();
+        let answer = rest(next).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(
+            began.elapsed() >= head,
+            "the second was served beside the first after {:?}",
+            began.elapsed()
+        );
+        assert_eq!(rest(slow).await, "");
+    }
+
+    #[tokio::test]
+    async fn shutdown_waits_for_answers_and_not_for_ever() {
+        let server = start(Limits { grace: Duration::from_millis(100), ..Limits::DEFAULT }).await;
+        let mut stream = server.connect().await;
+        stream.write_all(STATUS).await.unwrap();
+        // Its request must have been read, or it would be closed as an idle one.
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while server.unanswered.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the request reaches the agent");
+        server.shutdown.send(true).unwrap();
+        let served = tokio::time::timeout(Duration::from_secs(10), server.served).await;
+        served.expect("it ends although an answer is missing").unwrap().unwrap();
+        assert_eq!(rest(stream).await, "");
+        assert!(!server.dir.path().join("api.sock").exists());
+    }
+}
