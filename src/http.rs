@@ -2,6 +2,23 @@
 //!
 //! Owns routes, their shapes ([`view`]) and the mapping of errors to statuses. Never decides anything:
 //! it asks the agent through [`crate::agent::Handle`]. Served on the agent's second runtime, so that no
-//! request delays a heartbeat.
+//! request delays a heartbeat. A request comes in through `server`, is routed by `router`, answered by
+//! `instances`, `events`, `logs`, `spec` or `operate`, and refused only by `problem`.
 
 pub mod view;
+
+mod events;
+mod instances;
+mod listen;
+mod logs;
+mod names;
+mod operate;
+mod problem;
+mod router;
+mod server;
+mod snapshots;
+mod spec;
+mod tail;
+
+pub use listen::{ListenError, Listeners};
+pub use server::{ServeError, serve};

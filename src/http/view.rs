@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{HostName, InstanceId, ProcessName, Protocol};
+use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
+use crate::state::Target;
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -172,5 +173,87 @@ pub struct Problem {
     /// The HTTP status.
     pub status: u16,
     /// Why, and what to do.
+    pub detail: String,
+}
+
+/// The answer to `POST /v1/apply`: what changed, or with `dry_run` what would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedView {
+    /// The revision of the spec now in force.
+    pub revision: u64,
+    /// What the applied file changes.
+    pub plan: PlanView,
+}
+
+/// `GET /v1/spec`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecView {
+    /// Its revision; 0: none was applied yet.
+    pub revision: u64,
+    /// The desired set.
+    pub spec: Spec,
+}
+
+/// The body of `POST /v1/restart`, `/v1/stop` and `/v1/start`: `{"target": "all"}`,
+/// `{"target": {"process": "zone"}}` or `{"target": {"instance": "zone.3"}}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetRequest {
+    /// Whom it is about.
+    pub target: Target,
+}
+
+/// The answer to `POST /v1/restart`, `/v1/stop` and `/v1/start`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AffectedView {
+    /// The instances on this host that the target names, in order. They change after the answer, not before.
+    pub instances: Vec<InstanceId>,
+}
+
+/// The body of `POST /v1/scale`, and its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    /// Which.
+    pub process: ProcessName,
+    /// How many; null takes the override back.
+    pub count: Option<u32>,
+}
+
+/// The body of `POST /v1/launch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchRequest {
+    /// An on-demand process.
+    pub process: ProcessName,
+    /// Values of `{arg.NAME}`.
+    #[serde(default)]
+    pub args: BTreeMap<String, String>,
+    /// The same key gives the same instance while it lives; the header `Idempotency-Key` does as well.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// The answer to `POST /v1/launch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchedView {
+    /// The launched instance.
+    pub instance: InstanceId,
+}
+
+/// The body of `POST /v1/announce`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnnounceRequest {
+    /// About which.
+    pub instance: InstanceId,
+    /// What is about to be done to it.
+    pub text: String,
+}
+
+/// The answer to `POST /v1/announce` and `/v1/reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoneView {
+    /// What came of it, in words.
     pub detail: String,
 }

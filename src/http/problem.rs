@@ -1,0 +1,178 @@
+//! Refusals: the one place where an error becomes an HTTP status and RFC 9457 problem details.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection, StringRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::agent::handle::AskError;
+use crate::http::view::Problem;
+use crate::spec::InvalidName;
+use crate::state::Rejected;
+
+/// A request that was not carried out. Detail says why and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    detail: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Refusal { status, kind, title, detail: detail.into() }
+    }
+
+    /// A path that is no route.
+    pub(super) fn no_route(path: &str) -> Self {
+        let detail = format!("there is nothing at {path}: docs/cli.md lists the API");
+        Refusal::new(StatusCode::NOT_FOUND, "no-route", "no such route", detail)
+    }
+
+    /// A route that does not know the method. The router adds `Allow`.
+    pub(super) fn method(method: &str, path: &str) -> Self {
+        let detail = format!("{path} does not take {method}: the Allow header names what it takes");
+        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "wrong method", detail)
+    }
+
+    /// A name that is legal but not there.
+    pub(super) fn unknown(what: &'static str, name: &str, nearest: Option<&str>) -> Self {
+        let (kind, title) = match what {
+            "process" => ("no-process", "no such process"),
+            _ => ("no-instance", "no such instance"),
+        };
+        let mut detail = format!("there is no {what} {name}");
+        if let Some(nearest) = nearest {
+            detail.push_str(&format!(": did you mean {nearest}?"));
+        }
+        Refusal::new(StatusCode::NOT_FOUND, kind, title, detail)
+    }
+
+    /// Something of a known instance that is not there.
+    pub(super) fn nothing_there(detail: String) -> Self {
+        Refusal::new(StatusCode::NOT_FOUND, "nothing-there", "nothing to show", detail)
+    }
+
+    /// A body of another type than the route takes.
+    pub(super) fn media_type(detail: &str) -> Self {
+        Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported-media-type",
+            "wrong content type",
+            detail,
+        )
+    }
+
+    /// A cluster.toml with faults; `faults` are all of them, readable.
+    pub(super) fn faults(faults: String) -> Self {
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-spec", "the file has faults", faults)
+    }
+
+    /// A reload that was refused; the old settings stay in force.
+    pub(super) fn reload(reason: String) -> Self {
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "not reloaded", reason)
+    }
+
+    /// A request that a web page of another origin makes a browser send.
+    pub(super) fn foreign(detail: String) -> Self {
+        Refusal::new(StatusCode::FORBIDDEN, "foreign-origin", "not for web pages", detail)
+    }
+
+    /// As many readers follow events and logs as are allowed.
+    pub(super) fn too_many_followers(max: usize) -> Self {
+        let detail = format!("{max} readers follow events or logs already: end one, or ask without follow");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many followers", detail)
+    }
+
+    /// Neither the request nor its answer was complete in time.
+    pub(super) fn timeout() -> Self {
+        let detail = "the request or its answer took too long; a change may still be carried out: look before you try again";
+        Refusal::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "took too long", detail)
+    }
+
+    /// Something that cannot be unless the program has a fault or the machine fails.
+    pub(super) fn internal(detail: String) -> Self {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the agent failed", detail)
+    }
+
+    /// A body or query that could not be read, by the status that its reader proposes.
+    fn unreadable(status: StatusCode, reason: String) -> Self {
+        match status {
+            StatusCode::PAYLOAD_TOO_LARGE => Refusal::new(
+                status,
+                "too-large",
+                "the body is too large",
+                format!("a body may have {} bytes", super::router::MAX_BODY),
+            ),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Refusal::media_type(&reason),
+            _ => Refusal::new(StatusCode::BAD_REQUEST, "bad-request", "the request cannot be read", reason),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            kind: self.kind.to_owned(),
+            title: self.title.to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        let mut response = (self.status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<AskError> for Refusal {
+    fn from(error: AskError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AskError::Busy => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "busy", detail),
+            AskError::Stopping => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the agent is stopping", detail)
+            }
+            AskError::Rejected(rejected) => rejected.into(),
+        }
+    }
+}
+
+impl From<Rejected> for Refusal {
+    fn from(rejected: Rejected) -> Self {
+        let detail = rejected.to_string();
+        let (status, kind, title) = match rejected {
+            Rejected::Revision { .. } => (StatusCode::CONFLICT, "revision", "another revision"),
+            Rejected::NoProcess(_) => (StatusCode::NOT_FOUND, "no-process", "no such process"),
+            Rejected::NoInstance(_) => (StatusCode::NOT_FOUND, "no-instance", "no such instance"),
+            Rejected::NotCounted(_) => (StatusCode::CONFLICT, "not-counted", "not a counted process"),
+            Rejected::NotOnDemand(_) => (StatusCode::CONFLICT, "not-on-demand", "not an on-demand process"),
+            Rejected::Full { .. } => (StatusCode::CONFLICT, "full", "as many as allowed"),
+            // The rest answers commands of planner and hosts, which the API never proposes.
+            _ => (StatusCode::CONFLICT, "conflict", "refused"),
+        };
+        Refusal::new(status, kind, title, detail)
+    }
+}
+
+impl From<InvalidName> for Refusal {
+    fn from(error: InvalidName) -> Self {
+        Refusal::new(StatusCode::BAD_REQUEST, "bad-name", "not a name", error.to_string())
+    }
+}
+
+macro_rules! unreadable {
+    ($($rejection:ty),*) => {$(
+        impl From<$rejection> for Refusal {
+            fn from(rejection: $rejection) -> Self {
+                Refusal::unreadable(rejection.status(), rejection.body_text())
+            }
+        }
+    )*};
+}
+
+unreadable!(JsonRejection, PathRejection, QueryRejection, StringRejection);

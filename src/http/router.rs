@@ -1,0 +1,186 @@
+//! Which path is answered by what, and what holds for all of them: time, size, counting, no web pages.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::problem::Refusal;
+use super::server::Limits;
+use super::snapshots::Snapshots;
+use super::{events, instances, logs, operate, spec};
+use crate::agent::Handle;
+use crate::metrics::{self, Metrics};
+
+/// The largest request body, in bytes.
+pub(super) const MAX_BODY: usize = 1024 * 1024;
+
+/// Readers that follow events or logs at once.
+const MAX_FOLLOWERS: usize = 64;
+
+/// How long /metrics waits for the supervision loop before it shows what it has.
+const SCRAPE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What every route may use.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) handle: Handle,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) snapshots: Snapshots,
+    /// True: streams end.
+    pub(super) shutdown: watch::Receiver<bool>,
+    followers: Arc<Semaphore>,
+}
+
+impl Api {
+    pub(super) fn new(
+        handle: Handle,
+        metrics: Arc<Metrics>,
+        snapshots: Snapshots,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Api { handle, metrics, snapshots, shutdown, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
+    }
+
+    /// A place among those who follow, held while the permit lives.
+    pub(super) fn follow(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.followers.clone().try_acquire_owned().map_err(|_| Refusal::too_many_followers(MAX_FOLLOWERS))
+    }
+}
+
+/// How a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    /// Guarded by the mode of the socket's file.
+    Unix,
+    /// Open to all on this machine, web browsers included.
+    Tcp,
+}
+
+/// All routes.
+pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
+    let in_time = move |request: Request, next: Next| async move {
+        tokio::time::timeout(limits.request, next.run(request))
+            .await
+            .unwrap_or_else(|_| Refusal::timeout().into_response())
+    };
+    let routes = Router::new()
+        .route("/metrics", get(scrape))
+        .route("/v1/healthz", get(healthz))
+        .route("/v1/status", get(instances::status))
+        .route("/v1/instances", get(instances::list))
+        .route("/v1/instances/{id}", get(instances::one))
+        .route("/v1/instances/{id}/hang-report", get(instances::hang_report))
+        .route("/v1/instances/{id}/logs", get(logs::read))
+        .route("/v1/events", get(events::read))
+        .route("/v1/spec", get(spec::current))
+        .route("/v1/apply", post(spec::apply))
+        .route("/v1/restart", post(operate::restart))
+        .route("/v1/stop", post(operate::stop))
+        .route("/v1/start", post(operate::start))
+        .route("/v1/scale", post(operate::scale))
+        .route("/v1/launch", post(operate::launch))
+        .route("/v1/announce", post(operate::announce))
+        .route("/v1/reload", post(operate::reload))
+        .fallback(async |uri: Uri| Refusal::no_route(uri.path()))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            Refusal::method(method.as_str(), uri.path())
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(in_time));
+    let routes = match transport {
+        Transport::Unix => routes,
+        Transport::Tcp => routes.layer(middleware::from_fn(no_web_pages)),
+    };
+    routes.layer(middleware::from_fn_with_state(api.metrics.clone(), counted)).with_state(api)
+}
+
+/// Counts and times every request by its route's pattern, so that the labels are closed.
+async fn counted(
+    State(metrics): State<Arc<Metrics>>,
+    route: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let began = Instant::now();
+    let response = next.run(request).await;
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    metrics.request_served(route, response.status().as_u16(), began.elapsed());
+    response
+}
+
+/// A web page can make its reader's browser send requests to loopback: directly, which shows in `Origin`,
+/// or through a name of its own that it points there, which shows in `Host`. Neither may operate games.
+async fn no_web_pages(request: Request, next: Next) -> Response {
+    match foreign(request.headers()) {
+        Some(refusal) => refusal.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn foreign(headers: &HeaderMap) -> Option<Refusal> {
+    let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    if !names_loopback(host) {
+        return Some(Refusal::foreign(format!("the request is for {host:?}: use 127.0.0.1 or localhost")));
+    }
+    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or_default();
+    let own = origin.strip_prefix("http://") == Some(host);
+    (!own).then(|| Refusal::foreign(format!("the request comes from a page of {origin:?}")))
+}
+
+fn names_loopback(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+async fn healthz() -> Json<serde_json::Value> {
+    Json(serde_json::json!({ "ok": true }))
+}
+
+async fn scrape(State(api): State<Api>) -> Result<Response, Refusal> {
+    let snapshot = match tokio::time::timeout(SCRAPE_WAIT, api.snapshots.get()).await {
+        Ok(Ok(snapshot)) => Some(snapshot),
+        // Shown by bigbrother_supervision_loop_up.
+        Ok(Err(_)) | Err(_) => None,
+    };
+    let text = tokio::task::spawn_blocking(move || api.metrics.render(snapshot.as_deref()))
+        .await
+        .map_err(|e| Refusal::internal(format!("the metrics could not be read: {e}")))?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(host: &str, origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, host.parse().unwrap());
+        if let Some(origin) = origin {
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        foreign(&headers).is_some()
+    }
+
+    #[test]
+    fn web_pages_of_others_are_refused() {
+        for host in ["127.0.0.1:7610", "localhost:7610", "[::1]:7610", "127.0.0.1"] {
+            assert!(!refused(host, None), "{host}");
+            assert!(!refused(host, Some(&format!("http://{host}"))), "{host}");
+            assert!(refused(host, Some("https://evil.example")), "{host}");
+            assert!(refused(host, Some("null")), "{host}");
+        }
+        assert!(refused("evil.example:7610", None));
+        assert!(refused("127.0.0.1.evil.example", None));
+        assert!(refused("", None));
+    }
+}
