@@ -6,6 +6,6 @@
 
 pub mod notify;
 pub mod rpc;
-// pub mod socket;
+pub mod socket;
 
-// pub use socket::{ConnId, Identity, Said, SocketEvent, Sockets};
+pub use socket::{ConnId, Identity, Said, SocketEvent, Sockets};
