@@ -1,0 +1,131 @@
+//! Making the two socket files of an instance, and preparing those that the keeper gives back.
+//!
+//! The files are never, not even for a moment, open to others than their owner: Linux takes the mode of the
+//! file from the socket, so it is set before the bind.
+
+use std::fs::DirBuilder;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, listen, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::Identity;
+
+/// Connections that wait while no agent runs.
+const BACKLOG: i32 = 64;
+
+/// As much room for datagrams as systemd asks for; the queue's length is net.unix.max_dgram_qlen besides.
+const NOTIFY_ROOM: usize = 8 * 1024 * 1024;
+
+/// The sockets of an instance could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Their folder.
+    #[error("cannot make the folder {path} for process sockets")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The path is longer than Linux allows.
+    #[error("the socket path {path} is longer than 107 bytes: choose a shorter runtime_dir")]
+    PathTooLong {
+        /// Which.
+        path: PathBuf,
+    },
+    /// An older file is in the way.
+    #[error("cannot remove the old socket {path}")]
+    Stale {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Making the socket.
+    #[error("cannot make the socket {path}")]
+    Bind {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+    /// Giving it to the run's account.
+    #[error(
+        "cannot give the socket {path} to uid {uid}: an agent that is not root can only run processes as itself"
+    )]
+    Owner {
+        /// Which.
+        path: PathBuf,
+        /// To whom.
+        uid: u32,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Watching it.
+    #[error("cannot watch a process socket")]
+    Watch {
+        /// Why.
+        source: Errno,
+    },
+}
+
+/// The listener `api.sock` and the notify socket `notify.sock` in a folder.
+pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, OwnedFd), OpenError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
+    let listener = one(&folder.join("api.sock"), SockType::Stream, identity)?;
+    let notify = one(&folder.join("notify.sock"), SockType::Datagram, identity)?;
+    Ok((listener, notify))
+}
+
+fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, OpenError> {
+    let owned = |source| OpenError::Bind { path: path.to_owned(), source };
+    let address = UnixAddr::new(path).map_err(|_| OpenError::PathTooLong { path: path.to_owned() })?;
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(OpenError::Stale { path: path.to_owned(), source });
+        }
+        _ => (),
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, kind, flags, None).map_err(owned)?;
+    fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(owned)?;
+    if kind == SockType::Datagram {
+        // Before the bind, so that no datagram arrives without its sender.
+        setsockopt(&made, sockopt::PassCred, &true).map_err(owned)?;
+        setsockopt(&made, sockopt::RcvBuf, &NOTIFY_ROOM).map_err(owned)?;
+    }
+    bind_to(made.as_raw_fd(), &address).map_err(owned)?;
+    if identity.uid != nix::unistd::geteuid().as_raw() || identity.gid != nix::unistd::getegid().as_raw() {
+        lchown(path, Some(identity.uid), Some(identity.gid)).map_err(|source| OpenError::Owner {
+            path: path.to_owned(),
+            uid: identity.uid,
+            source,
+        })?;
+    }
+    if kind == SockType::Stream {
+        listen(&made, Backlog::new(BACKLOG).map_err(owned)?).map_err(owned)?;
+    }
+    Ok(made)
+}
+
+/// Sets what the loop relies on, whatever the keeper did with its copies.
+pub(super) fn prepare(listener: &OwnedFd, notify: &OwnedFd) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Watch { source };
+    for socket in [listener, notify] {
+        let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).map_err(failed)?);
+        fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(failed)?;
+    }
+    setsockopt(notify, sockopt::PassCred, &true).map_err(failed)
+}

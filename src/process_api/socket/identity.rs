@@ -1,0 +1,116 @@
+//! Who may speak on the sockets of an instance.
+//!
+//! Owns the rule: the socket is the identity, so a caller must run as the instance's account (or root) and,
+//! where there are cgroups, inside the instance's. Reads /proc of the caller, nothing else. Without a cgroup
+//! processes of one account are not told apart; docs/protocol.md says so.
+
+/// Whose sockets they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The account of the run.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// The main process, which needs no look at its cgroup; 0: not known (yet).
+    pub main_pid: i32,
+    /// The instance's cgroup as /proc/PID/cgroup writes it: `/bigbrother/zone.3`. `None`: no cgroups here.
+    pub cgroup: Option<String>,
+}
+
+/// Why a caller was turned away.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stranger {
+    /// It runs as somebody else.
+    #[error("uid {uid} is not the account of this instance (uid {expected})")]
+    Account {
+        /// The caller's.
+        uid: u32,
+        /// The instance's.
+        expected: u32,
+    },
+    /// It lies in another cgroup.
+    #[error("process {pid} is outside this instance's cgroup")]
+    Cgroup {
+        /// The caller.
+        pid: i32,
+    },
+    /// It ended before it could be looked at.
+    #[error("process {pid} ended before it could be identified")]
+    Gone {
+        /// The caller.
+        pid: i32,
+    },
+}
+
+impl Identity {
+    /// Refuses a caller that does not belong to the instance.
+    pub fn admit(&self, pid: i32, uid: u32) -> Result<(), Stranger> {
+        if uid != self.uid && uid != 0 {
+            return Err(Stranger::Account { uid, expected: self.uid });
+        }
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        if self.main_pid != 0 && pid == self.main_pid {
+            return Ok(());
+        }
+        // 0: a sender in a PID namespace that is not below ours.
+        if pid <= 0 {
+            return Err(Stranger::Cgroup { pid });
+        }
+        match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+            Ok(text) if lies_within(&text, cgroup) => Ok(()),
+            Ok(_) => Err(Stranger::Cgroup { pid }),
+            Err(_) => Err(Stranger::Gone { pid }),
+        }
+    }
+}
+
+/// True when the version 2 line of a /proc/PID/cgroup names the cgroup or one below it.
+fn lies_within(text: &str, cgroup: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("0::"))
+        .filter_map(|path| path.strip_prefix(cgroup))
+        .any(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_cgroup() -> String {
+        let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        text.lines().find_map(|l| l.strip_prefix("0::")).expect("a cgroup2 hierarchy").to_owned()
+    }
+
+    #[test]
+    fn a_cgroup_is_left_only_by_name() {
+        let text = "12:pids:/bb/zone.30\n0::/bb/zone.3/inner\n";
+        assert!(lies_within(text, "/bb/zone.3"));
+        assert!(lies_within(text, "/bb/zone.3/inner"));
+        assert!(!lies_within("0::/bb/zone.30\n", "/bb/zone.3"), "a longer name is another instance");
+        assert!(!lies_within("3:memory:/bb/zone.3\n0::/\n", "/bb/zone.3"), "version 1 says nothing");
+        assert!(!lies_within("", "/bb/zone.3"));
+    }
+
+    #[test]
+    fn only_the_account_and_root_are_admitted() {
+        let identity = Identity { uid: 1000, ..Identity::default() };
+        assert_eq!(identity.admit(1, 1000), Ok(()));
+        assert_eq!(identity.admit(1, 0), Ok(()));
+        assert_eq!(identity.admit(1, 1001), Err(Stranger::Account { uid: 1001, expected: 1000 }));
+    }
+
+    #[test]
+    fn root_too_must_be_inside_the_cgroup() {
+        let me = std::process::id() as i32;
+        let elsewhere = Identity { cgroup: Some("/elsewhere".to_owned()), ..Identity::default() };
+        assert_eq!(elsewhere.admit(me, 0), Err(Stranger::Cgroup { pid: me }));
+        assert_eq!(elsewhere.admit(0, 0), Err(Stranger::Cgroup { pid: 0 }));
+        assert_eq!(elsewhere.admit(i32::MAX, 0), Err(Stranger::Gone { pid: i32::MAX }));
+        assert_eq!(Identity { main_pid: me, ..elsewhere }.admit(me, 0), Ok(()));
+        let here = own_cgroup();
+        if here != "/" {
+            let at_home = Identity { cgroup: Some(here), ..Identity::default() };
+            assert_eq!(at_home.admit(me, 0), Ok(()));
+        }
+    }
+}
