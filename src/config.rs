@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -150,7 +151,7 @@ fn processes_of(section: &Section<'_>) -> Spec {
     for item in section.items() {
         let process = item.section("a table").map(|inner| process::read(&inner));
         match item.key.parse::<ProcessName>() {
-            Ok(name) => spec.processes.extend(process.map(|process| (name, process))),
+            Ok(name) => spec.processes.extend(process.map(|process| (name, Arc::new(process)))),
             Err(reason) => {
                 let title = format!("{:?} is no process name: {reason}", item.key);
                 item.sink.report(item.key_span.clone(), title, None);

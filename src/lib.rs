@@ -40,3 +40,5 @@ pub mod plan;
 pub mod process_api;
 #[cfg(feature = "host")]
 pub mod state;
+#[cfg(feature = "host")]
+pub mod systemd;

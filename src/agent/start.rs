@@ -31,6 +31,9 @@ use crate::metrics::Metrics;
 use crate::state::HostFacts;
 use crate::systemd::Systemd;
 
+/// Who may use the API's socket: this account.
+const API_SOCKET_MODE: u32 = 0o600;
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -111,7 +114,8 @@ struct Tasks {
 
 async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
     // Before all else: it refuses a second agent, which would take the keeper from the first.
-    let listeners = Listeners::open(&config.host).await?;
+    let socket = config.host.runtime_dir.join("api.sock");
+    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
     let Tasks { replica, writer, reports, reload, launches, launched, unplaced } = tasks;
     let metrics = parts.metrics.clone();
@@ -160,7 +164,9 @@ async fn until_end(
     let mut check = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
         tokio::select! {
-            () = signals.end() => return Ok(()),
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            // A reload that is under way reads the file as it is now anyway.
             _ = signals.reload.recv() => drop(hang_up.try_send(())),
             _ = check.tick() => if supervision.is_finished() {
                 return Err(AgentError::Supervision);

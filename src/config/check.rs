@@ -140,7 +140,8 @@ fn check_own_ports(section: &Section<'_>, name: &ProcessName, process: &Process,
 }
 
 fn check_shared_ports(processes: &Section<'_>, spec: &Spec, cluster: &ClusterSettings) {
-    let all: Vec<(&ProcessName, &Process)> = spec.processes.iter().collect();
+    let all: Vec<(&ProcessName, &Process)> =
+        spec.processes.iter().map(|(name, process)| (name, &**process)).collect();
     for (at, (name, process)) in all.iter().enumerate() {
         for (port, request) in process.ports.iter().filter(|(_, request)| request.fixed.is_some()) {
             let rival = all[..at].iter().find(|(_, other)| {
