@@ -31,7 +31,14 @@ zone.3      ready   4711   17         2  3m20s  game 20003/udp  120 ms     3/16 
 
 #[test]
 fn ps_fits_the_page_and_keeps_the_reason() {
-    assert_eq!(instances(&some(), &page(Some(80))), "GOLDEN80\n");
+    assert_eq!(
+        instances(&some(), &page(Some(80))),
+        "\
+INSTANCE    STATE    PID  RESTARTS     UP  PORTS         REASON
+logd.alpha  failed               6                       exec: No such file or …
+zone.3      ready   4711         2  3m20s  game 20003/…
+"
+    );
     for width in 16..200 {
         for line in instances(&some(), &page(Some(width))).lines() {
             assert!(line.chars().count() <= usize::from(width), "{width}: {line:?}");
