@@ -424,13 +424,40 @@ fn a_stopped_process_that_nobody_notices_is_continued() {
 }
 
 #[test]
-fn kill_test_hits_nobody_when_the_pid_is_not_the_runs() {
-    // The listed pid is nobody's: nothing may be struck, and nobody came back.
+fn kill_test_spares_what_is_not_ready() {
     let fake = Fake::start(vec![instance("zone.0", "paused", 1)]);
     let ran = ask(&fake, &["kill-test", "zone", "--timeout", "200ms"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.err.contains("no such instance is ready"), "{}", ran.err);
     assert!(!fake.asked().iter().any(|a| a.contains("announce")), "{:?}", fake.asked());
+}
+
+#[test]
+fn kill_test_never_strikes_a_process_that_is_not_the_runs_any_more() {
+    let mut former = Command::new("sleep").arg("1000").spawn().expect("sleep");
+    let mut current = Command::new("sleep").arg("1000").spawn().expect("sleep");
+    let view = |child: &Child, run| {
+        let pid = Some(child.id() as i32);
+        bigbrother::http::view::InstanceView { pid, ..instance("zone.0", "ready", run) }
+    };
+    let fake = Fake::start(vec![view(&former, 1)]);
+    fake.change_on_announce(view(&current, 2));
+    let ran = ask(&fake, &["kill-test", "--count", "1", "--timeout", "300ms", "--json"]);
+    let kill = &ran.json()["kills"][0];
+    assert_eq!((&kill["pid"], &kill["run_before"]), (&Value::from(current.id()), &Value::from(2)));
+    assert_eq!(former.try_wait().expect("our child"), None, "the former process was struck");
+    former.kill().expect("our child");
+    former.wait().expect("our child");
+    assert_eq!(current.wait().expect("our child").signal(), Some(libc::SIGKILL));
+}
+
+#[test]
+fn kill_test_refuses_a_hang_that_nobody_could_notice() {
+    let mut deaf = instance("zone.0", "ready", 1);
+    deaf.heartbeat.mode = "none".to_owned();
+    let ran = ask(&Fake::start(vec![deaf]), &["kill-test", "--signal", "STOP"]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.err.contains("has a heartbeat that would show SIGSTOP"), "{}", ran.err);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::exit::{Exit, Failure};
 
 mod voice;
 
-use voice::{Heard, Voice};
+use voice::Voice;
 
 /// One tick.
 const TICK: Duration = Duration::from_millis(50);
@@ -125,10 +125,7 @@ impl Zone {
         if let Ok(Some(signal)) = self.signals.read_signal() {
             return Some(format!("signal {}", signal.ssi_signo));
         }
-        match self.voice.hear() {
-            Some(Heard::Shutdown(reason)) => Some(reason),
-            None => None,
-        }
+        self.voice.hear()
     }
 
     /// One tick of the game.
@@ -140,7 +137,7 @@ impl Zone {
             self.players = (self.tick / SECOND * 7 + self.name.len() as u64 * 3) % 17;
             self.voice.status(self.players, 16, 20);
         }
-        if self.tick % (30 * SECOND) == 0 {
+        if self.tick.is_multiple_of(30 * SECOND) {
             println!("{} tick {}, {} players", self.name, self.tick, self.players);
         }
         if let Some(leaked) = &mut self.leak {

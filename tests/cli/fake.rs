@@ -25,6 +25,8 @@ pub struct Known {
     events: broadcast::Sender<EventView>,
     past: Mutex<Vec<EventView>>,
     keeper: Mutex<bool>,
+    /// What the next announcement makes of the first instance.
+    on_announce: Mutex<Option<InstanceView>>,
 }
 
 /// A running fake agent; ends when dropped.
@@ -64,6 +66,7 @@ impl Fake {
             events: broadcast::channel(100).0,
             past: Mutex::default(),
             keeper: Mutex::new(true),
+            on_announce: Mutex::default(),
         });
         let router = router(Arc::clone(&known));
         let path = folder.path().join("api.sock");
@@ -87,6 +90,11 @@ impl Fake {
 
     pub fn lose_keeper(&self) {
         *lock(&self.known.keeper) = false;
+    }
+
+    /// The first instance becomes this one between the announcement and the blow.
+    pub fn change_on_announce(&self, instance: InstanceView) {
+        *lock(&self.known.on_announce) = Some(instance);
     }
 
     pub fn happened(&self, event: EventView) {
@@ -183,7 +191,7 @@ fn router(known: Arc<Known>) -> Router {
         .route("/v1/start", post(start))
         .route("/v1/scale", post(scale))
         .route("/v1/launch", post(async || Json(json!({ "instance": "dungeon.7" }))))
-        .route("/v1/announce", post(async || Json(json!({}))))
+        .route("/v1/announce", post(announce))
         .route("/v1/reload", post(async || Json(json!({ "message": "2 keys changed" }))))
         .layer(middleware::from_fn_with_state(Arc::clone(&known), write_down))
         .with_state(known)
@@ -272,6 +280,13 @@ async fn start(State(known): State<Arc<Known>>, Json(body): Json<Value>) -> Json
     change(&known, &body, |i| {
         i.state = if i.instance.to_string() == "zone.9" { "starting" } else { "ready" }.to_owned();
     })
+}
+
+async fn announce(State(known): State<Arc<Known>>) -> Json<Value> {
+    if let Some(changed) = lock(&known.on_announce).take() {
+        lock(&known.instances)[0] = changed;
+    }
+    Json(json!({}))
 }
 
 async fn scale(Json(body): Json<Value>) -> Response {

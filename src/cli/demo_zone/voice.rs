@@ -13,12 +13,6 @@ pub struct Voice {
     unread: Vec<u8>,
 }
 
-/// What the agent said.
-pub enum Heard {
-    /// End, for this reason.
-    Shutdown(String),
-}
-
 impl Voice {
     /// Connects to `$BIGBROTHER_SOCKET`.
     pub fn from_env() -> io::Result<Voice> {
@@ -52,8 +46,8 @@ impl Voice {
         self.say("stopping", json!({}));
     }
 
-    /// The next thing the agent said, if there is one. Never waits.
-    pub fn hear(&mut self) -> Option<Heard> {
+    /// Why to end, if the agent has asked for it. Answers its pings. Never waits.
+    pub fn hear(&mut self) -> Option<String> {
         let socket = self.socket.as_mut()?;
         let mut piece = [0; 4096];
         while let Ok(length @ 1..) = socket.read(&mut piece) {
@@ -65,7 +59,7 @@ impl Voice {
             match message["method"].as_str() {
                 Some("shutdown") => {
                     let reason = message["params"]["reason"].as_str().unwrap_or("shutdown");
-                    return Some(Heard::Shutdown(reason.to_owned()));
+                    return Some(reason.to_owned());
                 }
                 Some("ping") if !message["id"].is_null() => {
                     self.write(&json!({ "jsonrpc": "2.0", "id": message["id"], "result": {} }));
