@@ -1,6 +1,201 @@
-//! The command line.
+//! The command line: what operators type.
+//!
+//! Owns the commands, their arguments, what they print and their exit codes (docs/cli.md). Everything that
+//! asks or changes goes through the HTTP API of an agent ([`api`]); nothing here touches an instance, with
+//! one exception: `kill-test` sends its signals itself, from outside, as a real fault would come. One file
+//! per command group; [`render`] is pure. Called by `main`.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub mod api;
+pub mod declare;
+pub mod demo_zone;
+pub mod dev;
+pub mod exit;
+pub mod generate;
+pub mod kill_test;
+pub mod look;
+pub mod operate;
+pub mod output;
+mod pidfd;
+pub mod render;
+pub mod serve;
+pub mod wait;
+
+use api::{Address, Api};
+use exit::{Exit, Failure};
+use output::Output;
+
+/// Keeps the declared processes of a game cluster running.
+#[derive(Debug, Parser)]
+#[command(name = "bigbrother", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Where the agent answers: unix:/path/to/api.sock or http://HOST:PORT.
+    ///
+    /// Default: /run/bigbrother/api.sock if it is there, else the socket in the runtime_dir of ./cluster.toml.
+    #[arg(long, global = true, env = "BIGBROTHER_API", value_name = "ADDRESS")]
+    api: Option<Address>,
+
+    /// Print JSON (one value a line where it streams) instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 what was asked about is not so; 2 wrong usage or invalid file;
+3 no agent answers; 4 the agent refused; 10 `plan` found changes.
+
+Try it: bigbrother dev";
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a demonstration: a few zone servers under an agent of their own, in a fresh folder.
+    Dev(dev::DevArgs),
+    /// Run this host's agent.
+    Agent(serve::AgentArgs),
+    /// Run this host's keeper, the parent of all game processes.
+    Keeper(serve::KeeperArgs),
+    /// Look for faults in a cluster.toml, without an agent.
+    Check(declare::CheckArgs),
+    /// Show what `apply` would change. Exits 0 if nothing, 10 if something.
+    Plan(declare::PlanArgs),
+    /// Make the processes of a cluster.toml the cluster's.
+    Apply(declare::ApplyArgs),
+    /// Show the state of cluster, agent and keeper. Exits 1 if it is not healthy.
+    Status,
+    /// List instances.
+    Ps(look::PsArgs),
+    /// Show what happened, and with -f what happens.
+    Events(look::EventsArgs),
+    /// Show what an instance wrote.
+    Logs(look::LogsArgs),
+    /// Show what was found out about an instance when it last hung.
+    HangReport(look::HangReportArgs),
+    /// Replace runs by new ones.
+    Restart(operate::RestartArgs),
+    /// Stop instances until `start`; restarts and reboots do not bring them back.
+    Stop(operate::StopArgs),
+    /// Let stopped and failed instances run again.
+    Start(operate::StartArgs),
+    /// Override the count of a process.
+    Scale(operate::ScaleArgs),
+    /// Launch an instance of an on-demand process.
+    Launch(operate::LaunchArgs),
+    /// Make the agent read its file again.
+    Reload,
+    /// Kill or hang random instances and measure how fast they are back. Exits 1 if one is not.
+    KillTest(kill_test::KillTestArgs),
+    /// Print the completions for a shell.
+    Completions(generate::CompletionsArgs),
+    /// Print or write the manual pages.
+    Man(generate::ManArgs),
+    /// Be a small zone server, for `dev` and for tests.
+    #[command(hide = true)]
+    DemoZone(demo_zone::DemoZoneArgs),
+}
 
 /// Parses the arguments, runs the command and gives its exit code.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = cli.command.run(cli.api, Output::new(cli.json));
+    let exit = match outcome {
+        Ok(exit) => exit,
+        Err(failure) => {
+            failure.tell();
+            failure.exit()
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+/// The definition of the command line, for completions and manual pages.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+impl Command {
+    fn run(self, api: Option<Address>, out: Output) -> Result<Exit, Failure> {
+        match self {
+            Command::Agent(args) => serve::agent(args),
+            Command::Keeper(args) => serve::keeper(args),
+            Command::DemoZone(args) => demo_zone::run(args),
+            Command::Check(args) => declare::check(&args, &out),
+            Command::Completions(args) => generate::completions(&args, &out),
+            Command::Man(args) => generate::man(&args, &out),
+            Command::Dev(args) => block_on(dev::run(args, out)),
+            command => {
+                let api = Api::new(api.unwrap_or_else(Address::find));
+                block_on(command.ask(&api, &out))
+            }
+        }
+    }
+
+    /// The commands that need an agent.
+    async fn ask(self, api: &Api, out: &Output) -> Result<Exit, Failure> {
+        match self {
+            Command::Plan(args) => declare::plan(&args, api, out).await,
+            Command::Apply(args) => declare::apply(&args, api, out).await,
+            Command::Status => look::status(api, out).await,
+            Command::Ps(args) => look::ps(&args, api, out).await,
+            Command::Events(args) => look::events(&args, api, out).await,
+            Command::Logs(args) => look::logs(&args, api, out).await,
+            Command::HangReport(args) => look::hang_report(&args, api, out).await,
+            Command::Restart(args) => operate::restart(args, api, out).await,
+            Command::Stop(args) => operate::stop(args, api, out).await,
+            Command::Start(args) => operate::start(args, api, out).await,
+            Command::Scale(args) => operate::scale(&args, api, out).await,
+            Command::Launch(args) => operate::launch(args, api, out).await,
+            Command::Reload => operate::reload(api, out).await,
+            Command::KillTest(args) => kill_test::run(&args, api, out).await,
+            Command::Agent(_)
+            | Command::Keeper(_)
+            | Command::DemoZone(_)
+            | Command::Check(_)
+            | Command::Completions(_)
+            | Command::Man(_)
+            | Command::Dev(_) => unreachable!("run without an agent"),
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Failure::Local { what: "cannot start the runtime".to_owned(), source })?
+        .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn every_command_option_and_exit_code_is_documented() {
+        let doc = include_str!("../docs/cli.md");
+        for command in definition().get_subcommands().filter(|c| !c.is_hide_set()) {
+            let name = command.get_name();
+            assert!(doc.contains(&format!("`{name}")), "docs/cli.md says nothing about `{name}`");
+            for option in command.get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
+                assert!(doc.contains(&format!("--{option}")), "docs/cli.md: `{name} --{option}` is missing");
+            }
+        }
+        for exit in Exit::ALL {
+            assert!(
+                doc.contains(&format!("| {} |", exit as u8)),
+                "docs/cli.md: exit code {exit:?} is missing"
+            );
+        }
+    }
 }

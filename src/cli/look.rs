@@ -1,0 +1,203 @@
+//! `status`, `ps`, `events`, `logs` and `hang-report`: what is and what was.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::api::{Api, ApiError, lines};
+use super::exit::{Exit, Failure};
+use super::operate::Name;
+use super::output::Output;
+use super::render;
+use crate::http::view::{EventView, InstanceView, StatusView};
+use crate::spec::InstanceId;
+
+/// `ps`
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Only this process (zone) or instance (zone.3).
+    #[arg(value_name = "NAME")]
+    name: Option<Name>,
+}
+
+/// `events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with what happens, until interrupted.
+    #[arg(long, short)]
+    follow: bool,
+    /// Only this instance.
+    #[arg(value_name = "INSTANCE")]
+    instance: Option<InstanceId>,
+}
+
+/// `logs`
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Go on with what is written, until interrupted.
+    #[arg(long, short)]
+    follow: bool,
+    /// How many of the last lines.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    lines: u64,
+    /// What it wrote to stderr.
+    #[arg(long, conflicts_with = "stdout")]
+    stderr: bool,
+    /// What it wrote to stdout (the default).
+    #[arg(long)]
+    stdout: bool,
+    /// Whose.
+    #[arg(value_name = "INSTANCE")]
+    instance: InstanceId,
+}
+
+/// `hang-report`
+#[derive(Debug, Args)]
+pub struct HangReportArgs {
+    /// Of which instance.
+    #[arg(value_name = "INSTANCE")]
+    instance: InstanceId,
+}
+
+/// One line of `logs --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLineView {
+    /// Whose.
+    pub instance: InstanceId,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// Without its end; bytes that are no UTF-8 are replaced.
+    pub line: String,
+}
+
+/// The JSON of `hang-report`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HangReportView {
+    /// Whose.
+    pub instance: InstanceId,
+    /// The report.
+    pub report: String,
+}
+
+/// `status`: exit code 1 when something is not healthy.
+pub async fn status(api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let status: StatusView = api.get("/v1/status").await?;
+    out.answer(&status, |page| render::status(&status, page))?;
+    Ok(if render::complaints(&status).is_empty() { Exit::Ok } else { Exit::NotSo })
+}
+
+/// `ps`: exit code 1 when there is nothing of that name.
+pub async fn ps(args: &PsArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let path = match &args.name {
+        None => "/v1/instances".to_owned(),
+        Some(Name::Process(process)) => format!("/v1/instances?process={process}"),
+        Some(Name::Instance(instance)) => format!("/v1/instances?instance={instance}"),
+    };
+    let list: Vec<InstanceView> = api.get(&path).await?;
+    match &args.name {
+        Some(name) if list.is_empty() && !out.json => {
+            return Err(Failure::NotSo(format!("there is no instance of {name}; `bigbrother ps` lists all")));
+        }
+        Some(_) if list.is_empty() => {
+            out.value(&list)?;
+            return Ok(Exit::NotSo);
+        }
+        _ => out.answer(&list, |page| render::instances(&list, page))?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// `events`
+pub async fn events(args: &EventsArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let filter = args.instance.as_ref().map(|i| format!("instance={i}")).unwrap_or_default();
+    let query = if filter.is_empty() { String::new() } else { format!("?{filter}") };
+    if !args.follow {
+        let past: Vec<EventView> = api.get(&format!("/v1/events{query}")).await?;
+        past.iter().try_for_each(|event| print_event(event, out))?;
+        return Ok(Exit::Ok);
+    }
+    // The stream is opened before the past is asked for, so that nothing falls in between.
+    let mut stream = EventStream::open(api, args.instance.as_ref()).await?;
+    let past: Vec<EventView> = api.get(&format!("/v1/events{query}")).await?;
+    past.iter().try_for_each(|event| print_event(event, out))?;
+    let newest = past.last().map(|event| event.seq);
+    loop {
+        for event in stream.next().await? {
+            if Some(event.seq) > newest {
+                print_event(&event, out)?;
+            }
+        }
+    }
+}
+
+/// Prints an event as a sentence or a line of JSON.
+pub fn print_event(event: &EventView, out: &Output) -> Result<(), Failure> {
+    if out.json { out.line(event) } else { out.text(&render::event::sentence(event, &out.page())) }
+}
+
+/// Events as they happen.
+pub struct EventStream {
+    api: Api,
+    stream: super::api::Stream,
+    parser: lines::Events,
+}
+
+impl EventStream {
+    const PATH: &str = "/v1/events?follow=true";
+
+    /// Starts to follow; what happens from now on is seen.
+    pub async fn open(api: &Api, instance: Option<&InstanceId>) -> Result<EventStream, ApiError> {
+        let filter = instance.map(|i| format!("&instance={i}")).unwrap_or_default();
+        let stream = api.stream(&format!("{}{filter}", Self::PATH)).await?;
+        Ok(EventStream { api: api.clone(), stream, parser: lines::Events::default() })
+    }
+
+    /// The next events, at least one. Loses nothing when it is dropped before it is done.
+    pub async fn next(&mut self) -> Result<Vec<EventView>, ApiError> {
+        loop {
+            let Some(piece) = self.stream.next().await? else {
+                return Err(ApiError::Ended { address: self.api.address().clone() });
+            };
+            let events: Result<Vec<EventView>, _> =
+                self.parser.feed(&piece).iter().map(|data| serde_json::from_str(data)).collect();
+            let events = events.map_err(|e| ApiError::Strange {
+                address: self.api.address().clone(),
+                path: Self::PATH.to_owned(),
+                why: e.to_string(),
+            })?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+}
+
+/// `logs`
+pub async fn logs(args: &LogsArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let stream = if args.stderr { "stderr" } else { "stdout" };
+    let mut path = format!("/v1/instances/{}/logs?stream={stream}&lines={}", args.instance, args.lines);
+    if args.follow {
+        path.push_str("&follow=true");
+    }
+    let print = |line: String| {
+        out.line(&LogLineView { instance: args.instance.clone(), stream: stream.to_owned(), line })
+    };
+    let mut body = api.stream(&path).await?;
+    let mut lines = lines::Lines::default();
+    while let Some(piece) = body.next().await? {
+        if out.json {
+            lines.feed(&piece).into_iter().try_for_each(print)?;
+        } else {
+            out.bytes(&piece)?;
+        }
+    }
+    lines.end().map_or(Ok(()), print)?;
+    Ok(Exit::Ok)
+}
+
+/// `hang-report`
+pub async fn hang_report(args: &HangReportArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let report = api.text(&format!("/v1/instances/{}/hang-report", args.instance)).await?;
+    let view = HangReportView { instance: args.instance.clone(), report };
+    out.answer(&view, |_| view.report.clone())?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,316 @@
+//! `restart`, `stop`, `start`, `scale`, `launch` and `reload`: what changes things.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::api::Api;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use super::render::{counted, span};
+use super::wait::{self, Goal, Instances, OutcomeView};
+use crate::spec::{InstanceId, InvalidName, ProcessName};
+use crate::state::Target;
+
+/// A process (`zone`) or an instance (`zone.3`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// All instances of a process.
+    Process(ProcessName),
+    /// One instance.
+    Instance(InstanceId),
+}
+
+impl FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Name, InvalidName> {
+        if text.contains('.') { text.parse().map(Name::Instance) } else { text.parse().map(Name::Process) }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Name::Process(process) => process.fmt(f),
+            Name::Instance(instance) => instance.fmt(f),
+        }
+    }
+}
+
+impl From<Name> for Target {
+    fn from(name: Name) -> Target {
+        match name {
+            Name::Process(process) => Target::Process(process),
+            Name::Instance(instance) => Target::Instance(instance),
+        }
+    }
+}
+
+/// Whether and how long to wait.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Do not wait until it is so.
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "SPAN", default_value = "60s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// `restart`
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// Processes (zone) or instances (zone.3).
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<Name>,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// `stop`
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Processes (zone) or instances (zone.3).
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    names: Vec<Name>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// `start`
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// Processes (zone) or instances (zone.3).
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    names: Vec<Name>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// `scale`
+#[derive(Debug, Args)]
+pub struct ScaleArgs {
+    /// Which; it must have a `count`.
+    #[arg(value_name = "PROCESS")]
+    process: ProcessName,
+    /// How many instances, or "default" for the file's count.
+    #[arg(value_name = "N|default")]
+    count: Count,
+}
+
+/// A count, or the file's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Count(Option<u32>);
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Count, String> {
+        match text {
+            "default" => Ok(Count(None)),
+            _ => text.parse().map(|n| Count(Some(n))).map_err(|_| "a number or \"default\"".to_owned()),
+        }
+    }
+}
+
+/// `launch`
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// Which; it must be on_demand.
+    #[arg(value_name = "PROCESS")]
+    process: ProcessName,
+    /// A value for {arg.KEY} in its templates; may be given several times.
+    #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = key_value)]
+    args: Vec<(String, String)>,
+    /// The same key gives the same instance while it lives, so that a launch can be tried again.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+/// The JSON of `scale`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaledView {
+    /// Which.
+    pub process: ProcessName,
+    /// The override; null: the file's count is in force.
+    pub count: Option<u32>,
+}
+
+/// The JSON of `launch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchedView {
+    /// The launched instance.
+    pub instance: InstanceId,
+}
+
+/// The JSON of `reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadedView {
+    /// What came of it, in words.
+    pub message: String,
+}
+
+/// `restart`
+pub async fn restart(args: RestartArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    change("restart", targets(args.names, false), Goal::Replaced, &args.wait, api, out).await
+}
+
+/// `stop`
+pub async fn stop(args: StopArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    change("stop", targets(args.names, args.all), Goal::Gone, &args.wait, api, out).await
+}
+
+/// `start`
+pub async fn start(args: StartArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    change("start", targets(args.names, args.all), Goal::Ready, &args.wait, api, out).await
+}
+
+fn targets(names: Vec<Name>, all: bool) -> Vec<Target> {
+    if all { vec![Target::All] } else { names.into_iter().map(Target::from).collect() }
+}
+
+/// Asks for a change of some targets and waits until it has happened.
+async fn change(
+    verb: &str,
+    targets: Vec<Target>,
+    goal: Goal,
+    wait: &WaitArgs,
+    api: &Api,
+    out: &Output,
+) -> Result<Exit, Failure> {
+    let before = wait::targeted(api, &targets).await?;
+    for target in &targets {
+        api.tell(&format!("/v1/{verb}"), &json!({ "target": target })).await?;
+    }
+    if wait.no_wait {
+        let asked: Vec<&InstanceId> = before.keys().collect();
+        let view = json!({ "asked": asked });
+        out.answer(&view, |_| format!("asked to {verb} {}", counted(asked.len(), "instance")))?;
+        return Ok(Exit::Ok);
+    }
+    let outcomes = wait::until(goal, &targets, &before, wait.timeout, api, out).await?;
+    if out.json {
+        out.value(&outcomes)?;
+    } else {
+        out.text(&summary(goal, &outcomes, &before))?;
+    }
+    Ok(if outcomes.iter().all(|o| o.ok) { Exit::Ok } else { Exit::NotSo })
+}
+
+/// What became of a change, in words.
+fn summary(goal: Goal, outcomes: &[OutcomeView], before: &Instances) -> String {
+    let done = outcomes.iter().filter(|o| o.ok).count();
+    let slowest = outcomes.iter().filter(|o| o.ok).map(|o| o.elapsed_ms).max().unwrap_or(0);
+    let what = match goal {
+        Goal::Replaced => "restarted and ready again",
+        Goal::Gone => "stopped",
+        Goal::Ready => "ready",
+    };
+    let mut text = format!("{} {what}, after {}\n", counted(done, "instance"), span(slowest as f64));
+    if outcomes.is_empty() {
+        text = match (goal, before.is_empty()) {
+            (Goal::Replaced, false) => "nothing to restart: no run is alive (`bigbrother start` starts)\n",
+            _ => "there is no such instance now\n",
+        }
+        .to_owned();
+    }
+    for missed in outcomes.iter().filter(|o| !o.ok) {
+        let why = missed.detail.as_deref().unwrap_or("");
+        text.push_str(&format!("{} is not: {why}\n", missed.instance));
+    }
+    text
+}
+
+/// `scale`
+pub async fn scale(args: &ScaleArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let view = ScaledView { process: args.process.clone(), count: args.count.0 };
+    api.tell("/v1/scale", &view).await?;
+    out.answer(&view, |_| match view.count {
+        Some(count) => {
+            format!(
+                "{} has {} now, until the file's count changes",
+                view.process,
+                counted(count as usize, "instance")
+            )
+        }
+        None => format!("{} has the file's count again", view.process),
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// `launch`
+pub async fn launch(args: LaunchArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let values: BTreeMap<String, String> = args.args.into_iter().collect();
+    let request = json!({ "process": args.process, "args": values, "key": args.key });
+    let launched: LaunchedView = api.post("/v1/launch", &request).await?;
+    out.answer(&launched, |_| launched.instance.to_string())?;
+    Ok(Exit::Ok)
+}
+
+/// `reload`
+pub async fn reload(api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let answer = api.post_json("/v1/reload", &json!({})).await?;
+    let message = match serde_json::from_slice::<ReloadedView>(&answer) {
+        Ok(view) => view.message,
+        // Plain text is as good.
+        Err(_) => String::from_utf8_lossy(&answer).trim().to_owned(),
+    };
+    out.answer(&ReloadedView { message: message.clone() }, |_| {
+        if message.is_empty() { "the file was read again".to_owned() } else { message }
+    })?;
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_a_dot_are_instances() {
+        assert_eq!(Target::from("zone".parse::<Name>().unwrap()), Target::Process("zone".parse().unwrap()));
+        assert_eq!(
+            Target::from("zone.3".parse::<Name>().unwrap()),
+            Target::Instance("zone.3".parse().unwrap())
+        );
+        assert!("Zone!".parse::<Name>().is_err());
+    }
+
+    #[test]
+    fn targets_are_sent_as_the_api_reads_them() {
+        let json = |names: &[&str], all| {
+            let names = names.iter().map(|n| n.parse().unwrap()).collect();
+            serde_json::to_string(&targets(names, all)).unwrap()
+        };
+        assert_eq!(json(&["zone", "zone.3"], false), r#"[{"process":"zone"},{"instance":"zone.3"}]"#);
+        assert_eq!(json(&[], true), r#"["all"]"#);
+    }
+
+    #[test]
+    fn counts_and_arguments_are_checked() {
+        assert_eq!("default".parse(), Ok(Count(None)));
+        assert_eq!("0".parse(), Ok(Count(Some(0))));
+        assert!("-1".parse::<Count>().is_err());
+        assert_eq!(key_value("map=dm=1"), Ok(("map".to_owned(), "dm=1".to_owned())));
+        assert!(key_value("=x").is_err());
+        assert!(key_value("map").is_err());
+    }
+}

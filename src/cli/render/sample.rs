@@ -1,0 +1,83 @@
+//! Views for tests, with every field set.
+
+use std::collections::BTreeMap;
+
+use crate::http::view::{
+    ChangedView, EventView, ExitView, HeartbeatView, InstanceView, KeeperView, PlanView, PortView, StatusView,
+};
+use crate::spec::{InstanceId, Protocol};
+
+/// An instance with a run, players and a past.
+pub fn instance(id: &str, state: &str) -> InstanceView {
+    let instance: InstanceId = id.parse().unwrap();
+    let status = serde_json::json!({ "players": 3, "capacity": 16, "fps": 20, "map": "harbour" });
+    InstanceView {
+        process: instance.process.clone(),
+        instance,
+        host: "alpha".parse().unwrap(),
+        state: state.to_owned(),
+        reason: None,
+        pid: Some(4711),
+        run: Some(17),
+        restarts: 2,
+        started_at: Some("2026-01-02T03:00:00.000Z".to_owned()),
+        ready_at: Some("2026-01-02T03:00:00.250Z".to_owned()),
+        last_exit: Some(ExitView {
+            cause: "hang".to_owned(),
+            code: None,
+            signal: Some("SIGKILL".to_owned()),
+            at: "2026-01-02T02:59:59.990Z".to_owned(),
+            detail: Some("no heartbeat for 1s".to_owned()),
+        }),
+        ports: BTreeMap::from([("game".to_owned(), PortView { protocol: Protocol::Udp, port: 20003 })]),
+        heartbeat: HeartbeatView { mode: "native".to_owned(), age_ms: Some(120) },
+        status: status.as_object().unwrap().clone(),
+    }
+}
+
+/// A healthy host.
+pub fn status() -> StatusView {
+    StatusView {
+        cluster: "pirates".to_owned(),
+        host: "alpha".parse().unwrap(),
+        primary: Some("alpha".parse().unwrap()),
+        term: 0,
+        index: 42,
+        quorum: true,
+        revision: 3,
+        spec_drift: None,
+        version: "0.1.0".to_owned(),
+        started_at: "2026-01-02T01:02:03.000Z".to_owned(),
+        keeper: Some(KeeperView { pid: 99, version: "0.1.0".to_owned(), cgroups: "kill-only".to_owned() }),
+        instances: BTreeMap::from([("ready".to_owned(), 3), ("failed".to_owned(), 0)]),
+    }
+}
+
+/// A plan with one of each.
+pub fn plan() -> PlanView {
+    PlanView {
+        revision: 3,
+        added: vec!["login".parse().unwrap()],
+        removed: vec!["arena".parse().unwrap()],
+        changed: vec![ChangedView {
+            process: "zone".parse().unwrap(),
+            restarts: true,
+            changes: vec![("count".to_owned(), "40".to_owned(), "60".to_owned())],
+        }],
+        scaled: BTreeMap::from([("zone".parse().unwrap(), 80)]),
+    }
+}
+
+/// The end of a run.
+pub fn event() -> EventView {
+    EventView {
+        seq: 9,
+        at: "2026-01-02T03:04:05.678Z".to_owned(),
+        host: "alpha".parse().unwrap(),
+        instance: "zone.3".parse().unwrap(),
+        run: Some(17),
+        kind: "exited".to_owned(),
+        cause: Some("hang".to_owned()),
+        detail: Some("no heartbeat for 1s".to_owned()),
+    }
+}

@@ -1,0 +1,226 @@
+use super::*;
+use crate::http::view::StatusView;
+
+fn page(width: Option<u16>) -> Page {
+    let now = humantime::parse_rfc3339("2026-01-02T03:03:20Z").unwrap();
+    Page { width, colour: false, now }
+}
+
+fn some() -> Vec<InstanceView> {
+    let mut failed = sample::instance("logd.alpha", "failed");
+    failed.reason = Some("exec: No such file or directory (/opt/logd)".to_owned());
+    (failed.pid, failed.started_at, failed.restarts) = (None, None, 6);
+    failed.ports.clear();
+    failed.status.clear();
+    failed.heartbeat = crate::http::view::HeartbeatView { mode: "none".to_owned(), age_ms: None };
+    failed.last_exit = None;
+    vec![failed, sample::instance("zone.3", "ready")]
+}
+
+#[test]
+fn ps_is_a_table() {
+    assert_eq!(
+        instances(&some(), &page(None)),
+        "\
+INSTANCE    STATE    PID  RUN  RESTARTS     UP  PORTS           BEAT    PLAYERS  LAST EXIT       HOST   REASON
+logd.alpha  failed         17         6                                                          alpha  exec: No such file or directory (/opt/logd)
+zone.3      ready   4711   17         2  3m20s  game 20003/udp  120 ms     3/16  hang 3m20s ago  alpha
+"
+    );
+}
+
+#[test]
+fn ps_fits_the_page_and_keeps_the_reason() {
+    assert_eq!(
+        instances(&some(), &page(Some(80))),
+        "\
+INSTANCE    STATE    PID  RESTARTS     UP  PORTS         REASON
+logd.alpha  failed               6                       exec: No such file or …
+zone.3      ready   4711         2  3m20s  game 20003/…
+"
+    );
+    for width in 16..200 {
+        for line in instances(&some(), &page(Some(width))).lines() {
+            assert!(line.chars().count() <= usize::from(width), "{width}: {line:?}");
+        }
+    }
+}
+
+#[test]
+fn no_instances_is_a_sentence() {
+    assert!(instances(&[], &page(None)).starts_with("no instances"));
+}
+
+#[test]
+fn colours_mark_states_only_where_allowed() {
+    assert!(!instances(&some(), &page(None)).contains('\x1b'));
+    let coloured = instances(&some(), &Page { colour: true, ..page(None) });
+    assert!(coloured.contains('\x1b') && coloured.contains("ready"), "{coloured:?}");
+}
+
+#[test]
+fn a_healthy_status_has_no_complaints() {
+    let healthy = sample::status();
+    assert_eq!(complaints(&healthy), Vec::<String>::new());
+    assert_eq!(
+        status(&healthy, &page(None)),
+        "\
+cluster    pirates, spec revision 3, index 42
+host       alpha (primary)
+agent      version 0.1.0, up 2h01m
+keeper     version 0.1.0, pid 99, cgroups kill-only
+instances  3: 3 ready
+"
+    );
+}
+
+#[test]
+fn every_illness_is_told() {
+    let ill = StatusView {
+        keeper: None,
+        quorum: false,
+        primary: None,
+        instances: [("failed".to_owned(), 2)].into(),
+        spec_drift: Some("zone: count 3 here, 5 in the cluster".to_owned()),
+        ..sample::status()
+    };
+    assert_eq!(
+        status(&ill, &page(None)),
+        "\
+cluster    pirates, spec revision 3, index 42
+host       alpha (no primary known)
+agent      version 0.1.0, up 2h01m
+keeper     none
+instances  2: 2 failed
+drift      zone: count 3 here, 5 in the cluster
+unhealthy  the agent has no keeper: nothing can be started
+unhealthy  there is no quorum: nothing can be changed
+unhealthy  2 instances have failed: `bigbrother ps` says why
+"
+    );
+}
+
+#[test]
+fn a_plan_is_told_by_process() {
+    assert_eq!(
+        plan(&sample::plan(), &page(None)),
+        "\
++ login
+- arena
+~ zone (restarts its instances)
+    count: 40 -> 60
+  zone is scaled to 80 (`bigbrother scale zone default` takes that back)
+"
+    );
+    assert!(would_change(&sample::plan()));
+    let none = PlanView { revision: 3, ..PlanView::default() };
+    assert!(!would_change(&none));
+    assert_eq!(plan(&none, &page(None)), "nothing would change (spec revision 3)\n");
+}
+
+#[test]
+fn spans_and_ages_are_short() {
+    let ages = [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 700_000].map(|s| age(Duration::from_secs(s)));
+    assert_eq!(ages, ["0s", "59s", "1m00s", "59m59s", "1h00m", "23h59m", "1d00h", "8d02h"]);
+    assert_eq!([0.4123, 8.26, 999.0, 1_250.0].map(span), ["412 us", "8.3 ms", "999.0 ms", "1.25 s"]);
+}
+
+/// docs/cli.md names every field that `--json` prints.
+#[test]
+fn every_json_field_is_documented() {
+    use crate::cli::kill_test::{Figures, KillTestView, KillView};
+    use crate::cli::{declare, look, operate, wait};
+    use serde_json::{Value, to_value};
+
+    let figures = Figures::of([1.0].into_iter());
+    let kill = KillView {
+        instance: "zone.3".parse().unwrap(),
+        pid: 1,
+        at: String::new(),
+        run_before: 1,
+        run: None,
+        restarted_ms: None,
+        ready_ms: None,
+        ok: true,
+        detail: None,
+    };
+    let instance = || "zone.3".parse().unwrap();
+    let shapes: Vec<(&str, Value)> = vec![
+        ("status", to_value(sample::status())),
+        ("ps", to_value(sample::instance("zone.3", "ready"))),
+        ("events", to_value(sample::event())),
+        ("plan", to_value(sample::plan())),
+        ("plan.changed", to_value(&sample::plan().changed[0])),
+        ("check", to_value(declare::CheckView { file: String::new(), valid: true, report: None })),
+        ("apply", to_value(declare::AppliedView { revision: 1, plan: sample::plan() })),
+        (
+            "logs",
+            to_value(look::LogLineView { instance: instance(), stream: String::new(), line: String::new() }),
+        ),
+        ("hang-report", to_value(look::HangReportView { instance: instance(), report: String::new() })),
+        ("scale", to_value(operate::ScaledView { process: "zone".parse().unwrap(), count: None })),
+        ("launch", to_value(operate::LaunchedView { instance: instance() })),
+        ("reload", to_value(operate::ReloadedView { message: String::new() })),
+        (
+            "restart",
+            to_value(wait::OutcomeView {
+                instance: instance(),
+                ok: true,
+                state: None,
+                run_before: None,
+                run: None,
+                elapsed_ms: 0,
+                detail: None,
+            }),
+        ),
+        ("kill-test.kills", to_value(&kill)),
+        (
+            "kill-test",
+            to_value(KillTestView {
+                signal: String::new(),
+                seed: 0,
+                count: 1,
+                missed: 0,
+                restarted: figures,
+                ready: figures,
+                kills: vec![],
+            }),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name, value.unwrap()))
+    .collect();
+    let doc = include_str!("../../../docs/cli.md");
+    for (name, shape) in shapes {
+        let section = section(doc, name);
+        // Keys of these maps are names that users give.
+        let own = |key: &str| matches!(key, "ports" | "instances" | "status" | "scaled");
+        let mut keys = Vec::new();
+        collect("", &shape, &own, &mut keys);
+        for key in keys {
+            assert!(
+                section.contains(&format!("| `{key}` |")),
+                "docs/cli.md, JSON of {name}: `{key}` is missing"
+            );
+        }
+    }
+}
+
+/// The text between `### JSON: NAME` and the next heading.
+fn section<'a>(doc: &'a str, name: &str) -> &'a str {
+    let heading = format!("### JSON: {name}\n");
+    let start = doc.find(&heading).unwrap_or_else(|| panic!("docs/cli.md has no {heading:?}"));
+    let rest = &doc[start + heading.len()..];
+    &rest[..rest.find("\n#").unwrap_or(rest.len())]
+}
+
+fn collect(prefix: &str, shape: &serde_json::Value, own: &dyn Fn(&str) -> bool, keys: &mut Vec<String>) {
+    let Some(fields) = shape.as_object() else { return };
+    for (key, value) in fields {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        if !own(key) && key != "plan" {
+            collect(&path, value, own, keys);
+        }
+        keys.push(path);
+    }
+}

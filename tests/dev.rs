@@ -1,0 +1,238 @@
+//! `bigbrother dev` end to end: a real agent, a real keeper, real processes. Whatever happens, nothing is left.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// No step of these tests takes longer, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running demonstration; interrupted, and if need be killed, when dropped.
+struct Dev {
+    child: Child,
+    lines: Receiver<String>,
+    said: Vec<String>,
+    folder: PathBuf,
+    _parent: tempfile::TempDir,
+}
+
+impl Dev {
+    /// Starts it in a temporary folder of the test's own, so that what is left can be seen.
+    fn start(args: &[&str]) -> Dev {
+        let parent = tempfile::tempdir().expect("a folder");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
+            .arg("dev")
+            .args(args)
+            .env("TMPDIR", parent.path())
+            .env_remove("BIGBROTHER_API")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary");
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        let (send, lines) = channel();
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        let mut dev = Dev { child, lines, said: Vec::new(), folder: PathBuf::new(), _parent: parent };
+        let first = dev.until("starting an agent");
+        dev.folder = PathBuf::from(first.rsplit_once(" in ").expect("a folder").1);
+        dev
+    }
+
+    /// The next line that holds this.
+    fn until(&mut self, wanted: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.said.push(line.clone());
+                    if line.contains(wanted) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("it never said {wanted:?}, but:\n{}", self.said.join("\n"));
+                }
+            }
+        }
+    }
+
+    /// Runs another command against its agent.
+    fn ask(&self, args: &[&str]) -> (Option<i32>, Value) {
+        let output = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
+            .args(["--json", "--api", &format!("unix:{}/run/api.sock", self.folder.display())])
+            .args(args)
+            .output()
+            .expect("the binary");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let value = serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("{args:?}: {e}: {text} {}", String::from_utf8_lossy(&output.stderr)));
+        (output.status.code(), value)
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Sends it a signal and waits for its end; gives its exit code.
+    fn end(&mut self, signal: Signal) -> Option<i32> {
+        kill(Pid::from_raw(self.pid()), signal).expect("it lives");
+        self.ended()
+    }
+
+    fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                self.said.extend(self.lines.iter());
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it does not end; it said:\n{}", self.said.join("\n"));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Neither a process that mentions its folder nor the folder.
+    fn assert_nothing_left(&self) {
+        let folder = self.folder.display().to_string();
+        let left: Vec<String> = std::fs::read_dir("/proc")
+            .expect("proc")
+            .filter_map(|e| std::fs::read(e.ok()?.path().join("cmdline")).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "))
+            .filter(|line| line.contains(&folder))
+            .collect();
+        assert_eq!(left, Vec::<String>::new());
+        assert!(!self.folder.exists(), "{folder} is left");
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).ok();
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline && self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn pids(list: &Value) -> Vec<i32> {
+    let all = list.as_array().expect("an array");
+    all.iter().map(|i| i["pid"].as_i64().unwrap_or_else(|| panic!("no pid: {i}")) as i32).collect()
+}
+
+fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+#[test]
+#[ignore = "needs the agent"]
+fn dev_shows_a_hang_and_leaves_nothing_when_interrupted() {
+    let mut dev = Dev::start(&["--zones", "2"]);
+    dev.until("2 zone servers ready");
+    let (_, before) = dev.ask(&["ps"]);
+    dev.until("zone.1 is made to hang now");
+    dev.until("zone.1     run");
+    let back = dev.until("-- zone.1 is back");
+    assert!(back.contains("after its hang was noticed"), "{back}");
+    let (_, after) = dev.ask(&["ps"]);
+    assert_eq!(before[0]["run"], after[0]["run"], "zone.0 was left alone");
+    assert_ne!(before[1]["run"], after[1]["run"]);
+    assert_eq!(after[1]["last_exit"]["cause"], "hang");
+    assert_eq!(dev.end(Signal::SIGINT), Some(0), "{:?}", dev.said);
+    assert!(!pids(&after).into_iter().any(lives), "a server is left");
+    dev.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "needs the agent"]
+fn dev_ends_by_itself_and_leaves_nothing() {
+    let mut dev = Dev::start(&["--zones", "1", "--no-demo-fault", "--for", "3"]);
+    assert_eq!(dev.ended(), Some(0), "{:?}", dev.said);
+    assert!(dev.said.iter().any(|line| line.contains("1 zone server ready")), "{:?}", dev.said);
+    assert!(!dev.said.iter().any(|line| line.contains("made to hang")), "{:?}", dev.said);
+    dev.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "needs the agent"]
+fn a_killed_agent_is_replaced_and_the_servers_play_on() {
+    let mut dev = Dev::start(&["--zones", "2", "--no-demo-fault"]);
+    let welcome = dev.until("2 zone servers ready");
+    let (_, agent) = welcome.split_once("agent (pid ").expect("a pid");
+    let agent: i32 = agent.split(')').next().expect("a pid").parse().expect("a number");
+    let (_, before) = dev.ask(&["ps"]);
+    kill(Pid::from_raw(agent), Signal::SIGKILL).expect("it lives");
+    dev.until("the agent was killed by SIGKILL");
+    let deadline = Instant::now() + PATIENCE;
+    // The new agent listens a little later; until then the command exits with 3 and prints nothing.
+    let after = loop {
+        let output = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
+            .args(["ps", "--json", "--api", &format!("unix:{}/run/api.sock", dev.folder.display())])
+            .output()
+            .expect("the binary");
+        match serde_json::from_slice::<Value>(&output.stdout) {
+            Ok(list) if list.as_array().is_some_and(|l| l.iter().all(|i| i["state"] == "ready")) => {
+                break list;
+            }
+            _ => assert!(Instant::now() < deadline, "{output:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(pids(&before), pids(&after));
+    assert_eq!(dev.end(Signal::SIGTERM), Some(0), "{:?}", dev.said);
+    assert!(!pids(&after).into_iter().any(lives), "a server is left");
+    dev.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "needs the agent"]
+fn whoever_does_not_listen_is_ended_all_the_same() {
+    let mut dev = Dev::start(&["--zones", "2", "--no-demo-fault"]);
+    dev.until("2 zone servers ready");
+    let (_, status) = dev.ask(&["status"]);
+    let (_, list) = dev.ask(&["ps"]);
+    let keeper = status["keeper"]["pid"].as_i64().expect("a keeper") as i32;
+    let welcome = dev.said.last().expect("said").clone();
+    let (_, agent) = welcome.split_once("agent (pid ").expect("a pid");
+    let agent: i32 = agent.split(')').next().expect("a pid").parse().expect("a number");
+    for pid in pids(&list).into_iter().chain([agent, keeper]) {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it lives");
+    }
+    assert_eq!(dev.end(Signal::SIGTERM), Some(0), "{:?}", dev.said);
+    assert!(!pids(&list).into_iter().chain([agent, keeper]).any(lives), "somebody is left");
+    dev.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "needs the agent"]
+fn kill_tests_of_each_kind_come_back() {
+    let mut dev = Dev::start(&["--zones", "3", "--no-demo-fault"]);
+    dev.until("3 zone servers ready");
+    for (signal, count) in [("KILL", "5"), ("SEGV", "3"), ("STOP", "2")] {
+        let (code, view) = dev.ask(&["kill-test", "zone", "--count", count, "--signal", signal]);
+        assert_eq!((code, &view["missed"]), (Some(0), &Value::from(0)), "{view}");
+        let kills = view["kills"].as_array().expect("kills");
+        assert!(kills.iter().all(|k| k["run"].as_u64() > k["run_before"].as_u64()), "{view}");
+    }
+    assert_eq!(dev.ask(&["restart", "zone"]).0, Some(0));
+    assert_eq!(dev.ask(&["stop", "--all"]).0, Some(0));
+    assert_eq!(dev.ask(&["start", "zone.1"]).0, Some(0));
+    let (_, list) = dev.ask(&["ps"]);
+    let states: Vec<&str> =
+        list.as_array().expect("an array").iter().filter_map(|i| i["state"].as_str()).collect();
+    assert_eq!(states, ["paused", "ready", "paused"]);
+    assert_eq!(dev.end(Signal::SIGINT), Some(0), "{:?}", dev.said);
+    dev.assert_nothing_left();
+}
