@@ -3,5 +3,261 @@
 //! Owns: the runs (spawn, reap, exit codes until acknowledged), their stdout and stderr, the listening
 //! ends of their sockets, the game cgroups, and the fence deadline. Holds no policy: what to start, when
 //! to restart and what hangs is decided by the agent, which talks to it over [`protocol`].
+//!
+//! One thread, one epoll loop, which touches tmpfs, cgroupfs and /proc only; and a second thread that
+//! copies logs ([`logs`]), because a write to a slow disk must never delay a reap or the fence.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`protocol`] | the messages |
+//! | [`table`] | the runs and their transitions (pure) |
+//! | [`ledger`] | what a new keeper must know |
+//! | [`adopt`] | taking over from a keeper that was killed |
+//! | [`upgrade`] | executing a new program in place |
+//! | [`spawn`], [`child`] | from a request to a program |
+//! | [`runs`] | the life of a run: spawned, ended, killed, gone |
+//! | [`requests`] | what the agent asks |
+//! | [`cgroup`], [`descent`], [`process`] | what belongs to a run, and how to kill it |
+//! | [`logs`] | FIFOs, the copier, rotation |
+//! | [`link`], [`notify`], [`instance`], [`poll`], [`systemd`], [`fault`] | socket, drained datagrams, held descriptors, waiting, sd_notify, test points |
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use nix::sys::epoll::EpollFlags;
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+
+use self::cgroup::Cgroups;
+use self::instance::Instances;
+use self::ledger::Ledger;
+use self::link::Link;
+use self::logs::Copier;
+use self::poll::{Poll, Source};
+use self::protocol::{AGENT_SILENCE_MS, Reply, RunId};
+use self::spawn::Surroundings;
+use self::systemd::Systemd;
+use self::table::Table;
+use crate::spec::InstanceId;
+
+pub mod adopt;
+pub mod cgroup;
+pub mod child;
+pub mod descent;
+pub mod fault;
+pub mod instance;
+pub mod ledger;
+pub mod link;
+pub mod logs;
+pub mod notify;
+pub mod poll;
+pub mod process;
 pub mod protocol;
+pub mod requests;
+pub mod runs;
+pub mod setup;
+pub mod spawn;
+pub mod systemd;
+pub mod table;
+pub mod upgrade;
+
+pub use setup::{KeeperError, Options, run};
+
+/// Log bytes are reported at most this often.
+const REPORT_NS: u64 = 1_000_000_000;
+/// With `exit_when_idle`: how long without runs and without an agent.
+const IDLE_NS: u64 = 5_000_000_000;
+
+/// A spawn whose exec has not come back.
+struct Pending {
+    report: OwnedFd,
+    /// When it is taken for stuck; `None`: that was told.
+    stuck_ns: Option<u64>,
+}
+
+/// A kill that has to be repeated until nothing is left.
+struct Repeat {
+    at_ns: u64,
+    pause_ns: u64,
+}
+
+/// The keeper's whole state; one thread has it.
+pub struct Keeper {
+    options: Options,
+    /// Tells this runtime folder's marks from those of others.
+    hash: String,
+    lock: OwnedFd,
+    signals: SignalFd,
+    poll: Poll,
+    link: Link,
+    systemd: Systemd,
+    table: Table,
+    instances: Instances,
+    ledger: Ledger,
+    cgroups: Cgroups,
+    copier: Copier,
+    surroundings: Surroundings,
+    /// Runs between fork and exec.
+    pending: BTreeMap<RunId, Pending>,
+    /// Descriptors of main processes that are not our children.
+    strangers: BTreeMap<RunId, OwnedFd>,
+    /// Runs whose main process has ended and of which something is left.
+    leftovers: BTreeSet<RunId>,
+    repeats: BTreeMap<RunId, Repeat>,
+    /// Instances whose leftovers were killed when this keeper started.
+    strays: Vec<InstanceId>,
+    /// The deadline in force has passed and its runs were killed.
+    fence_fired: bool,
+    heard_ns: u64,
+    /// No agent listens: the notify sockets are drained.
+    draining: bool,
+    /// The agent does not read, so room in its socket is waited for.
+    watching_room: bool,
+    reported_ns: u64,
+    report_due: bool,
+    idle_since_ns: Option<u64>,
+    beat_ns: u64,
+    /// The program to execute as soon as nothing is in flight.
+    upgrade: Option<PathBuf>,
+    stopping_copier: bool,
+    shutdown: bool,
+    terminated: bool,
+}
+
+impl Keeper {
+    /// Serves until it is told to end.
+    fn serve(&mut self) -> io::Result<()> {
+        self.systemd.tell("READY=1");
+        self.start_draining();
+        self.reap();
+        let mut sources = Vec::new();
+        loop {
+            self.on_time(process::boottime_ns());
+            self.flush();
+            if self.finished() {
+                return Ok(());
+            }
+            let next = self.next_deadline();
+            self.poll.ring_at(next)?;
+            self.poll.wait(&mut sources)?;
+            for source in &sources {
+                self.on(*source);
+            }
+        }
+    }
+
+    fn on(&mut self, source: Source) {
+        match source {
+            Source::Signals => self.on_signals(),
+            Source::Listener => self.on_connection(),
+            Source::Agent => self.on_agent(),
+            Source::Alarm => self.poll.rang(),
+            Source::Logs => {
+                self.copier.clear_news();
+                self.report_due = true;
+            }
+            Source::Process(run) => self.on_stranger_end(run),
+            Source::Report(run) => self.on_report(run),
+            Source::Cgroup(run) => self.settle(run),
+            Source::Notify(number) => self.on_notify(number),
+        }
+    }
+
+    fn on_signals(&mut self) {
+        let mut children = false;
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            match Signal::try_from(info.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => children = true,
+                // The runs live on: whoever comes next adopts them.
+                Ok(Signal::SIGTERM) => self.terminated = true,
+                Ok(Signal::SIGHUP) => self.begin_upgrade(None),
+                _ => {}
+            }
+        }
+        if children {
+            self.reap();
+        }
+    }
+
+    /// What is due by now.
+    fn on_time(&mut self, now: u64) {
+        self.fence(now);
+        self.on_stuck(now);
+        self.repeat_kills(now);
+        self.report_logs(now);
+        if !self.draining && now >= self.heard_ns + AGENT_SILENCE_MS * 1_000_000 {
+            self.start_draining();
+        }
+        if let Some(pause) = self.systemd.beat_ns
+            && now >= self.beat_ns + pause
+        {
+            self.systemd.tell("WATCHDOG=1");
+            self.beat_ns = now;
+        }
+        let idle = self.link.agent().is_none() && self.table.living().next().is_none();
+        self.idle_since_ns = idle.then(|| self.idle_since_ns.unwrap_or(now));
+        self.copier.hand_over_owed();
+        self.continue_upgrade();
+    }
+
+    /// When `on_time` has something to do again.
+    fn next_deadline(&self) -> Option<u64> {
+        let fence = self.ledger.fence_ns();
+        let idle = self.idle_since_ns.filter(|_| self.options.exit_when_idle).map(|since| since + IDLE_NS);
+        let silence = (!self.draining).then(|| self.heard_ns + AGENT_SILENCE_MS * 1_000_000);
+        [
+            (fence != 0 && !self.fence_fired).then_some(fence),
+            self.pending.values().filter_map(|p| p.stuck_ns).min(),
+            self.repeats.values().map(|r| r.at_ns).min(),
+            self.report_due.then(|| self.reported_ns + REPORT_NS),
+            self.systemd.beat_ns.map(|pause| self.beat_ns + pause),
+            self.copier.owes().then(|| process::boottime_ns() + 10_000_000),
+            idle,
+            silence,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn report_logs(&mut self, now: u64) {
+        if self.report_due && now >= self.reported_ns + REPORT_NS {
+            self.report_due = false;
+            self.reported_ns = now;
+            // Without a listener they count for the next one.
+            if self.link.greeted() {
+                let (kept, dropped) = self.copier.take_counts();
+                if kept + dropped > 0 {
+                    self.link.send(&Reply::LogBytes { kept, dropped });
+                }
+            }
+        }
+    }
+
+    fn finished(&mut self) -> bool {
+        let now = process::boottime_ns();
+        let idle =
+            self.options.exit_when_idle && self.idle_since_ns.is_some_and(|since| now >= since + IDLE_NS);
+        let emptied = self.shutdown && self.table.living().next().is_none();
+        self.terminated || idle || emptied
+    }
+
+    /// Sends what waits, and watches for room when the agent does not read.
+    fn flush(&mut self) {
+        if !self.link.waits() && !self.watching_room {
+            return;
+        }
+        if !self.link.flush() {
+            self.start_draining();
+        }
+        if self.link.waits() != self.watching_room
+            && let Some(agent) = self.link.agent()
+        {
+            self.watching_room = self.link.waits();
+            let room = if self.watching_room { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
+            self.poll.change(agent, Source::Agent, EpollFlags::EPOLLIN | room);
+        }
+    }
+}

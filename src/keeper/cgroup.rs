@@ -1,0 +1,235 @@
+//! Game cgroups: one a instance, below one games cgroup.
+//!
+//! Owns the games cgroup and the open descriptors of each instance's. Only cgroup v2 is used (from Linux
+//! kernel documentation, cgroup-v2.rst): `cgroup.kill` and `cgroup.freeze` to kill, `populated` in
+//! `cgroup.events` to know that nothing is left, and the limit files. Never decides what a limit is.
+//! Called by the loop, by spawn and by adoption.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::protocol::CgroupSupport;
+use crate::spec::InstanceId;
+
+mod root;
+
+pub use root::{find_own, hash_of};
+
+/// The prefix of an instance's cgroup: keeps `cpu.max` from being both a file and an instance.
+const PREFIX: &str = "instance-";
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// The games cgroup, or that there is none.
+#[derive(Debug)]
+pub struct Cgroups {
+    root: Option<PathBuf>,
+    support: CgroupSupport,
+}
+
+impl Cgroups {
+    /// Without cgroups.
+    pub fn none() -> Self {
+        Cgroups { root: None, support: CgroupSupport::None }
+    }
+
+    /// Makes or takes the games cgroup at this path and enables the controllers that there are.
+    pub fn at(root: &Path) -> io::Result<Self> {
+        match fs::create_dir(root) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        // A folder of another file system has no such file; one that is not ours refuses to be written.
+        OpenOptions::new().write(true).open(root.join("cgroup.procs"))?;
+        let available = fs::read_to_string(root.join("cgroup.controllers"))?;
+        let mut enabled = Vec::new();
+        for controller in CONTROLLERS.iter().filter(|c| available.split_whitespace().any(|a| a == **c)) {
+            if fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")).is_ok() {
+                enabled.push((*controller).to_owned());
+            }
+        }
+        let support = if enabled.is_empty() {
+            CgroupSupport::KillOnly
+        } else {
+            CgroupSupport::Full { controllers: enabled }
+        };
+        Ok(Cgroups { root: Some(root.to_owned()), support })
+    }
+
+    /// What can be done here.
+    pub fn support(&self) -> &CgroupSupport {
+        &self.support
+    }
+
+    /// The games cgroup.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// Makes or takes the cgroup of an instance; `None` without cgroups.
+    pub fn open(&self, instance: &InstanceId) -> io::Result<Option<Cgroup>> {
+        let Some(root) = &self.root else { return Ok(None) };
+        let path = root.join(format!("{PREFIX}{instance}"));
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        Cgroup::open(path).map(Some)
+    }
+
+    /// Every instance that has a cgroup here.
+    pub fn instances(&self) -> io::Result<Vec<InstanceId>> {
+        let Some(root) = &self.root else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(root)? {
+            let name = entry?.file_name();
+            let instance = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok());
+            found.extend(instance);
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// The cgroup of an instance.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    folder: File,
+    events: File,
+    /// The limits in force, as last written.
+    limits: Vec<(String, String)>,
+}
+
+impl Cgroup {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let folder = File::open(&path)?;
+        let events = File::open(path.join("cgroup.events"))?;
+        Ok(Cgroup { path, folder, events, limits: Vec::new() })
+    }
+
+    /// For CLONE_INTO_CGROUP.
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// Readable with EPOLLPRI when `populated` changes; ask [`Cgroup::populated`] after each watch begun.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// For a child that has to move itself.
+    pub fn procs(&self) -> io::Result<File> {
+        OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))
+    }
+
+    /// Some process (not counting zombies) is in it or below.
+    pub fn populated(&self) -> io::Result<bool> {
+        let mut text = [0_u8; 128];
+        match self.events.read_at(&mut text, 0) {
+            Ok(len) => Ok(!text[..len].split(|b| *b == b'\n').any(|line| line == b"populated 0")),
+            // Removed behind our back: only an empty one can be.
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The process is in it or below.
+    pub fn holds(&self, pid: i32) -> bool {
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+        let Some(own) = text.lines().find_map(|l| l.strip_prefix("0::")) else { return false };
+        let Some(name) = self.path.file_name().and_then(|n| n.to_str()) else { return false };
+        // A path component: names hold no slash, and the games cgroup is the only place with this prefix.
+        own.split('/').any(|part| part == name) && self.pids().contains(&pid)
+    }
+
+    /// Every process in it and below.
+    pub fn pids(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        for folder in folders(&self.path) {
+            let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|pid| *pid > 0));
+        }
+        found
+    }
+
+    /// Sends SIGKILL to everything in it. True when the kernel did it in one step, so that nothing can have
+    /// been forked past it; false when it has to be repeated until `populated` says 0.
+    pub fn kill(&self) -> io::Result<bool> {
+        match write_to(&self.path.join("cgroup.kill"), "1") {
+            Ok(()) => Ok(true),
+            // Before Linux 5.14: nobody forks while frozen, and the frozen die of SIGKILL.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let _ = write_to(&self.path.join("cgroup.freeze"), "1");
+                for pid in self.pids() {
+                    // SAFETY: kill touches no memory.
+                    unsafe { libc::kill(pid, libc::SIGKILL) };
+                }
+                write_to(&self.path.join("cgroup.freeze"), "0")?;
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes these the limits in force: writes what changed, takes back what is no longer listed. Gives the
+    /// files that could not be written, with errno.
+    pub fn limit(&mut self, limits: &[(String, String)]) -> Vec<(String, i32)> {
+        if self.limits == limits {
+            return Vec::new();
+        }
+        let mut failed = Vec::new();
+        for (file, _) in &self.limits {
+            let kept = limits.iter().any(|(f, _)| f == file);
+            // The default of `.max` and `.high` files.
+            if !kept && (file.ends_with(".max") || file.ends_with(".high")) {
+                let _ = write_to(&self.path.join(file), "max");
+            }
+        }
+        for limit in limits.iter().filter(|l| !self.limits.contains(l)) {
+            let (file, value) = limit;
+            // The name comes from the agent: it must stay a file of this folder.
+            let written = if file.contains('/') || file.starts_with('.') {
+                Err(io::Error::from_raw_os_error(libc::EINVAL))
+            } else {
+                write_to(&self.path.join(file), value)
+            };
+            if let Err(e) = written {
+                failed.push((file.clone(), e.raw_os_error().unwrap_or(libc::EIO)));
+            }
+        }
+        self.limits = limits.iter().filter(|(f, _)| !failed.iter().any(|(g, _)| f == g)).cloned().collect();
+        failed
+    }
+
+    /// Removes it and what processes made below it. Fails while something lives there.
+    pub fn remove(&self) -> io::Result<()> {
+        // Deepest first.
+        for folder in folders(&self.path).iter().rev() {
+            match fs::remove_dir(folder) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder and all below it, each after its parent.
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let mut found = vec![path.to_owned()];
+    let mut at = 0;
+    while let Some(folder) = found.get(at).cloned() {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        found.extend(entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+        at += 1;
+    }
+    found
+}
+
+/// Writes to a file that must exist: on a cgroup file system nothing else can be, elsewhere nothing is made.
+fn write_to(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+}

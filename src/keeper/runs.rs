@@ -1,0 +1,411 @@
+//! The life of a run in the loop: forked, executing, ended, killed, gone.
+//!
+//! Owns no state of its own: it moves the table, the ledger and the watches together, and tells the agent.
+//! The rule of the ledger: it is written before the agent is told, so that what was told is never forgotten.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::epoll::EpollFlags;
+
+use super::descent::{self, Marks};
+use super::fault::{self, Point};
+use super::ledger::{Phase, Record};
+use super::poll::Source;
+use super::process::{self, boottime_ns};
+use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
+use super::spawn::{self, Outputs};
+use super::table::Run;
+use super::{Keeper, Pending, Repeat, logs};
+
+/// An exec that takes longer is reported as stuck.
+const STUCK_NS: u64 = 5_000_000_000;
+/// The first and the longest pause between looks at a kill that has to be repeated.
+const PAUSE_NS: (u64, u64) = (2_000_000, 200_000_000);
+
+type Failure = (SpawnStep, i32);
+
+fn errno(step: SpawnStep) -> impl Fn(std::io::Error) -> Failure {
+    move |e| (step, e.raw_os_error().unwrap_or(libc::EIO))
+}
+
+impl Keeper {
+    /// Starts a run, or tells why not.
+    pub(super) fn spawn(&mut self, spawn: &Spawn) {
+        if let Err((step, errno)) = self.try_spawn(spawn) {
+            self.link.send(&Reply::SpawnFailed { run: spawn.run, step, errno });
+        }
+    }
+
+    fn try_spawn(&mut self, spawn: &Spawn) -> Result<(), Failure> {
+        self.refuse_busy(spawn)?;
+        self.enter_cgroup(spawn)?;
+        let outputs = self.outputs(spawn)?;
+        let in_cgroup = self.cgroups.root().is_some();
+        let cookie = (!in_cgroup).then(|| descent::cookie(&self.hash, spawn.run, &spawn.instance));
+        let prepared = spawn::prepare(spawn, outputs, cookie.as_deref(), &self.surroundings)?;
+        let spawned_ns = boottime_ns();
+        let slot = self.intend(spawn, in_cgroup, spawned_ns)?;
+        fault::pass(Point::AfterIntent);
+        let words = self.ledger.slot(slot).child_words();
+        let cgroup = self.instances.get(&spawn.instance).and_then(|i| i.cgroup.as_ref());
+        match spawn::fork(spawn, &prepared, words, cgroup, &mut self.surroundings) {
+            Ok(forked) => {
+                fault::pass(Point::AfterClone);
+                self.table.forked(spawn.run, forked.pid);
+                let watched = self.poll.add(&forked.report, Source::Report(spawn.run), EpollFlags::EPOLLIN);
+                if let Err(error) = watched {
+                    tracing::error!(%error, run = %spawn.run, "cannot watch a spawn");
+                }
+                let pending = Pending { report: forked.report, stuck_ns: Some(spawned_ns + STUCK_NS) };
+                self.pending.insert(spawn.run, pending);
+            }
+            Err((step, errno)) => {
+                self.ledger.slot(slot).set_phase(Phase::SpawnFailed(step, errno));
+                if let Some(reply) = self.table.unforked(spawn.run, step, errno) {
+                    self.link.send(&reply);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Never two runs of an instance, none after the fence, none while the keeper ends.
+    fn refuse_busy(&self, spawn: &Spawn) -> Result<(), Failure> {
+        let busy = |errno| Err((SpawnStep::Busy, errno));
+        if self.table.knows(spawn.run) {
+            return busy(libc::EEXIST);
+        }
+        if self.table.live(&spawn.instance).is_some() {
+            return busy(libc::EBUSY);
+        }
+        if self.shutdown {
+            return busy(libc::ESHUTDOWN);
+        }
+        let fence = self.ledger.fence_ns();
+        if spawn.exclusive && fence != 0 && boottime_ns() >= fence {
+            return busy(libc::ETIME);
+        }
+        Ok(())
+    }
+
+    /// An empty cgroup with the limits asked for.
+    fn enter_cgroup(&mut self, spawn: &Spawn) -> Result<(), Failure> {
+        let instance = self.instances.make(&spawn.instance);
+        if instance.cgroup.is_none() {
+            instance.cgroup = self.cgroups.open(&spawn.instance).map_err(errno(SpawnStep::Cgroup))?;
+        }
+        let failed = match &mut instance.cgroup {
+            Some(cgroup) => {
+                if cgroup.populated().map_err(errno(SpawnStep::Cgroup))? {
+                    let _ = cgroup.kill();
+                    return Err((SpawnStep::Busy, libc::EBUSY));
+                }
+                cgroup.limit(&spawn.limits)
+            }
+            None => spawn.limits.iter().map(|(file, _)| (file.clone(), libc::EOPNOTSUPP)).collect(),
+        };
+        match failed.first() {
+            Some((_, errno)) if spawn.limits_required => return Err((SpawnStep::Limit, *errno)),
+            Some(_) => {
+                let files = failed.into_iter().map(|(file, _)| file).collect();
+                self.link.send(&Reply::Unenforced { run: spawn.run, files });
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn outputs(&mut self, spawn: &Spawn) -> Result<Outputs, Failure> {
+        let failed = errno(SpawnStep::Logs);
+        match &spawn.logs {
+            LogTarget::Null => Ok(Outputs::Null),
+            LogTarget::Journald => {
+                logs::connect_journal(&spawn.instance).map(Outputs::Stream).map_err(failed)
+            }
+            LogTarget::Files { .. } => {
+                let owner = spawn.account.as_ref().map(|a| (a.uid, a.gid));
+                let fifos = &mut self.instances.make(&spawn.instance).fifos;
+                fifos.ready(&mut self.copier, &spawn.logs, owner).map_err(&failed)?;
+                let (out, err) = fifos.paths().map_err(failed)?;
+                Ok(Outputs::Fifos(out, err))
+            }
+        }
+    }
+
+    /// Writes the intent into ledger and table.
+    fn intend(&mut self, spawn: &Spawn, in_cgroup: bool, spawned_ns: u64) -> Result<usize, Failure> {
+        let record = Record {
+            run: spawn.run,
+            instance: spawn.instance.clone(),
+            exclusive: spawn.exclusive,
+            in_cgroup,
+            logs: spawn.logs.clone(),
+            note: spawn.note.clone(),
+        };
+        let slot = self
+            .ledger
+            .enter(&record, self.surroundings.keeper_pid, spawned_ns)
+            .map_err(|e| (SpawnStep::Ledger, e.errno()))?;
+        let record = RunRecord {
+            run: spawn.run,
+            instance: record.instance,
+            pid: 0,
+            spawned_ns,
+            stage: Stage::Spawning,
+            exclusive: spawn.exclusive,
+            note: record.note,
+        };
+        self.table.enter(Run::new(record, slot, in_cgroup));
+        Ok(slot)
+    }
+
+    /// A child has reported, or executes its program.
+    pub(super) fn on_report(&mut self, id: RunId) {
+        let Some(pending) = self.pending.get(&id) else { return };
+        match spawn::read_report(pending.report.as_fd()) {
+            Ok(None) => return,
+            Ok(Some(Some((step, errno)))) => self.table.exec_failed(id, step, errno),
+            Ok(Some(None)) | Err(_) => {
+                fault::pass(Point::BeforeSpawned);
+                if let Some(reply) = self.table.executing(id) {
+                    self.link.send(&reply);
+                }
+            }
+        }
+        // Closing the descriptor ends the watch.
+        self.pending.remove(&id);
+    }
+
+    /// Tells of spawns whose exec does not come back.
+    pub(super) fn on_stuck(&mut self, now: u64) {
+        for (id, pending) in &mut self.pending {
+            if pending.stuck_ns.is_some_and(|at| now >= at) {
+                pending.stuck_ns = None;
+                self.link.send(&Reply::SpawnStuck { run: *id });
+            }
+        }
+    }
+
+    /// Takes the exit statuses of all children that have ended.
+    pub(super) fn reap(&mut self) {
+        loop {
+            let mut status = 0;
+            // SAFETY: `status` is a valid int to write to.
+            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL) };
+            if pid <= 0 {
+                break;
+            }
+            // Others are orphans of some run that came to us; taking their status is all they need.
+            if let Some(run) = self.table.of_main(pid) {
+                fault::pass(Point::AfterReap);
+                self.main_ended(run, process::end_of_status(status));
+            }
+        }
+        // An orphan's end may have been the last of a run.
+        for run in self.leftovers.clone() {
+            self.settle(run);
+        }
+    }
+
+    /// The main process of a run that is not our child has ended.
+    pub(super) fn on_stranger_end(&mut self, id: RunId) {
+        let (Some(pidfd), Some(run)) = (self.strangers.get(&id), self.table.get(id)) else { return };
+        let pid = run.record.pid;
+        // A followed process may have become our child, as an orphan: then only we can take its status.
+        let mut status = 0;
+        // SAFETY: `status` is a valid int to write to.
+        let reaped = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
+        let end = if reaped == pid {
+            process::end_of_status(status)
+        } else {
+            process::end_of_stranger(pidfd.as_fd(), pid)
+        };
+        self.main_ended(id, end);
+    }
+
+    /// The main process of a run has ended.
+    pub(super) fn main_ended(&mut self, id: RunId, end: End) {
+        // Its report comes first, or an exec that failed would look like a program that ended.
+        self.on_report(id);
+        self.pending.remove(&id);
+        self.strangers.remove(&id);
+        if !self.table.ended(id, end) {
+            return;
+        }
+        let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
+        self.ledger.slot(slot).set_phase(Phase::Exited(end));
+        if self.is_empty(id) {
+            self.gone(id);
+            return;
+        }
+        if let Some(reply) = self.table.exited_reply(id) {
+            self.link.send(&reply);
+        }
+        self.leftovers.insert(id);
+        self.watch_cgroup(id);
+        self.kill(id, false);
+        self.settle(id);
+    }
+
+    /// Begins to watch the run's cgroup; whoever calls looks at `populated` afterwards.
+    fn watch_cgroup(&mut self, id: RunId) {
+        if let Some(events) = self.events_of(id)
+            && let Err(error) = self.poll.add(events, Source::Cgroup(id), EpollFlags::EPOLLPRI)
+        {
+            tracing::warn!(%error, run = %id, "cannot watch a cgroup; looking again and again instead");
+            self.repeat_soon(id);
+        }
+    }
+
+    fn events_of(&self, id: RunId) -> Option<BorrowedFd<'_>> {
+        let run = self.table.get(id).filter(|run| run.in_cgroup)?;
+        Some(self.instances.get(&run.record.instance)?.cgroup.as_ref()?.events())
+    }
+
+    /// If nothing is left of a run whose main process has ended, it is gone.
+    pub(super) fn settle(&mut self, id: RunId) {
+        if self.leftovers.contains(&id) && self.is_empty(id) {
+            self.gone(id);
+        }
+    }
+
+    /// No process of the run is left, its main process having ended.
+    fn is_empty(&mut self, id: RunId) -> bool {
+        let Some(run) = self.table.get(id) else { return false };
+        if run.in_cgroup {
+            let cgroup = self.instances.get(&run.record.instance).and_then(|i| i.cgroup.as_ref());
+            return match cgroup.map(super::cgroup::Cgroup::populated) {
+                Some(Ok(populated)) => !populated,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, run = %id, "cannot read cgroup.events");
+                    self.repeat_soon(id);
+                    false
+                }
+                None => true,
+            };
+        }
+        // What is left of a run is our child, or descends from one.
+        (run.child && !descent::has_orphans(|pid| self.table.of_main(pid).is_some()))
+            || self.members(id).is_empty()
+    }
+
+    fn gone(&mut self, id: RunId) {
+        fault::pass(Point::BeforeGone);
+        if let Some(events) = self.events_of(id).filter(|_| self.leftovers.contains(&id)) {
+            self.poll.remove(events);
+        }
+        self.leftovers.remove(&id);
+        self.repeats.remove(&id);
+        let (Some(slot), Some(reply)) = (self.table.get(id).map(|r| r.slot), self.table.emptied(id)) else {
+            return;
+        };
+        self.ledger.slot(slot).set_phase(match reply {
+            Reply::SpawnFailed { step, errno, .. } => Phase::SpawnFailed(step, errno),
+            Reply::Gone { end, .. } => Phase::Gone(end),
+            _ => return,
+        });
+        fault::pass(Point::AfterGone);
+        self.link.send(&reply);
+    }
+
+    /// Every live process of a run without a cgroup.
+    pub(super) fn members(&self, id: RunId) -> Vec<i32> {
+        let Some(run) = self.table.get(id) else { return Vec::new() };
+        let cookie = descent::cookie(&self.hash, id, &run.record.instance);
+        let alive = matches!(run.record.stage, Stage::Spawning | Stage::Running);
+        let main = if alive { run.record.pid } else { 0 };
+        descent::members(&Marks { main, group: run.group, cookie: &cookie })
+    }
+
+    /// Ends a run and all that it started.
+    pub(super) fn kill(&mut self, id: RunId, fenced: bool) {
+        let Some(run) = self.table.get(id).filter(|run| run.lives()) else { return };
+        let slot = run.slot;
+        if fenced {
+            self.ledger.slot(slot).set_fenced();
+        }
+        self.table.killing(id, fenced);
+        fault::pass(Point::BeforeKill);
+        self.kill_once(id);
+        fault::pass(Point::AfterKill);
+    }
+
+    fn kill_once(&mut self, id: RunId) {
+        let Some(run) = self.table.get(id) else { return };
+        if run.in_cgroup {
+            let cgroup = self.instances.get(&run.record.instance).and_then(|i| i.cgroup.as_ref());
+            match cgroup.map(super::cgroup::Cgroup::kill) {
+                Some(Ok(true)) => return,
+                Some(Ok(false)) => {}
+                Some(Err(error)) => {
+                    tracing::error!(%error, run = %id, "cannot kill a cgroup; killing the main process");
+                    self.signal_main(id, libc::SIGKILL);
+                }
+                None => self.signal_main(id, libc::SIGKILL),
+            }
+        } else {
+            for pid in self.members(id) {
+                // SAFETY: kill touches no memory.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+        self.repeat_soon(id);
+    }
+
+    fn repeat_soon(&mut self, id: RunId) {
+        let repeat = self.repeats.entry(id).or_insert(Repeat { at_ns: 0, pause_ns: PAUSE_NS.0 });
+        repeat.at_ns = boottime_ns() + repeat.pause_ns;
+        repeat.pause_ns = (repeat.pause_ns * 2).min(PAUSE_NS.1);
+    }
+
+    /// Repeats the kills that one step cannot do.
+    pub(super) fn repeat_kills(&mut self, now: u64) {
+        let due: Vec<RunId> =
+            self.repeats.iter().filter(|(_, r)| now >= r.at_ns).map(|(id, _)| *id).collect();
+        for id in due {
+            self.settle(id);
+            match self.table.get(id) {
+                Some(run) if run.lives() => self.kill_once(id),
+                _ => drop(self.repeats.remove(&id)),
+            }
+            // `kill_once` asked for the next round, unless the kernel has killed the cgroup in one step.
+            if self.repeats.get(&id).is_some_and(|r| r.at_ns <= now) {
+                self.repeat_soon(id);
+            }
+        }
+    }
+
+    /// Sends a signal to the main process, if it lives.
+    pub(super) fn signal_main(&self, id: RunId, signal: i32) {
+        let Some(run) = self.table.get(id) else { return };
+        if !matches!(run.record.stage, Stage::Spawning | Stage::Running) {
+            return;
+        }
+        match self.strangers.get(&id) {
+            Some(pidfd) => drop(process::signal(pidfd.as_fd(), signal)),
+            // Our child, not reaped: the number is its.
+            // SAFETY: kill touches no memory.
+            None => drop(unsafe { libc::kill(run.record.pid, signal) }),
+        }
+    }
+
+    /// Kills the exclusive runs once the deadline has passed.
+    pub(super) fn fence(&mut self, now: u64) {
+        let deadline = self.ledger.fence_ns();
+        if self.fence_fired || deadline == 0 || now < deadline {
+            return;
+        }
+        self.fence_fired = true;
+        let exclusive: Vec<RunId> =
+            self.table.living().filter(|r| r.record.exclusive).map(|r| r.record.run).collect();
+        if !exclusive.is_empty() {
+            tracing::warn!(
+                runs = exclusive.len(),
+                "the fence deadline has passed: killing the exclusive runs"
+            );
+        }
+        for id in exclusive {
+            self.kill(id, true);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Spawning: from a request to a child.
+//!
+//! Owns the preparation (every string and array is made before the fork) and the fork itself: clone3 with
+//! CLONE_INTO_CGROUP, so that the child is never outside its cgroup; where the kernel has none, a plain
+//! clone and a child that moves itself. Neither CLONE_VM nor CLONE_VFORK: an exec that hangs on a dead file
+//! server holds nobody up. No pidfd is asked for: the keeper alone reaps its children, so a pid that it has
+//! not reaped cannot be another process. Called by the loop.
+
+use std::ffi::{CString, c_char};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::AtomicU64;
+
+use nix::fcntl::OFlag;
+
+use super::cgroup::Cgroup;
+use super::child::{self, Output, Plan};
+use super::fault;
+use super::protocol::{Spawn, SpawnStep};
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Where the outputs of a spawn go, resolved.
+pub enum Outputs {
+    /// Two FIFOs.
+    Fifos(CString, CString),
+    /// One stream for both.
+    Stream(OwnedFd),
+    /// /dev/null.
+    Null,
+}
+
+/// What every spawn of this keeper shares.
+pub struct Surroundings {
+    /// /dev/null, open for reading and writing.
+    pub null: OwnedFd,
+    /// The keeper.
+    pub keeper_pid: i32,
+    /// The keeper's priority.
+    pub nice: i32,
+    /// The soft and hard limit of open files that the keeper was started with; it raised its own.
+    pub files: (u64, u64),
+    /// The kernel can place a child in a cgroup.
+    pub into_cgroup: bool,
+}
+
+/// A spawn with everything resolved.
+pub struct Prepared {
+    program: CString,
+    folder: CString,
+    args: Strings,
+    env: Strings,
+    rlimits: Vec<(u32, libc::rlimit64)>,
+    outputs: Outputs,
+}
+
+/// Strings and the null-terminated array of pointers to them.
+struct Strings {
+    _strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl Strings {
+    fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let strings = texts.map(|t| CString::new(t).ok()).collect::<Option<Vec<_>>>()?;
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
+        Some(Strings { _strings: strings, pointers })
+    }
+}
+
+/// A child that was made.
+pub struct Forked {
+    /// Its number.
+    pub pid: i32,
+    /// End of file: it executes its program; else 8 bytes, step and errno.
+    pub report: OwnedFd,
+}
+
+/// Resolves a request. `cookie` is one more environment entry. A NUL byte in a string is EINVAL.
+pub fn prepare(
+    spawn: &Spawn,
+    outputs: Outputs,
+    cookie: Option<&str>,
+    around: &Surroundings,
+) -> Result<Prepared, (SpawnStep, i32)> {
+    let invalid = |step| (step, libc::EINVAL);
+    let env = spawn.env.iter().map(String::as_str).chain(cookie);
+    let mut rlimits: Vec<_> = spawn
+        .rlimits
+        .iter()
+        .map(|(resource, value)| (*resource, libc::rlimit64 { rlim_cur: *value, rlim_max: *value }))
+        .collect();
+    if !rlimits.iter().any(|(resource, _)| *resource == libc::RLIMIT_NOFILE as u32) {
+        let (soft, hard) = around.files;
+        rlimits.push((libc::RLIMIT_NOFILE as u32, libc::rlimit64 { rlim_cur: soft, rlim_max: hard }));
+    }
+    Ok(Prepared {
+        program: CString::new(spawn.program.as_str()).map_err(|_| invalid(SpawnStep::Exec))?,
+        folder: CString::new(spawn.working_dir.as_str()).map_err(|_| invalid(SpawnStep::WorkingDir))?,
+        args: Strings::new(spawn.args.iter().map(String::as_str)).ok_or(invalid(SpawnStep::Exec))?,
+        env: Strings::new(env).ok_or(invalid(SpawnStep::Exec))?,
+        rlimits,
+        outputs,
+    })
+}
+
+/// Forks; the child becomes the program.
+pub fn fork(
+    spawn: &Spawn,
+    prepared: &Prepared,
+    ledger: (&AtomicU64, &AtomicU64),
+    cgroup: Option<&Cgroup>,
+    around: &mut Surroundings,
+) -> Result<Forked, (SpawnStep, i32)> {
+    let (report, report_child) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .map_err(|errno| (SpawnStep::Fork, errno as i32))?;
+    let outputs = match &prepared.outputs {
+        Outputs::Fifos(out, err) => [Output::Fifo(out.as_ptr()), Output::Fifo(err.as_ptr())],
+        Outputs::Stream(fd) => [Output::Descriptor(fd.as_raw_fd()); 2],
+        Outputs::Null => [Output::Descriptor(around.null.as_raw_fd()); 2],
+    };
+    let mut plan = Plan {
+        keeper_pid: around.keeper_pid,
+        ledger,
+        cgroup_procs: None,
+        rlimits: &prepared.rlimits,
+        nice: (spawn.nice != around.nice).then_some(spawn.nice),
+        stdin: around.null.as_raw_fd(),
+        outputs,
+        folder: prepared.folder.as_ptr(),
+        umask: spawn.umask,
+        account: spawn.account.as_ref().map(|a| (a.uid, a.gid, a.groups.as_slice())),
+        ignore_sigpipe: spawn.ignore_sigpipe,
+        program: prepared.program.as_ptr(),
+        args: prepared.args.pointers.as_ptr(),
+        env: prepared.env.pointers.as_ptr(),
+        report: report_child.as_raw_fd(),
+    };
+    let mut result = None;
+    let mut procs = None;
+    if let Some(cgroup) = cgroup {
+        if around.into_cgroup {
+            match clone_into(cgroup.folder().as_raw_fd(), &plan) {
+                Err(errno) if matches!(errno, libc::ENOSYS | libc::EINVAL | libc::E2BIG) => {
+                    around.into_cgroup = false;
+                }
+                Err(errno) if matches!(errno, libc::EAGAIN | libc::ENOMEM) => {
+                    return Err((SpawnStep::Fork, errno));
+                }
+                Err(errno) => return Err((SpawnStep::Cgroup, errno)),
+                Ok(pid) => result = Some(pid),
+            }
+        }
+        if result.is_none() {
+            let errno = |e: io::Error| (SpawnStep::Cgroup, e.raw_os_error().unwrap_or(libc::EIO));
+            plan.cgroup_procs = Some(procs.insert(cgroup.procs().map_err(errno)?).as_raw_fd());
+        }
+    }
+    let pid = match result {
+        Some(pid) => pid,
+        None => clone_plain(&plan).map_err(|errno| (SpawnStep::Fork, errno))?,
+    };
+    fault::passed_child_points();
+    Ok(Forked { pid, report })
+}
+
+fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
+    // SAFETY: clone_args is plain numbers, and zero is "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = folder as u64;
+    // SAFETY: a fork: the child gets a copy of our memory and runs `child::run`, which never returns and
+    // makes raw system calls only.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
+    forked(pid, plan)
+}
+
+fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
+    // SAFETY: as in `clone_into`; flags SIGCHLD alone are fork(2).
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    forked(pid, plan)
+}
+
+#[inline(always)]
+fn forked(pid: libc::c_long, plan: &Plan<'_>) -> Result<i32, i32> {
+    match pid {
+        0 => child::run(plan),
+        pid if pid > 0 => Ok(pid as i32),
+        _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN)),
+    }
+}
+
+impl Surroundings {
+    /// Looks around, and raises the keeper's own limit of open files to the most it may have.
+    pub fn new() -> io::Result<Self> {
+        let null =
+            nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+        let mut files = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: `files` is a valid rlimit64 to write to, then to read from.
+        unsafe {
+            libc::getrlimit64(libc::RLIMIT_NOFILE, &mut files);
+            let most = libc::rlimit64 { rlim_cur: files.rlim_max, rlim_max: files.rlim_max };
+            libc::setrlimit64(libc::RLIMIT_NOFILE, &most);
+        }
+        // SAFETY: numbers only.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        Ok(Surroundings {
+            null,
+            keeper_pid: std::process::id() as i32,
+            nice,
+            files: (files.rlim_cur, files.rlim_max),
+            into_cgroup: true,
+        })
+    }
+}
+
+/// Reads what a child reported: `Ok(None)` not yet, `Ok(Some(None))` it executes, else step and errno.
+pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Option<Option<(SpawnStep, i32)>>> {
+    let mut bytes = [0_u8; 8];
+    match nix::unistd::read(report, &mut bytes) {
+        Ok(8) => {
+            let [a, b, c, d, e, f, g, h] = bytes;
+            let step = super::ledger::step_of(u32::from_ne_bytes([a, b, c, d]));
+            Ok(Some(Some((step, i32::from_ne_bytes([e, f, g, h])))))
+        }
+        Ok(_) => Ok(Some(None)),
+        Err(nix::errno::Errno::EAGAIN) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
