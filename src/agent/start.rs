@@ -242,9 +242,15 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
 
 fn start_supervision(parts: Parts) -> Result<JoinHandle<()>, AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let supervisor = runtime.block_on(async { Supervisor::new(parts) })?;
     let thread = std::thread::Builder::new().name("supervision".to_owned());
-    Ok(thread.spawn(move || runtime.block_on(supervisor.run()))?)
+    Ok(thread.spawn(move || {
+        runtime.block_on(async {
+            match Supervisor::new(parts) {
+                Ok(supervisor) => supervisor.run().await,
+                Err(error) => tracing::error!(%error, "the machine refuses what supervision needs"),
+            }
+        });
+    })?)
 }
 
 /// What this host says about itself.

@@ -1,11 +1,14 @@
 //! `check`, `plan` and `apply`: the desired set, from a file.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::api::Api;
+use crate::config::{self, Context};
+
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render;
@@ -120,12 +123,9 @@ fn read_valid(file: &Path) -> Result<String, Failure> {
     }
 }
 
-// The seam to `config::parse` and the faults' `render`, which are not merged yet: until then only TOML's
-// own faults are found.
 fn faults(file: &Path, text: &str) -> Option<String> {
-    let error = text.parse::<toml::Table>().err()?;
-    let before = &text[..error.span().map_or(0, |span| span.start.min(text.len()))];
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    Some(format!("{}:{line}:{column}: {}", file.display(), error.message()))
+    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    let context = Context { hostname, host_override: None };
+    let found = config::parse(text, &file.display().to_string(), &context).err()?;
+    Some(found.render(std::io::stderr().is_terminal()))
 }

@@ -3,6 +3,9 @@
 use std::io;
 
 use super::api::ApiError;
+use crate::agent::AgentError;
+use crate::agent::spec_file::FileError;
+use crate::keeper::KeeperError;
 
 /// The exit codes of the program (docs/cli.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,12 @@ pub enum Failure {
     /// The agent could not be asked, or refused.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// The agent could not start or had to end.
+    #[error("the agent")]
+    Agent(#[from] AgentError),
+    /// The keeper could not start or go on.
+    #[error("the keeper")]
+    Keeper(#[from] KeeperError),
     /// The machine refused.
     #[error("{what}")]
     Local {
@@ -60,7 +69,8 @@ impl Failure {
     /// Its exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            Failure::NotSo(_) | Failure::Local { .. } => Exit::NotSo,
+            Failure::Agent(AgentError::File(FileError::Faults(_))) => Exit::Usage,
+            Failure::NotSo(_) | Failure::Local { .. } | Failure::Agent(_) | Failure::Keeper(_) => Exit::NotSo,
             Failure::Usage(_) | Failure::Invalid(_) => Exit::Usage,
             Failure::Api(ApiError::Refused(_)) => Exit::Refused,
             Failure::Api(_) => Exit::NoAgent,
@@ -74,7 +84,7 @@ impl Failure {
     pub fn tell(&self) {
         match self {
             Failure::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            Failure::Invalid(report) => eprintln!("{}", report.trim_end()),
+            Failure::Invalid(report) | Failure::Agent(AgentError::File(FileError::Faults(report))) => eprintln!("{}", report.trim_end()),
             other => eprintln!("error: {}", with_causes(other)),
         }
     }

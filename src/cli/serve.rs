@@ -2,11 +2,15 @@
 //!
 //! Owns only their arguments; what they do is in [`crate::agent`] and [`crate::keeper`].
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::exit::{Exit, Failure};
+use crate::agent::keeper_link::KeeperSource;
+use crate::agent::{self, AgentOptions};
+use crate::keeper;
 
 /// `agent`
 #[derive(Debug, Args)]
@@ -17,9 +21,12 @@ pub struct AgentArgs {
     /// This host's name, in place of the file's [host] name.
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
-    /// A keeper that the agent starts itself ends when it holds nothing any more.
-    #[arg(long, hide = true)]
-    keeper_exit_when_idle: bool,
+    /// systemd (or somebody else) starts the keeper; without this the agent does.
+    #[arg(long)]
+    external_keeper: bool,
+    /// Given to a keeper that the agent starts: the cgroup below which games live, or "none".
+    #[arg(long, value_name = "PATH", conflicts_with = "external_keeper")]
+    cgroup: Option<String>,
 }
 
 /// `keeper`
@@ -30,61 +37,46 @@ pub struct KeeperArgs {
     runtime_dir: PathBuf,
     /// The cgroup below which games live, or "none". Default: found by itself.
     #[arg(long, value_name = "PATH")]
-    cgroup: Option<String>,
+    cgroup: Option<PathBuf>,
     /// End when no run is left and no agent is connected.
     #[arg(long)]
     exit_when_idle: bool,
 }
 
-/// What the agent is told by the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentOptions {
-    /// The cluster.toml.
-    pub config: PathBuf,
-    /// This host's name, in place of the file's.
-    pub host: Option<String>,
-    /// The program that is started as keeper when none runs.
-    pub keeper_exe: PathBuf,
-    /// That keeper ends when it holds nothing any more.
-    pub keeper_exit_when_idle: bool,
-}
-
-/// What the keeper is told by the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeeperOptions {
-    /// The folder of sockets and ledger.
-    pub runtime_dir: PathBuf,
-    /// The cgroup below which games live, or "none"; `None`: found by itself.
-    pub cgroup: Option<String>,
-    /// End when no run is left and no agent is connected.
-    pub exit_when_idle: bool,
-}
-
 /// Runs the agent until it is told to end.
 pub fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    let keeper_exe = own_program()?;
-    let AgentArgs { config, host, keeper_exit_when_idle } = args;
-    run_agent(AgentOptions { config, host, keeper_exe, keeper_exit_when_idle })
+    let AgentArgs { config, host, external_keeper, cgroup } = args;
+    let keeper = match external_keeper {
+        true => KeeperSource::External,
+        false => KeeperSource::Own { program: own_program()?, cgroup },
+    };
+    log();
+    agent::run(&AgentOptions { config, host, keeper })?;
+    Ok(Exit::Ok)
 }
 
 /// Runs the keeper until it is told to end.
 pub fn keeper(args: KeeperArgs) -> Result<Exit, Failure> {
     let KeeperArgs { runtime_dir, cgroup, exit_when_idle } = args;
-    run_keeper(KeeperOptions { runtime_dir, cgroup, exit_when_idle })
+    log();
+    keeper::run(keeper::Options { runtime_dir, cgroup, exit_when_idle })?;
+    Ok(Exit::Ok)
+}
+
+/// Structured messages on stderr, where journald finds them; BIGBROTHER_LOG sets the level.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BIGBROTHER_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
 
 /// The path of this program.
 pub fn own_program() -> Result<PathBuf, Failure> {
     std::env::current_exe()
         .map_err(|source| Failure::Local { what: "cannot find the path of this program".to_owned(), source })
-}
-
-// The seam to `crate::agent::run`, which is not merged yet.
-fn run_agent(options: AgentOptions) -> Result<Exit, Failure> {
-    Err(Failure::NotSo(format!("this build has no agent yet (asked to run {})", options.config.display())))
-}
-
-// The seam to `crate::keeper::run`, which is not merged yet.
-fn run_keeper(options: KeeperOptions) -> Result<Exit, Failure> {
-    Err(Failure::NotSo(format!("this build has no keeper yet (asked for {})", options.runtime_dir.display())))
 }
