@@ -1,85 +1,22 @@
 //! The real binary against a fake agent: what it asks, what it prints, how it exits.
 
 use std::io::Read;
-use std::net::UdpSocket;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "cli/binary.rs"]
+mod binary;
+#[path = "cli/demo_zone.rs"]
+mod demo_zone;
 #[path = "cli/fake.rs"]
 mod fake;
+#[path = "cli/kill_test.rs"]
+mod kill_test;
 
+use binary::{PATIENCE, ask, command, finish, run, zones};
 use fake::{Fake, event, instance};
-
-/// No command of these tests takes longer, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    signal: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("no JSON ({e}): {self:?}"))
-    }
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
-    for name in ["BIGBROTHER_API", "BIGBROTHER_SOCKET", "COLUMNS", "NO_COLOR"] {
-        command.env_remove(name);
-    }
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// Waits for the end of a command, with a deadline.
-fn finish(mut child: Child) -> Ran {
-    let out = read(child.stdout.take().expect("piped"));
-    let err = read(child.stderr.take().expect("piped"));
-    let began = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("our child") {
-            let (out, err) = (out.join().expect("read"), err.join().expect("read"));
-            return Ran { code: status.code(), signal: status.signal(), out, err };
-        }
-        if began.elapsed() > PATIENCE {
-            child.kill().expect("our child");
-            panic!("it does not end; it said {:?} and {:?}", out.join(), err.join());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn read(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        from.read_to_string(&mut text).expect("text");
-        text
-    })
-}
-
-fn run(args: &[&str]) -> Ran {
-    finish(command(args).spawn().expect("the binary"))
-}
-
-/// Runs a command against a fake agent.
-fn ask(fake: &Fake, args: &[&str]) -> Ran {
-    let mut command = command(args);
-    command.env("BIGBROTHER_API", fake.address()).current_dir(fake.folder());
-    finish(command.spawn().expect("the binary"))
-}
-
-fn zones() -> Fake {
-    Fake::start(vec![instance("zone.0", "ready", 1), instance("zone.1", "ready", 2)])
-}
 
 #[test]
 fn ps_prints_a_table_or_an_array() {
@@ -357,110 +294,6 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn kill_test_measures_comebacks() {
-    for signal in ["KILL", "SEGV", "segv"] {
-        let fake = zones();
-        fake.keep_alive(Some(Duration::from_millis(20)));
-        let args = ["kill-test", "zone", "--count", "4", "--signal", signal, "--seed", "7", "--json"];
-        let ran = ask(&fake, &args);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
-        let view = ran.json();
-        assert_eq!((&view["missed"], &view["seed"]), (&Value::from(0), &Value::from(7)));
-        let kills = view["kills"].as_array().expect("kills");
-        assert_eq!(kills.len(), 4);
-        for kill in kills {
-            assert!(kill["run"].as_u64() > kill["run_before"].as_u64(), "{kill}");
-            let (restarted, ready) = (kill["restarted_ms"].as_f64(), kill["ready_ms"].as_f64());
-            assert!(restarted >= Some(20.0) && ready >= restarted, "{kill}");
-        }
-        assert!(view["restarted"]["min_ms"].as_f64() >= Some(20.0), "{view}");
-        let announced = fake.asked().iter().filter(|a| a.starts_with("POST /v1/announce")).count();
-        assert!(announced >= 4, "{:?}", fake.asked());
-    }
-}
-
-#[test]
-fn kill_test_chooses_the_same_victims_for_the_same_seed() {
-    let victims = |seed: &str| -> Vec<String> {
-        let fake = Fake::start((0..5).map(|n| instance(&format!("zone.{n}"), "ready", n)).collect());
-        fake.keep_alive(Some(Duration::ZERO));
-        let view = ask(&fake, &["kill-test", "--count", "6", "--seed", seed, "--json"]).json();
-        let kills = view["kills"].as_array().expect("kills").clone();
-        kills.iter().map(|k| k["instance"].to_string()).collect()
-    };
-    assert_eq!(victims("1"), victims("1"));
-    assert_ne!(victims("1"), victims("2"));
-}
-
-#[test]
-fn kill_test_tells_what_did_not_come_back() {
-    let fake = zones();
-    fake.keep_alive(None);
-    let ran = ask(&fake, &["kill-test", "zone.1", "--count", "1", "--timeout", "300ms"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(ran.out.contains("zone.1 (run 1002, pid "), "{}", ran.out);
-    assert!(ran.out.contains("no new run within 300ms\n1 did not come back in time\n"), "{}", ran.out);
-}
-
-#[test]
-fn a_stopped_process_that_nobody_notices_is_continued() {
-    let fake = zones();
-    fake.keep_alive(Some(Duration::ZERO));
-    let ran = ask(
-        &fake,
-        &["kill-test", "zone.0", "--count", "1", "--signal", "STOP", "--timeout", "300ms", "--json"],
-    );
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    let pid = ran.json()["kills"][0]["pid"].as_i64().expect("a pid");
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        let state = stat.rsplit_once(") ").expect("a stat").1.chars().next();
-        if state == Some('S') {
-            break;
-        }
-        assert!(Instant::now() < deadline, "still {state:?}");
-    }
-}
-
-#[test]
-fn kill_test_spares_what_is_not_ready() {
-    let fake = Fake::start(vec![instance("zone.0", "paused", 1)]);
-    let ran = ask(&fake, &["kill-test", "zone", "--timeout", "200ms"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(ran.err.contains("no such instance is ready"), "{}", ran.err);
-    assert!(!fake.asked().iter().any(|a| a.contains("announce")), "{:?}", fake.asked());
-}
-
-#[test]
-fn kill_test_never_strikes_a_process_that_is_not_the_runs_any_more() {
-    let mut former = Command::new("sleep").arg("1000").spawn().expect("sleep");
-    let mut current = Command::new("sleep").arg("1000").spawn().expect("sleep");
-    let view = |child: &Child, run| {
-        let pid = Some(child.id() as i32);
-        bigbrother::http::view::InstanceView { pid, ..instance("zone.0", "ready", run) }
-    };
-    let fake = Fake::start(vec![view(&former, 1)]);
-    fake.change_on_announce(view(&current, 2));
-    let ran = ask(&fake, &["kill-test", "--count", "1", "--timeout", "300ms", "--json"]);
-    let kill = &ran.json()["kills"][0];
-    assert_eq!((&kill["pid"], &kill["run_before"]), (&Value::from(current.id()), &Value::from(2)));
-    assert_eq!(former.try_wait().expect("our child"), None, "the former process was struck");
-    former.kill().expect("our child");
-    former.wait().expect("our child");
-    assert_eq!(current.wait().expect("our child").signal(), Some(libc::SIGKILL));
-}
-
-#[test]
-fn kill_test_refuses_a_hang_that_nobody_could_notice() {
-    let mut deaf = instance("zone.0", "ready", 1);
-    deaf.heartbeat.mode = "none".to_owned();
-    let ran = ask(&Fake::start(vec![deaf]), &["kill-test", "--signal", "STOP"]);
-    assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.err.contains("has a heartbeat that would show SIGSTOP"), "{}", ran.err);
-}
-
-#[test]
 fn completions_and_manual_pages_cover_every_command() {
     let names: Vec<String> = bigbrother::cli::definition()
         .get_subcommands()
@@ -484,137 +317,4 @@ fn completions_and_manual_pages_cover_every_command() {
     }
     assert!(!out.join("bigbrother-demo-zone.1").exists(), "the hidden command has a page");
     assert!(run(&["man"]).out.contains(".TH bigbrother 1"));
-}
-
-/// A demo zone of its own; killed when dropped.
-struct Zone {
-    child: Option<Child>,
-    socket: UdpSocket,
-}
-
-impl Zone {
-    fn start(args: &[&str]) -> Zone {
-        use std::io::{BufRead, BufReader};
-        let mut child = command(&[&["demo-zone", "--port", "0", "--name", "zone.7"], args].concat())
-            .spawn()
-            .expect("the binary");
-        let mut first = String::new();
-        let mut out = BufReader::new(child.stdout.take().expect("piped"));
-        out.read_line(&mut first).expect("a line");
-        let (_, port) = first.trim().rsplit_once(':').expect("an address");
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        socket.connect(("127.0.0.1", port.parse().expect("a port"))).expect("a peer");
-        // Put back, so that its pipe stays open.
-        child.stdout = Some(out.into_inner());
-        Zone { child: Some(child), socket }
-    }
-
-    fn ask(&self, word: &str, patience: Duration) -> Option<String> {
-        self.socket.set_read_timeout(Some(patience)).expect("a timeout");
-        self.socket.send(word.as_bytes()).expect("sent");
-        let mut answer = [0; 100];
-        let length = self.socket.recv(&mut answer).ok()?;
-        Some(String::from_utf8_lossy(&answer[..length]).into_owned())
-    }
-
-    fn pid(&self) -> nix::unistd::Pid {
-        nix::unistd::Pid::from_raw(self.child.as_ref().expect("running").id() as i32)
-    }
-
-    fn end(mut self) -> Ran {
-        finish(self.child.take().expect("running"))
-    }
-}
-
-impl Drop for Zone {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
-#[test]
-fn a_demo_zone_answers_and_ends_when_told() {
-    let zone = Zone::start(&[]);
-    let first = zone.ask("ping", PATIENCE).expect("an answer");
-    let tick = |answer: &str| -> u64 {
-        answer.strip_prefix("pong zone.7 ").expect("a pong").parse().expect("a number")
-    };
-    let deadline = Instant::now() + PATIENCE;
-    while tick(&zone.ask("ping", PATIENCE).expect("an answer")) < tick(&first) + 3 {
-        assert!(Instant::now() < deadline, "it does not tick");
-    }
-    assert_eq!(zone.ask("dance", PATIENCE).as_deref(), Some("what?"));
-    nix::sys::signal::kill(zone.pid(), nix::sys::signal::Signal::SIGTERM).expect("it lives");
-    assert_eq!(zone.end().code, Some(0));
-}
-
-#[test]
-fn a_demo_zone_misbehaves_when_told() {
-    let zone = Zone::start(&[]);
-    assert_eq!(zone.ask("crash", PATIENCE).as_deref(), Some("zone.7: crash"));
-    assert_eq!(zone.end().signal, Some(libc::SIGABRT));
-
-    let zone = Zone::start(&["--fault", "exit", "--after", "0.1"]);
-    assert_eq!(zone.end().code, Some(3));
-
-    let zone = Zone::start(&["--fault", "crash", "--after", "0"]);
-    assert_eq!(zone.end().signal, Some(libc::SIGABRT));
-
-    let zone = Zone::start(&[]);
-    zone.ask("leak", PATIENCE).expect("an answer");
-    let resident = || -> u64 {
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", zone.pid())).expect("it lives");
-        statm.split(' ').nth(1).expect("a field").parse().expect("a number")
-    };
-    let (before, deadline) = (resident(), Instant::now() + PATIENCE);
-    while resident() < before + 5_000 {
-        assert!(Instant::now() < deadline, "it does not grow: {} pages", resident());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
-fn a_hung_demo_zone_does_nothing_any_more() {
-    let zone = Zone::start(&[]);
-    assert_eq!(zone.ask("hang", PATIENCE).as_deref(), Some("zone.7: hang"));
-    assert_eq!(zone.ask("ping", Duration::from_millis(500)), None, "it answers");
-    nix::sys::signal::kill(zone.pid(), nix::sys::signal::Signal::SIGTERM).expect("it lives");
-    assert_eq!(zone.ask("ping", Duration::from_millis(300)), None, "it answers");
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", zone.pid())).expect("it lives");
-    assert!(!stat.contains(") Z "), "SIGTERM ends a hung server: {stat}");
-}
-
-#[test]
-fn a_demo_zone_speaks_the_process_api() {
-    use std::io::{BufRead, BufReader, Write};
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("zone.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
-    let mut command = command(&["demo-zone", "--port", "0"]);
-    let child = command.env("BIGBROTHER_SOCKET", &path).spawn().expect("the binary");
-    let (mut peer, _) = listener.accept().expect("a connection");
-    peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    let mut lines = BufReader::new(peer.try_clone().expect("a socket")).lines();
-    let mut until = |wanted: &str| loop {
-        let line = lines.next().unwrap_or_else(|| panic!("no {wanted}")).expect("a line");
-        let message: Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!(message["jsonrpc"], "2.0");
-        if message["method"] == wanted {
-            return message;
-        }
-    };
-    until("hello");
-    until("ready");
-    until("heartbeat");
-    assert_eq!(until("status")["params"]["capacity"], 16);
-    until("heartbeat");
-    let shutdown = r#"{"jsonrpc":"2.0","method":"shutdown","params":{"reason":"update","deadline_ms":1000}}"#;
-    writeln!(peer, "{shutdown}").expect("sent");
-    until("stopping");
-    let ran = finish(child);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.out.contains("ends: update"), "{ran:?}");
 }

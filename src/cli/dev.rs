@@ -2,7 +2,7 @@
 //!
 //! Starts an agent as in production (`bigbrother agent --config …`, a process of its own), waits for its zone
 //! servers, tells what happens, hangs one of them to be seen, and at the end stops and removes everything
-//! that it started. Owns the folder ([`folder`]) and every process below it ([`household`]).
+//! that it started. Owns the folder (`folder`) and every process below it (`household`).
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;

@@ -1,4 +1,4 @@
-//! What the demo server says to its agent: the seam to [`crate::client`].
+//! What the demo server says to its agent: the seam to `crate::client`.
 //!
 //! Without `$BIGBROTHER_SOCKET` it says nothing, so that the server also runs alone.
 

@@ -125,12 +125,11 @@ fn spans_and_ages_are_short() {
     assert_eq!([0.4123, 8.26, 999.0, 1_250.0].map(span), ["412 us", "8.3 ms", "999.0 ms", "1.25 s"]);
 }
 
-/// docs/cli.md names every field that `--json` prints.
-#[test]
-fn every_json_field_is_documented() {
+/// A sample of everything that `--json` prints, by its heading in docs/cli.md.
+fn shapes() -> Vec<(&'static str, serde_json::Value)> {
     use crate::cli::kill_test::{Figures, KillTestView, KillView};
     use crate::cli::{declare, look, operate, wait};
-    use serde_json::{Value, to_value};
+    use serde_json::to_value;
 
     let figures = Figures::of([1.0].into_iter());
     let kill = KillView {
@@ -145,7 +144,7 @@ fn every_json_field_is_documented() {
         detail: None,
     };
     let instance = || "zone.3".parse().unwrap();
-    let shapes: Vec<(&str, Value)> = vec![
+    vec![
         ("status", to_value(sample::status())),
         ("ps", to_value(sample::instance("zone.3", "ready"))),
         ("events", to_value(sample::event())),
@@ -189,9 +188,14 @@ fn every_json_field_is_documented() {
     ]
     .into_iter()
     .map(|(name, value)| (name, value.unwrap()))
-    .collect();
+    .collect()
+}
+
+/// docs/cli.md names every field that `--json` prints.
+#[test]
+fn every_json_field_is_documented() {
     let doc = include_str!("../../../docs/cli.md");
-    for (name, shape) in shapes {
+    for (name, shape) in shapes() {
         let section = section(doc, name);
         // Keys of these maps are names that users give.
         let own = |key: &str| matches!(key, "ports" | "instances" | "status" | "scaled");
