@@ -88,7 +88,7 @@ impl Keeper {
                 let _ = process::signal(main.pidfd.as_fd(), libc::SIGKILL);
             }
             if entry.record.in_cgroup
-                && let Ok(Some(cgroup)) = self.cgroups.open(&entry.record.instance)
+                && let Ok(Some(mut cgroup)) = self.cgroups.open(&entry.record.instance)
             {
                 let _ = cgroup.kill();
             }
@@ -179,7 +179,7 @@ impl Keeper {
             if self.table.live(&id).and_then(|run| self.table.get(run)).is_some_and(|run| run.in_cgroup) {
                 continue;
             }
-            let Ok(Some(cgroup)) = self.cgroups.open(&id) else { continue };
+            let Ok(Some(mut cgroup)) = self.cgroups.open(&id) else { continue };
             if cgroup.populated().unwrap_or(false) {
                 let _ = cgroup.kill();
                 found.insert(id);

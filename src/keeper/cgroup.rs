@@ -72,11 +72,14 @@ impl Cgroups {
     pub fn open(&self, instance: &InstanceId) -> io::Result<Option<Cgroup>> {
         let Some(root) = &self.root else { return Ok(None) };
         let path = root.join(format!("{PREFIX}{instance}"));
-        match fs::create_dir(&path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        let made = fs::create_dir(&path);
+        match &made {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return made.map(|()| None),
             _ => {}
         }
-        Cgroup::open(path).map(Some)
+        let mut cgroup = Cgroup::open(path)?;
+        cgroup.spent = made.is_err();
+        Ok(Some(cgroup))
     }
 
     /// Every instance that has a cgroup here.
@@ -101,13 +104,32 @@ pub struct Cgroup {
     events: File,
     /// The limits in force, as last written.
     limits: Vec<(String, String)>,
+    /// It was killed as a whole, or nobody knows. Some kernels (6.18 is one) count such kills and take a child
+    /// that clone3 places in the cgroup for one that slipped past the last of them: they kill every new run.
+    spent: bool,
 }
 
 impl Cgroup {
     fn open(path: PathBuf) -> io::Result<Self> {
         let folder = File::open(&path)?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(Cgroup { path, folder, events, limits: Vec::new() })
+        Ok(Cgroup { path, folder, events, limits: Vec::new(), spent: false })
+    }
+
+    /// Makes it fit for a new run: one that is spent is replaced by a fresh one of the same name. It must be
+    /// empty.
+    pub fn renew(&mut self) -> io::Result<()> {
+        if self.spent {
+            self.remove()?;
+            fs::create_dir(&self.path)?;
+            *self = Cgroup::open(self.path.clone())?;
+        }
+        Ok(())
+    }
+
+    /// It is not to be used for another run as it is.
+    pub fn spend(&mut self) {
+        self.spent = true;
     }
 
     /// For CLONE_INTO_CGROUP.
@@ -157,7 +179,8 @@ impl Cgroup {
 
     /// Sends SIGKILL to everything in it. True when the kernel did it in one step, so that nothing can have
     /// been forked past it; false when it has to be repeated until `populated` says 0.
-    pub fn kill(&self) -> io::Result<bool> {
+    pub fn kill(&mut self) -> io::Result<bool> {
+        self.spent = true;
         match write_to(&self.path.join("cgroup.kill"), "1") {
             Ok(()) => Ok(true),
             // Before Linux 5.14: nobody forks while frozen, and the frozen die of SIGKILL.

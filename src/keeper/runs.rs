@@ -22,6 +22,9 @@ const STUCK_NS: u64 = 5_000_000_000;
 /// The first and the longest pause between looks at a kill that has to be repeated.
 const PAUSE_NS: (u64, u64) = (2_000_000, 200_000_000);
 
+/// A run that ends this soon after its spawn may not have executed a single instruction of its program.
+const BIRTH_NS: u64 = 50_000_000;
+
 type Failure = (SpawnStep, i32);
 
 fn errno(step: SpawnStep) -> impl Fn(std::io::Error) -> Failure {
@@ -100,6 +103,7 @@ impl Keeper {
                     let _ = cgroup.kill();
                     return Err((SpawnStep::Busy, libc::EBUSY));
                 }
+                cgroup.renew().map_err(errno(SpawnStep::Cgroup))?;
                 cgroup.limit(&spawn.limits)
             }
             None => spawn.limits.iter().map(|(file, _)| (file.clone(), libc::EOPNOTSUPP)).collect(),
@@ -234,6 +238,7 @@ impl Keeper {
         }
         let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
         self.ledger.slot(slot).set_phase(Phase::Exited(end));
+        self.distrust(id, end);
         if self.is_empty(id) {
             self.gone(id);
             return;
@@ -245,6 +250,21 @@ impl Keeper {
         self.watch_cgroup(id);
         self.kill(id, false);
         self.settle(id);
+    }
+
+    /// A run that SIGKILL ends at birth may be the work of its cgroup (see `Cgroup`), which somebody else has
+    /// killed as a whole: the next run gets a fresh one.
+    fn distrust(&mut self, id: RunId, end: End) {
+        let Some(run) = self.table.get(id) else { return };
+        let young = boottime_ns().saturating_sub(run.record.spawned_ns) < BIRTH_NS;
+        let killed = matches!(end, End::Signal { signal: libc::SIGKILL, .. });
+        let instance = run.record.instance.clone();
+        if let Some(cgroup) = self.instances.get_mut(&instance).and_then(|i| i.cgroup.as_mut())
+            && young
+            && killed
+        {
+            cgroup.spend();
+        }
     }
 
     /// Begins to watch the run's cgroup; whoever calls looks at `populated` afterwards.
@@ -333,7 +353,8 @@ impl Keeper {
     fn kill_once(&mut self, id: RunId) {
         let Some(run) = self.table.get(id) else { return };
         if run.in_cgroup {
-            let cgroup = self.instances.get(&run.record.instance).and_then(|i| i.cgroup.as_ref());
+            let instance = run.record.instance.clone();
+            let cgroup = self.instances.get_mut(&instance).and_then(|i| i.cgroup.as_mut());
             match cgroup.map(super::cgroup::Cgroup::kill) {
                 Some(Ok(true)) => return,
                 Some(Ok(false)) => {}

@@ -21,7 +21,7 @@ use super::link::{self, Link};
 use super::logs::Copier;
 use super::poll::{Poll, Source};
 use super::process::{self, boottime_ns};
-use super::spawn::Surroundings;
+use super::spawn::{self, Surroundings};
 use super::systemd::Systemd;
 use super::table::Table;
 use super::upgrade::Carried;
@@ -141,7 +141,8 @@ impl Keeper {
         let (ledger, _) = Ledger::open(&dir.join("ledger"), boot_id.trim())?;
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
         let cgroups = choose_cgroups(&options, &ledger, &hash)?;
-        let surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
+        let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
+        surroundings.into_cgroup = cgroups.root().is_none_or(spawn::trial);
         let copier = Copier::start().map_err(kernel("the log thread"))?;
         let poll = Poll::new().map_err(kernel("epoll"))?;
         let mut keeper = Keeper {

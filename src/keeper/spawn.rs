@@ -9,6 +9,7 @@
 use std::ffi::{CString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
@@ -175,6 +176,34 @@ fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
     // makes raw system calls only.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
     forked(pid, plan)
+}
+
+/// Whether a child that clone3 places in a fresh cgroup below `root` lives. Some kernels kill it when the
+/// keeper's own cgroup was once killed as a whole (see `Cgroup`); then children move themselves.
+pub fn trial(root: &Path) -> bool {
+    let folder = root.join("trial");
+    let _ = std::fs::create_dir(&folder);
+    let lived = std::fs::File::open(&folder).is_ok_and(|open| exits_well(open.as_raw_fd()));
+    let _ = std::fs::remove_dir(&folder);
+    lived
+}
+
+fn exits_well(folder: RawFd) -> bool {
+    // SAFETY: clone_args is plain numbers, and zero is "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = folder as u64;
+    // SAFETY: a fork; the child makes one raw system call and is gone.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
+    if pid == 0 {
+        // SAFETY: ends this process only.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = -1;
+    // SAFETY: `status` is a valid int to write to.
+    let reaped = unsafe { libc::waitpid(pid as i32, &mut status, libc::__WALL) };
+    pid > 0 && i64::from(reaped) == pid && status == 0
 }
 
 fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
