@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -161,7 +161,7 @@ impl Server {
     }
 
     /// Stopped: no answer. Continued: an answer. Killed: refused, and at once.
-    fn is_seen_to_hang_and_to_die(mut self, asker: &mut Asker, probe: &ProbeTarget) {
+    fn hangs_and_dies(mut self, asker: &mut Asker, probe: &ProbeTarget) {
         let pid = self.child.id().cast_signed();
         self.signal(Signal::SIGSTOP);
         wait_for("stopped", || state(pid) == Some('T'));
@@ -192,7 +192,7 @@ fn teeworlds_answers_hangs_and_dies() {
     let answer = asker.answer(&probe);
     assert_eq!((answer.players, answer.capacity), (Some(0), Some(8)));
     assert_eq!((answer.map.as_deref(), answer.version.as_deref()), (Some("dm1"), Some("0.7.5")));
-    server.is_seen_to_hang_and_to_die(&mut asker, &probe);
+    server.hangs_and_dies(&mut asker, &probe);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn ddnet_answers_hangs_and_dies() {
     // 64 and not 16: the extended form was asked for.
     assert_eq!((answer.players, answer.capacity), (Some(0), Some(64)));
     assert_eq!(answer.map.as_deref(), Some("Tutorial"));
-    server.is_seen_to_hang_and_to_die(&mut asker, &probe);
+    server.hangs_and_dies(&mut asker, &probe);
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn openarena_answers_hangs_and_dies() {
         answer = asker.answer(&probe);
     }
     assert_eq!((answer.capacity, answer.map.as_deref()), (Some(8), Some("oa_dm1")));
-    server.is_seen_to_hang_and_to_die(&mut asker, &probe);
+    server.hangs_and_dies(&mut asker, &probe);
 }
 
 #[test]
@@ -248,13 +248,16 @@ fn fake_udp(mut reply: impl FnMut(&[u8]) -> Option<Vec<u8>> + Send + 'static) ->
     address
 }
 
-/// A TCP server that does `serve` with each connection.
-fn fake_tcp(serve: impl Fn(std::net::TcpStream) + Send + 'static) -> SocketAddr {
+/// A TCP server that does `serve` with each connection, and closes it when it has read all.
+fn fake_tcp(serve: impl Fn(&mut TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            serve(stream);
+        while let Ok((mut stream, _)) = listener.accept() {
+            serve(&mut stream);
+            // Closing with something unread would reset the connection and lose what was written.
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
         }
     });
     address
@@ -271,8 +274,7 @@ fn garbage_is_malformed() {
         let outcome = asker.ask(query(protocol, server), SECOND);
         assert!(matches!(outcome, Err(ProbeError::Malformed { .. })), "{protocol:?}: {outcome:?}");
     }
-    let server =
-        fake_tcp(|mut stream| drop(stream.write_all(b"\xff\xff\xff\xff\xff\xffHTTP/1.1 400\r\n\r\n")));
+    let server = fake_tcp(|stream| stream.write_all(b"\xff\xff\xff\xff\xff\xffHTTP/1.1 400\r\n").unwrap());
     let outcome = asker.ask(query(QueryProtocol::Minecraft, server), SECOND);
     assert!(matches!(outcome, Err(ProbeError::Malformed { .. })), "{outcome:?}");
 }
@@ -383,10 +385,9 @@ fn a_valve_server_can_neither_keep_us_busy_nor_fill_our_memory() {
     let endless = fake_udp(|_| Some(b"\xff\xff\xff\xffAtoken".to_vec()));
     let outcome = asker.ask(query(QueryProtocol::Valve, endless), 2 * SECOND);
     assert!(matches!(outcome, Err(ProbeError::Malformed { .. })), "{outcome:?}");
-    // A split datagram, compressed, that unpacks to 4 GiB as it says.
-    let bomb =
-        fake_udp(|_| Some(b"\xfe\xff\xff\xff\0\0\0\x80\x01\0\xe0\x04\xff\xff\xff\xff\0\0\0\0BZh9".to_vec()));
-    let outcome = asker.ask(query(QueryProtocol::Valve, bomb), SECOND);
+    // One part of a split datagram: that would be put together from as many parts as it says.
+    let split = fake_udp(|_| Some(b"\xfe\xff\xff\xff\0\0\0\0\0\0\xe0\x04...".to_vec()));
+    let outcome = asker.ask(query(QueryProtocol::Valve, split), SECOND);
     assert!(matches!(outcome, Err(ProbeError::Timeout { .. })), "{outcome:?}");
 }
 
@@ -402,33 +403,32 @@ fn minecraft_servers_answer_whether_they_close_or_not() {
     assert!(minecraft_status().len() < 128, "one byte tells the lengths");
     let mut asker = Asker::new();
     for closes in [true, false] {
-        let (open, kept) = std::sync::mpsc::channel();
-        let server = fake_tcp(move |mut stream| {
+        let server = fake_tcp(move |stream| {
             let mut asked = [0; 64];
             let length = stream.read(&mut asked).unwrap();
             assert!(length > 2 && asked[1] == 0, "no handshake: {:?}", &asked[..length]);
             stream.write_all(&minecraft_status()).unwrap();
             if !closes {
-                open.send(stream).unwrap();
+                thread::sleep(60 * SECOND);
             }
         });
         let answer = asker.ask(query(QueryProtocol::Minecraft, server), SECOND).unwrap();
         assert_eq!((answer.players, answer.capacity), (Some(3), Some(20)));
         assert_eq!((answer.version.as_deref(), answer.name.as_deref()), (Some("1.21.4"), Some("Our world")));
-        drop(kept);
     }
 }
 
 #[test]
 fn a_minecraft_server_cannot_fill_our_memory() {
     let (sent, seen) = std::sync::mpsc::channel();
-    let server = fake_tcp(move |mut stream| {
+    let server = fake_tcp(move |stream| {
         let mut total = 0;
-        // A length of 2 MiB, and then without end.
-        while let Ok(n) = stream.write(&[&[0xff, 0xff, 0x7f][..], &[0; 65536]].concat()) {
-            total += n;
-            if total > 64 << 20 {
-                break;
+        // A length of 2 GiB, and then without end.
+        let _ = stream.write_all(&[0xff, 0xff, 0xff, 0xff, 0x07]);
+        while total < 64 << 20 {
+            match stream.write(&[0; 65536]) {
+                Ok(n) => total += n,
+                Err(_) => break,
             }
         }
         let _ = sent.send(total);
@@ -473,6 +473,9 @@ fn a_command_is_judged_by_its_exit_code() {
         Err(ProbeError::Signalled { signal: 11, .. }) => {}
         other => panic!("{other:?}"),
     }
+    // It closes its output long before it ends.
+    let closed = asker.ask(exec("exec >&- 2>&-; sleep 0.3; exit 4", dir.path(), None), 5 * SECOND);
+    assert!(matches!(closed, Err(ProbeError::Exit { code: 4, .. })), "{closed:?}");
     let ProbeTarget::Exec(request) = exec("", dir.path(), None) else { unreachable!() };
     let missing = ProbeTarget::Exec(ExecRequest { command: vec!["/no/such".into()], ..request });
     let reason = asker.ask(missing, SECOND).unwrap_err().reason();
@@ -540,6 +543,14 @@ fn a_command_that_takes_too_long_dies_with_its_group() {
     let pids = pids(dir.path(), 2);
     wait_for("dead", || dead(pids[0]));
     wait_for("reaped", || state(pids[1]).is_none());
+}
+
+#[test]
+fn a_command_that_starts_too_late_is_ended_all_the_same() {
+    let (mut asker, dir) = (Asker::new(), tempfile::tempdir().unwrap());
+    let outcome = asker.ask(exec("sleep 1000", dir.path(), None), Duration::ZERO);
+    assert!(matches!(outcome, Err(ProbeError::Unfinished { .. })), "{outcome:?}");
+    wait_for("free again", || asker.ask(exec("exit 0", dir.path(), None), 5 * SECOND).is_ok());
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
             }
             let byte = self.take(1)?[0];
             value |= u32::from(byte & mask) << shift;
-            more = byte & 0x80 != 0 && shift < 27;
+            more = byte & 0x80 != 0;
         }
         let value = value.cast_signed();
         Ok(if first & 0x40 == 0 { value } else { !value })

@@ -78,10 +78,9 @@ pub(super) async fn ask(
     }
     report.send(Err(ProbeError::Unfinished { after: timeout, output: text(&output) })).await;
     if started.is_none() {
-        started = starting.await.ok().and_then(Result::ok);
+        started = starting.await.ok().and_then(Result::ok).inspect(Started::kill);
     }
     if let Some(mut command) = started {
-        command.kill();
         let _ = command.ended(&mut output).await;
     }
     drop(place);

@@ -146,11 +146,15 @@ async fn relay_stream(library: TcpListener, server: SocketAddr) -> ProbeError {
             // The end of the stream is what the library waits for; not every server closes it.
             to_library.shutdown().await
         };
-        tokio::try_join!(answer, tokio::io::copy(&mut from_library, &mut to_server))?;
-        Ok::<_, io::Error>(())
+        // A server that has answered need not read the rest of the question.
+        let question = async {
+            let _ = tokio::io::copy(&mut from_library, &mut to_server).await;
+            Ok::<_, io::Error>(())
+        };
+        tokio::try_join!(answer, question)
     };
     match relay.await {
-        Ok(()) => std::future::pending().await,
+        Ok(_) => std::future::pending().await,
         Err(error) => match error.kind() {
             io::ErrorKind::InvalidData => ProbeError::Malformed { what: error.to_string() },
             io::ErrorKind::UnexpectedEof => ProbeError::Malformed { what: "it ends early".to_owned() },
