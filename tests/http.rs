@@ -1,5 +1,8 @@
 //! The HTTP API over a real Unix socket, with a pretended agent behind the handle.
 
+// clippy's leave for tests does not reach the helpers of a file that is all test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
