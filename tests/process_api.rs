@@ -211,7 +211,7 @@ fn an_agent_that_does_not_read_never_blocks_the_game() {
             game.heartbeat();
         }
         game.stopping();
-        done.send(game)
+        done.send(game).expect("the test waits for it");
     });
     let game = finished.recv_timeout(LIMIT).expect("heartbeat() has blocked");
     // What was written before the socket was full is whole lines, and the last word is not lost.
