@@ -202,6 +202,26 @@ fn a_new_agent_is_told_how_far_the_game_is() {
 }
 
 #[test]
+fn the_first_beat_after_a_reconnection_goes_out_at_once() {
+    let mut agent = Agent::new();
+    let mut game = Client::connect(&agent.socket(), Duration::from_secs(3600)).unwrap();
+    game.heartbeat();
+    agent.until("a beat", || (), |call| *call == Call::Heartbeat);
+    agent.heard.clear();
+    game.heartbeat();
+    game.draining();
+    agent.until("draining", || (), |call| *call == Call::Draining);
+    assert_eq!(agent.heard, [Call::Draining], "one beat an interval is enough");
+    agent.restart();
+    let end = Instant::now() + LIMIT;
+    while !game.poll().contains(&Incoming::Reconnected) {
+        assert!(Instant::now() < end, "the game never came back");
+    }
+    game.heartbeat();
+    agent.until("a beat", || (), |call| *call == Call::Heartbeat);
+}
+
+#[test]
 fn an_agent_that_does_not_read_never_blocks_the_game() {
     let mut agent = Agent::new();
     let mut game = agent.client();
