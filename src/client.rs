@@ -54,6 +54,9 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest time between two statuses.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
+/// Messages that wait for [`Client::poll`].
+const MAX_WAITING: usize = 10_000;
+
 /// What [`Client::poll`] gives.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Incoming {
@@ -123,7 +126,8 @@ impl Client {
         Client::connect(Path::new(&path), interval).map(Some)
     }
 
-    /// Connects to a process socket; heartbeats go out at most once an interval.
+    /// Connects to a process socket; heartbeats go out about once an interval (the agent's own, once it has
+    /// answered hello).
     pub fn connect(path: &Path, interval: Duration) -> Result<Client, ConnectError> {
         let link = Link::connect(path).map_err(|source| ConnectError { path: path.to_owned(), source })?;
         let hello = Hello {
@@ -303,6 +307,7 @@ impl Client {
     }
 
     fn read(&mut self, wait: Option<Duration>) {
+        self.tidy();
         for line in self.link.read(wait) {
             match serde_json::from_slice::<Heard>(&line) {
                 Ok(heard) => self.hear(heard),
@@ -346,13 +351,32 @@ impl Client {
         params: serde_json::Value,
         make: impl FnOnce(T) -> Incoming,
     ) {
-        self.waiting.push_back(match serde_json::from_value(params) {
+        let heard = match serde_json::from_value(params) {
             Ok(shape) => make(shape),
             Err(e) => Incoming::Refused(Fault::new(
                 Fault::PARAMS,
                 format!("the agent's message is not understood: {e}"),
             )),
-        });
+        };
+        if let Incoming::Welcome(welcome) = &heard {
+            self.link.settled();
+            if welcome.heartbeat_ms > 0 {
+                self.interval = Duration::from_millis(welcome.heartbeat_ms);
+            }
+        }
+        self.waiting.push_back(heard);
+    }
+
+    /// Bounds what a game that never polls leaves lying: the watches start anew with a snapshot each.
+    fn tidy(&mut self) {
+        if self.waiting.len() <= MAX_WAITING {
+            return;
+        }
+        self.waiting.retain(|incoming| matches!(incoming, Incoming::Shutdown(_)));
+        self.waiting.truncate(MAX_WAITING);
+        for process in self.watched.clone() {
+            self.send_watch(&process);
+        }
     }
 }
 

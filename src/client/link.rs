@@ -80,6 +80,11 @@ impl Link {
         true
     }
 
+    /// The agent has welcomed this process: the next loss is a new story.
+    pub(super) fn settled(&mut self) {
+        self.pause = PAUSE;
+    }
+
     fn lose(&mut self) {
         self.stream = None;
         self.unwritten.clear();
@@ -143,8 +148,6 @@ impl Link {
                 Ok(0) => self.lose(),
                 Ok(length) => {
                     total += length;
-                    // The agent answers: the next loss is a new story.
-                    self.pause = PAUSE;
                     self.lines.feed(&buffer[..length], |line| {
                         if let Line::Whole(line) = line {
                             found.push(line.to_vec());

@@ -1,13 +1,13 @@
 //! The process sockets and notify sockets of all instances of a host.
 //!
 //! [`Sockets`] owns them, their connections, and one epoll descriptor that is readable when one of them has
-//! something to say. The supervision loop alone owns a `Sockets`: it waits for the descriptor (one tokio
-//! `AsyncFd`), calls [`Sockets::poll`] and handles the events in order. No task per connection, no lock; every
+//! something to say. The supervision loop alone owns a `Sockets`: it waits for the descriptor
+//! ([`Readiness`]), calls [`Sockets::poll`] and handles the events in order. No task per connection, no lock; every
 //! call does a bounded piece of work, so that a flood on one socket costs the others nothing. Never decides
 //! what a message means. The keeper holds copies of the listening ends, so that they outlive the agent.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ mod connection;
 mod datagram;
 mod endpoint;
 mod identity;
+mod readiness;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -30,6 +31,7 @@ mod token;
 pub use bound::OpenError;
 pub use endpoint::MAX_CONNECTIONS;
 pub use identity::{Identity, Stranger};
+pub use readiness::Readiness;
 
 use datagram::Control;
 use endpoint::{Endpoint, READ, Round};
@@ -121,12 +123,6 @@ pub struct Sockets {
 impl AsFd for Sockets {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
-    }
-}
-
-impl AsRawFd for Sockets {
-    fn as_raw_fd(&self) -> RawFd {
-        self.epoll.0.as_raw_fd()
     }
 }
 

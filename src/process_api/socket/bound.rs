@@ -120,12 +120,13 @@ fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, Open
     Ok(made)
 }
 
-/// Sets what the loop relies on, whatever the keeper did with its copies.
+/// Makes them non-blocking, whatever the keeper did with its copies: the flag is shared, and one blocking
+/// `accept` would stop the loop.
 pub(super) fn prepare(listener: &OwnedFd, notify: &OwnedFd) -> Result<(), OpenError> {
     let failed = |source| OpenError::Watch { source };
     for socket in [listener, notify] {
         let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).map_err(failed)?);
         fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(failed)?;
     }
-    setsockopt(notify, sockopt::PassCred, &true).map_err(failed)
+    Ok(())
 }

@@ -1,15 +1,17 @@
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tempfile::TempDir;
 
 use super::*;
 use crate::client::message::{BEAT, Fault, Shutdown};
-use crate::process_api::rpc::Call;
+use crate::process_api::rpc::{Call, Id};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -399,7 +401,13 @@ fn a_new_agent_takes_the_sockets_from_the_keeper_and_misses_nothing() {
     let mut stream = host.connect("zone.3");
     stream.write_all(HELLO).unwrap();
     host.notifier("zone.3").send(b"READY=1").unwrap();
+    fcntl(&listener, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    fcntl(&notify, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     host.sockets.adopt(&id("zone.3"), listener, notify, me()).unwrap();
+    for socket in host.sockets.descriptors(&id("zone.3")).unwrap() {
+        let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL).unwrap());
+        assert!(flags.contains(OFlag::O_NONBLOCK), "it would block the loop");
+    }
     host.poll_all();
     assert!(matches!(host.calls("zone.3")[..], [Call::Hello(_)]));
     assert!(host.said("zone.3").iter().any(|s| matches!(s, Said::Notice(n) if n.ready)));
@@ -422,4 +430,21 @@ fn closed_sockets_are_silent_although_the_keeper_holds_copies() {
     host.connect("zone.9").write_all(&beat()).unwrap();
     host.poll_all();
     assert_eq!(host.calls("zone.9"), [&Call::Heartbeat], "the slot is used again");
+}
+
+#[test]
+fn a_process_that_does_not_read_its_answers_is_hung_up_on() {
+    let mut host = Host::with(&["zone.3"]);
+    let mut stream = host.connect("zone.3");
+    stream.write_all(HELLO).unwrap();
+    host.poll_all();
+    let conn = host.events[0].conn.unwrap();
+    let long = Outgoing::answer(Id::from(1), &"x".repeat(300_000));
+    let taken = (0..20).take_while(|_| host.sockets.send(&id("zone.3"), conn, &long)).count();
+    assert!((1..20).contains(&taken), "{taken}");
+    host.events.clear();
+    host.poll_all();
+    assert!(matches!(host.said("zone.3")[..], [Said::Disconnected]), "{:?}", host.events);
+    assert_eq!(host.sockets.counters().stuck_connections, 1);
+    assert!(!host.sockets.send(&id("zone.3"), conn, &Outgoing::Ping));
 }
