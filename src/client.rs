@@ -8,6 +8,7 @@
 //! ```no_run
 //! use bigbrother::client::{Client, Incoming, Status};
 //!
+//! # fn main() -> Result<(), bigbrother::client::ConnectError> {
 //! let mut agent = Client::from_env()?; // None outside Big Brother
 //! if let Some(agent) = &mut agent {
 //!     agent.hello("zone", "1.4.2");
@@ -22,10 +23,11 @@
 //!         if let Incoming::Shutdown(shutdown) = said {
 //!             println!("ending within {} ms: {}", shutdown.deadline_ms, shutdown.reason);
 //!             agent.stopping();
-//!             return Ok::<(), bigbrother::client::ConnectError>(());
+//!             return Ok(());
 //!         }
 //!     }
 //! }
+//! # }
 //! ```
 //!
 //! The Rust runtime ignores SIGPIPE, so that a lost connection is an error here and no death. A program whose
