@@ -5,6 +5,7 @@
 //! `cgroup.events` to know that nothing is left, and the limit files. Never decides what a limit is.
 //! Called by the loop, by spawn and by adoption.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -72,11 +73,11 @@ impl Cgroups {
     pub fn open(&self, instance: &InstanceId) -> io::Result<Option<Cgroup>> {
         let Some(root) = &self.root else { return Ok(None) };
         let path = root.join(format!("{PREFIX}{instance}"));
-        match fs::create_dir(&path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-        Cgroup::open(path).map(Some)
+        let fresh = match fs::create_dir(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+            made => made.map(|()| true)?,
+        };
+        Cgroup::open(path, fresh).map(Some)
     }
 
     /// Every instance that has a cgroup here.
@@ -101,13 +102,27 @@ pub struct Cgroup {
     events: File,
     /// The limits in force, as last written.
     limits: Vec<(String, String)>,
+    /// Made by this keeper, and never killed.
+    fresh: Cell<bool>,
 }
 
 impl Cgroup {
-    fn open(path: PathBuf) -> io::Result<Self> {
+    fn open(path: PathBuf, fresh: bool) -> io::Result<Self> {
         let folder = File::open(&path)?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(Cgroup { path, folder, events, limits: Vec::new() })
+        Ok(Cgroup { path, folder, events, limits: Vec::new(), fresh: Cell::new(fresh) })
+    }
+
+    /// Makes an empty cgroup fit for the next run. One that was ever killed is made anew: Linux (seen on 6.18)
+    /// compares the count of kills of the parent's cgroup with that of the cgroup that a child is cloned
+    /// into, and kills the child when they differ.
+    pub fn renew(&mut self) -> io::Result<()> {
+        if !self.fresh.get() {
+            self.remove()?;
+            fs::create_dir(&self.path)?;
+            *self = Cgroup::open(std::mem::take(&mut self.path), true)?;
+        }
+        Ok(())
     }
 
     /// For CLONE_INTO_CGROUP.
@@ -158,6 +173,7 @@ impl Cgroup {
     /// Sends SIGKILL to everything in it. True when the kernel did it in one step, so that nothing can have
     /// been forked past it; false when it has to be repeated until `populated` says 0.
     pub fn kill(&self) -> io::Result<bool> {
+        self.fresh.set(false);
         match write_to(&self.path.join("cgroup.kill"), "1") {
             Ok(()) => Ok(true),
             // Before Linux 5.14: nobody forks while frozen, and the frozen die of SIGKILL.

@@ -100,6 +100,7 @@ impl Keeper {
                     let _ = cgroup.kill();
                     return Err((SpawnStep::Busy, libc::EBUSY));
                 }
+                cgroup.renew().map_err(errno(SpawnStep::Cgroup))?;
                 cgroup.limit(&spawn.limits)
             }
             None => spawn.limits.iter().map(|(file, _)| (file.clone(), libc::EOPNOTSUPP)).collect(),
