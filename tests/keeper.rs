@@ -385,3 +385,228 @@ fn exit_codes_signals_and_output_arrive() {
         );
     });
 }
+
+#[test]
+fn a_spawn_that_fails_names_the_step_and_errno() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        let cases: [(fn(&mut Spawn), SpawnStep, i32); 6] = [
+            (|s| s.program = "/nonexistent/program".into(), SpawnStep::Exec, libc::ENOENT),
+            (|s| s.program = "/etc/passwd".into(), SpawnStep::Exec, libc::EACCES),
+            (|s| s.working_dir = "/nonexistent".into(), SpawnStep::WorkingDir, libc::ENOENT),
+            (|s| s.rlimits = vec![(9999, 1)], SpawnStep::Rlimit, libc::EINVAL),
+            (|s| s.env = vec!["A=\0".into()], SpawnStep::Exec, libc::EINVAL),
+            (
+                |s| s.logs = LogTarget::Files { folder: "x".repeat(500), size: 1, files: 1 },
+                SpawnStep::Ledger,
+                libc::ENAMETOOLONG,
+            ),
+        ];
+        for (run, (change, step, errno)) in (1..).zip(cases) {
+            let mut request = host.spawn_of(run, "zone.1", &["/bin/true"]);
+            change(&mut request);
+            spawn(&agent, request);
+            assert_eq!(agent.failed(run), (step, errno), "case {run}");
+        }
+        // None of them is in the way.
+        spawn(&agent, host.shell(50, "zone.1", "exit 0"));
+        assert_eq!(agent.gone(50).0, End::Code(0));
+    });
+}
+
+#[test]
+fn required_limits_refuse_and_others_are_told() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        let limits = vec![("no.such.limit".to_owned(), "1".to_owned())];
+        let mut request = host.shell(1, "zone.1", "exit 0");
+        (request.limits, request.limits_required) = (limits.clone(), true);
+        spawn(&agent, request);
+        assert_eq!(agent.failed(1).0, SpawnStep::Limit);
+        let mut request = host.shell(2, "zone.1", "exit 0");
+        request.limits = limits;
+        spawn(&agent, request);
+        let files = agent.expect("unenforced", |reply| match reply {
+            Reply::Unenforced { run: RunId(2), files } => Some(files.clone()),
+            _ => None,
+        });
+        assert_eq!(files, ["no.such.limit"]);
+        assert_eq!(agent.gone(2).0, End::Code(0));
+    });
+}
+
+#[test]
+fn an_instance_never_has_two_runs() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        spawn(&agent, host.spawn_of(1, "zone.1", &["/bin/sleep", "1000"]));
+        let pid = agent.spawned(1);
+        spawn(&agent, host.spawn_of(2, "zone.1", &["/bin/sleep", "1000"]));
+        assert_eq!(agent.failed(2), (SpawnStep::Busy, libc::EBUSY));
+        assert!(alive(pid));
+        agent.send(&Request::Kill { run: RunId(1) });
+        assert_eq!(agent.gone(1), (KILLED, false));
+        spawn(&agent, host.spawn_of(1, "zone.1", &["/bin/sleep", "1000"]));
+        assert_eq!(agent.failed(1), (SpawnStep::Busy, libc::EEXIST));
+    });
+}
+
+#[test]
+fn the_child_has_what_was_asked_for_and_nothing_else() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        let script = "id -u; id -g; id -G; umask; nice; ulimit -c; pwd; ls /proc/self/fd | wc -l; \
+                      readlink /proc/self/fd/0; grep -E 'SigBlk|SigIgn' /proc/self/status | cut -f2; \
+                      ps -o sid= -p $$ | tr -d ' '; echo $$";
+        let mut request = host.shell(1, "zone.1", script);
+        request.account = Some(Account { uid: 65534, gid: 65533, groups: vec![65533, 4242] });
+        (request.umask, request.nice, request.working_dir) = (0o027, 3, "/tmp".into());
+        request.rlimits = vec![(libc::RLIMIT_CORE as u32, 0)];
+        spawn(&agent, request);
+        assert_eq!(agent.gone(1).0, End::Code(0));
+        until("the log is complete", || {
+            let log = host.log("zone.1", "stdout.log");
+            if log.lines().count() == 13 { Ok(()) } else { Err(log) }
+        });
+        let log = host.log("zone.1", "stdout.log");
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!(lines[..7], ["65534", "65533", "65533 4242", "0027", "3", "0", "/tmp"], "{log}");
+        // 0, 1, 2 and the folder that ls reads.
+        assert_eq!(lines[7], "4", "{log}");
+        assert_eq!(lines[8], "/dev/null");
+        // Nothing blocked, SIGPIPE (bit 12) alone ignored.
+        assert_eq!(lines[9..11], ["0000000000000000", "0000000000001000"], "{log}");
+        assert_eq!(lines[11], lines[12], "it leads a session");
+    });
+}
+
+/// A child that forks twice, in a session of its own, with another main process, and ignores SIGTERM.
+const RUNAWAY: &str = "(setsid sh -c 'trap \"\" TERM; (setsid sh -c \"trap \\\"\\\" TERM HUP; echo away; \
+                       exec sleep 98765.$MARK\" &) ; exec sleep 98764.$MARK' &) ; trap '' TERM; echo main; ";
+
+#[test]
+fn a_runaway_dies_with_its_run() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        let mark = std::process::id();
+        for run in [1, 2] {
+            let go = host.logs.join(format!("go{run}"));
+            let script = format!("{RUNAWAY} while ! [ -e {} ]; do sleep 0.05; done; exit 4", go.display());
+            let mut request = host.shell(run, "zone.1", &script);
+            request.env.push(format!("MARK={mark}{run}"));
+            request.env.remove(1);
+            spawn(&agent, request);
+            agent.spawned(run);
+            let text = format!(".{mark}{run}");
+            until("the runaways run", || {
+                let sleeps =
+                    [processes_with(&format!("98765{text}")), processes_with(&format!("98764{text}"))];
+                let log = (host.log("zone.1", "stdout.log"), host.log("zone.1", "stderr.log"));
+                let _ = agent.receive();
+                if sleeps.iter().all(|s| s.len() == 1) {
+                    Ok(())
+                } else {
+                    Err(format!("run {run}: {sleeps:?} {log:?} {:?}", agent.seen))
+                }
+            });
+            if run == 1 {
+                agent.send(&Request::Signal { run: RunId(1), signal: libc::SIGTERM, to: Target::Group });
+                agent.send(&Request::Kill { run: RunId(1) });
+            } else {
+                fs::write(go, "").unwrap();
+            }
+            let (gone, _) = agent.gone(run);
+            assert_eq!(gone, if run == 1 { KILLED } else { End::Code(4) });
+            assert_eq!(processes_with(&text), [] as [i32; 0], "run {run}, told to be gone");
+            let keeper = host.keeper_pid();
+            let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+            assert_eq!(children, "", "zombies are left");
+        }
+        let told =
+            |run| agent.seen.iter().any(|r| matches!(r, Reply::Exited { run: RunId(n), .. } if *n == run));
+        assert!(told(2), "others were left, so the main process's end comes first: {:?}", agent.seen);
+    });
+}
+
+#[test]
+fn a_followed_process_is_the_run() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        spawn(&agent, host.shell(1, "zone.1", "sh -c 'echo $$; sleep 0.3; exit 9' & sleep 0.1; exit 0"));
+        agent.spawned(1);
+        let pid = until("the other process tells its pid", || {
+            let log = host.log("zone.1", "stdout.log");
+            log.trim().parse::<i32>().map_err(|_| log)
+        });
+        agent.send(&Request::Follow { run: RunId(1), pid: std::process::id() as i32 });
+        agent.expect("a stranger is refused", |r| matches!(r, Reply::Refused { .. }).then_some(()));
+        agent.send(&Request::Follow { run: RunId(1), pid });
+        assert_eq!(agent.gone(1).0, End::Code(9));
+    });
+}
+
+#[test]
+fn ends_are_kept_until_acknowledged_and_strangers_are_turned_away() {
+    let mut host = Host::new(true);
+    let mut agent = host.greeted();
+    spawn(&agent, host.shell(1, "zone.1", "exit 6"));
+    agent.spawned(1);
+    drop(agent);
+    let mut agent = host.connect();
+    until("the end is listed", || {
+        let runs = agent.hello().runs;
+        match runs.as_slice() {
+            [RunRecord { stage: Stage::Gone { end: End::Code(6), fenced: false }, .. }] => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    agent.send(&Request::Acknowledge { run: RunId(1) });
+    assert_eq!(agent.hello().runs, []);
+
+    // A user that is neither root nor the keeper's, let in by the file's mode: the peer check is what holds.
+    fs::set_permissions(
+        host.runtime.join("keeper.sock"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o666),
+    )
+    .unwrap();
+    let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
+                  s.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
+    fs::set_permissions(host.runtime.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o711))
+        .unwrap();
+    let mut stranger = Command::new("python3");
+    stranger.args(["-c", script]).arg(host.runtime.join("keeper.sock"));
+    let status = std::os::unix::process::CommandExt::uid(&mut stranger, 65534).status().unwrap();
+    assert!(status.success(), "the stranger was not turned away: {status}");
+    // And ours is still there.
+    agent.hello();
+}
+
+#[test]
+fn a_second_keeper_refuses_to_start() {
+    let mut host = Host::new(true);
+    let _agent = host.greeted();
+    let first = host.keeper.take();
+    let output = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
+        .arg("keeper")
+        .arg("--runtime-dir")
+        .arg(&host.runtime)
+        .output()
+        .unwrap();
+    host.keeper = first;
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("another keeper serves"), "{text}");
+}
+
+#[test]
+fn rubbish_on_the_socket_is_refused_and_harms_nothing() {
+    let mut host = Host::new(true);
+    let mut agent = host.greeted();
+    for packet in [&b"\x01"[..], b"\x07hello", b"\x01\xff\xff\xff\xff", &[1; 4096]] {
+        sendmsg::<()>(agent.socket.as_raw_fd(), &[IoSlice::new(packet)], &[], MsgFlags::empty(), None)
+            .unwrap();
+        agent.expect("a refusal", |r| matches!(r, Reply::Refused { run: None, .. }).then_some(()));
+    }
+    spawn(&agent, host.shell(1, "zone.1", "exit 0"));
+    assert_eq!(agent.gone(1).0, End::Code(0));
+}

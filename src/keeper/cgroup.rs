@@ -19,7 +19,7 @@ mod root;
 pub use root::{find_own, hash_of};
 
 /// The prefix of an instance's cgroup: keeps `cpu.max` from being both a file and an instance.
-const PREFIX: &str = "instance-";
+pub const PREFIX: &str = "instance-";
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
 /// The games cgroup, or that there is none.

@@ -101,14 +101,16 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
 
 /// Blocks what the loop reads, for all threads to come; what was ignored is not (children inherit that).
 fn take_signals() -> io::Result<SignalFd> {
-    for number in 1..32 {
-        // SAFETY: sigaction with a valid structure to write to, then one that was read from the kernel.
+    // By the raw call: the C library keeps two of the 64 to itself, and an ignored one passes on.
+    for number in 1..=64 {
+        // The kernel's struct sigaction: handler, flags, restorer, mask; all zero is SIG_DFL.
+        let (mut old, default) = ([0_usize; 4], [0_usize; 4]);
+        let none = std::ptr::null_mut::<usize>();
+        // SAFETY: both arrays are as large as the structure with a set of 64 signals.
         unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            let ignored = libc::sigaction(number, std::ptr::null(), &mut action) == 0
-                && action.sa_sigaction == libc::SIG_IGN;
-            if ignored {
-                libc::signal(number, libc::SIG_DFL);
+            let asked = libc::syscall(libc::SYS_rt_sigaction, number, none, old.as_mut_ptr(), 8_usize);
+            if asked == 0 && old[0] == libc::SIG_IGN {
+                libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), none, 8_usize);
             }
         }
     }

@@ -11,6 +11,7 @@ use sysinfo::{CpuRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, Refres
 
 use crate::agent::handle::HostSnapshot;
 use crate::http::view::InstanceView;
+use crate::keeper::cgroup;
 
 /// Scrapes closer together than this share one reading.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -161,7 +162,7 @@ fn read_cgroup(view: &InstanceView, reading: &mut Reading) {
 /// others. `membership` is the text of /proc/PID/cgroup; the path is below the mount.
 fn own_cgroup(membership: &str, instance: &str) -> Option<PathBuf> {
     let path = membership.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let depth = path.split('/').position(|part| part == instance)?;
+    let depth = path.split('/').position(|part| part.strip_prefix(cgroup::PREFIX) == Some(instance))?;
     Some(path.split('/').take(depth + 1).collect())
 }
 
@@ -177,10 +178,10 @@ mod tests {
 
     #[test]
     fn only_a_cgroup_named_like_the_instance_is_its_own() {
-        let hybrid = "4:memory:/\n1:cpu:/\n0::/bigbrother/games/zone.3/inner\n";
-        assert_eq!(own_cgroup(hybrid, "zone.3"), Some(PathBuf::from("bigbrother/games/zone.3")));
+        let hybrid = "4:memory:/\n1:cpu:/\n0::/bigbrother/games/instance-zone.3/inner\n";
+        assert_eq!(own_cgroup(hybrid, "zone.3"), Some(PathBuf::from("bigbrother/games/instance-zone.3")));
         assert_eq!(own_cgroup(hybrid, "zone.30"), None);
-        assert_eq!(own_cgroup("1:cpu:/zone.3\n", "zone.3"), None);
+        assert_eq!(own_cgroup("1:cpu:/instance-zone.3\n", "zone.3"), None);
         assert_eq!(own_cgroup("0::/\n", "zone.3"), None);
     }
 
