@@ -8,4 +8,4 @@ pub mod notify;
 pub mod rpc;
 pub mod socket;
 
-pub use socket::{ConnId, Identity, Readiness, Said, SocketEvent, Sockets};
+pub use socket::{ConnId, Identity, Said, SocketEvent, Sockets};

@@ -116,7 +116,7 @@ fn state() -> State {
         ("dungeon", process(Population::OnDemand { max: 1 }, files)),
     ];
     for (name, process) in processes {
-        state.spec.processes.insert(name.parse().unwrap(), process);
+        state.spec.processes.insert(name.parse().unwrap(), process.into());
     }
     let host: HostName = "alpha".parse().unwrap();
     let placement = Placement { host, generation: 1, hash: Default::default() };
@@ -637,6 +637,17 @@ async fn web_pages_cannot_operate_games_over_tcp() {
             assert_eq!(answer.problem().kind, "foreign-origin");
         }
     }
+}
+
+#[tokio::test]
+async fn tcp_is_for_reading() {
+    let server = Server::start().await;
+    let own = server.tcp.to_string();
+    let headers = [("host", own.as_str()), ("content-type", "application/json")];
+    let stream = TcpStream::connect(server.tcp).await.unwrap();
+    let body = r#"{"target":"all"}"#;
+    let answer = Answer::read(exchange(stream, "POST", "/v1/stop", &headers, body).await).await;
+    assert_eq!((answer.status, answer.problem().kind.as_str()), (403, "read-only"));
 }
 
 // ---------------------------------------------------------------- changing

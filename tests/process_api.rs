@@ -4,16 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bigbrother::agent::readiness::Readiness;
 use bigbrother::client::message::{Found, Launched};
 use bigbrother::client::{AskError, Client, Fault, Incoming, Launch, Listing, Phase, Status};
 use bigbrother::client::{Shutdown, WatchChange, WatchEvent, Welcome};
 use bigbrother::process_api::rpc::{Call, Decoder, Outgoing, Request};
-use bigbrother::process_api::{Identity, Readiness, Said, Sockets, notify};
+use bigbrother::process_api::{Identity, Said, Sockets, notify};
 use bigbrother::spec::InstanceId;
 use tempfile::TempDir;
 
@@ -297,13 +299,15 @@ fn every_beat_wakes_the_loop() {
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let readiness = Readiness::of(&sockets).unwrap();
+        let readiness = Readiness::new(sockets.as_fd()).unwrap();
         let mut events = Vec::new();
         let mut count = 0;
         while count < INSTANCES * BEATS && !players.is_finished() {
-            let Ok(guard) = tokio::time::timeout(LIMIT, readiness.readable()).await else { break };
+            let Ok(readable) = tokio::time::timeout(LIMIT, readiness.readable()).await else { break };
+            readable.unwrap();
+            let round = readiness.begin();
             if !sockets.poll(&mut events) {
-                guard.unwrap().clear_ready();
+                round.empty();
             }
             for event in events.drain(..) {
                 if matches!(event.said, Said::Request(_)) {

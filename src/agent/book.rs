@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use crate::host::Ports;
 use crate::spec::{InstanceId, PortRequest, Protocol};
 
-/// Run numbers are reserved in blocks, so that the file is not written for each run.
-const RUN_BLOCK: u64 = 1_000_000;
+/// Run numbers are reserved in blocks, so that the file is not written for each run. A keeper's table is the
+/// surer source; this one counts after a reboot.
+const RUN_BLOCK: u64 = 1_000;
 
 /// Why the book could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,7 @@ struct Page {
 /// The open book.
 pub struct Book {
     page: Page,
+    last_run: u64,
     range: (u16, u16),
     /// Numbers in use, for a fast search.
     taken: BTreeSet<(Protocol, u16)>,
@@ -75,20 +77,27 @@ impl Book {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Page::default(),
             Err(source) => return Err(BookError::File { path, source }),
         };
-        let fresh = page.runs;
+        let last_run = page.runs;
         page.runs += RUN_BLOCK;
         let bytes = encode(&page);
         super::disk::replace(&path, &bytes)
             .map_err(|source| BookError::File { path: path.clone(), source })?;
-        page.runs = fresh;
         let (out, changes) = watch::channel(bytes);
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
-        Ok((Book { page, range, taken, next: range.0, out }, Writer { path, changes }))
+        Ok((Book { page, last_run, range, taken, next: range.0, out }, Writer { path, changes }))
     }
 
     /// The last run number that may have been used before this start.
     pub fn last_run(&self) -> u64 {
-        self.page.runs
+        self.last_run
+    }
+
+    /// A run number is in use: the reserve is kept ahead of it.
+    pub fn use_run(&mut self, run: u64) {
+        if run + RUN_BLOCK / 2 > self.page.runs {
+            self.page.runs = run + RUN_BLOCK;
+            self.publish();
+        }
     }
 
     /// The range for new ports; those given out stay.
@@ -155,8 +164,7 @@ impl Book {
     }
 
     fn publish(&self) {
-        let page = Page { runs: self.page.runs + RUN_BLOCK, ports: self.page.ports.clone() };
-        self.out.send_replace(encode(&page));
+        self.out.send_replace(encode(&self.page));
     }
 }
 
@@ -214,12 +222,12 @@ mod tests {
         let second = book.assign(&id("zone.1"), &udp()).unwrap();
         assert_ne!(first, second);
         assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap(), first);
-        let last_run = book.last_run();
+        book.use_run(RUN_BLOCK * 3);
         drop(book);
         task.await.unwrap();
         let (mut book, _writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
         assert_eq!(book.assign(&id("zone.1"), &udp()).unwrap(), second);
-        assert!(book.last_run() >= last_run + RUN_BLOCK);
+        assert!(book.last_run() >= RUN_BLOCK * 3, "{}", book.last_run());
     }
 
     #[test]

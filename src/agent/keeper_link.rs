@@ -9,13 +9,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::readiness::Readiness;
+use crate::keeper::protocol::{DecodeError, EncodeError, MAX_PACKET, Reply, Request, decode, encode};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
     recvmsg, sendmsg, socket,
 };
-use super::readiness::Readiness;
-use crate::keeper::protocol::{DecodeError, EncodeError, MAX_PACKET, Reply, Request, decode, encode};
 
 /// The most packets that wait; beyond it the keeper is taken for hung and the link is given up.
 const MAX_WAITING: usize = 65_536;

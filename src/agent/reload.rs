@@ -81,7 +81,9 @@ impl Reloader {
 
     fn show(&self, outcome: Outcome) -> String {
         let (told, drift) = match outcome {
-            Outcome::InForce(revision) => (format!("the file's processes are in force (revision {revision})"), None),
+            Outcome::InForce(revision) => {
+                (format!("the file's processes are in force (revision {revision})"), None)
+            }
             Outcome::Drift(view) => {
                 let names = |list: &[crate::spec::ProcessName]| {
                     list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -106,7 +108,11 @@ impl Reloader {
 /// The settings that take effect, and the keys that cannot change in a running agent.
 fn reconcile(before: &HostSettings, file: &HostSettings) -> (HostSettings, Vec<&'static str>) {
     let mut fixed = Vec::new();
-    let mut check = |key, same: bool| if !same { fixed.push(key) };
+    let mut check = |key, same: bool| {
+        if !same {
+            fixed.push(key)
+        }
+    };
     check("name", before.name == file.name);
     check("data_dir", before.data_dir == file.data_dir);
     check("runtime_dir", before.runtime_dir == file.runtime_dir);

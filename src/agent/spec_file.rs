@@ -45,8 +45,8 @@ struct Memory {
 
 /// Reads and checks the file.
 pub fn read(path: &Path, host: Option<&str>, colour: bool) -> Result<Config, FileError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
     let context = Context { hostname, host_override: host.map(str::to_owned) };
     config::parse(&text, &path.display().to_string(), &context)
@@ -68,8 +68,7 @@ pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError
         view.revision = state.revision;
         return Ok(Outcome::Drift(view));
     }
-    let command =
-        Command::ApplySpec { spec: config.spec.clone(), expected_revision: Some(state.revision) };
+    let command = Command::ApplySpec { spec: config.spec.clone(), expected_revision: Some(state.revision) };
     let revision = match handle.propose(command).await? {
         Response::Revision(revision) => revision,
         _ => state.revision,

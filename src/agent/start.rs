@@ -209,8 +209,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         reports: reports.clone(),
         requests: to_reload,
     };
-    let tasks =
-        Tasks { replica, writer, reports: reported, reload, launches: to_launch, launched, unplaced };
+    let tasks = Tasks { replica, writer, reports: reported, reload, launches: to_launch, launched, unplaced };
     // The last three are replaced by the caller.
     let (_, gate) = oneshot::channel();
     let (_, shutdown) = watch::channel(false);

@@ -84,7 +84,9 @@ impl Failure {
     pub fn tell(&self) {
         match self {
             Failure::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            Failure::Invalid(report) | Failure::Agent(AgentError::File(FileError::Faults(report))) => eprintln!("{}", report.trim_end()),
+            Failure::Invalid(report) | Failure::Agent(AgentError::File(FileError::Faults(report))) => {
+                eprintln!("{}", report.trim_end())
+            }
             other => eprintln!("error: {}", with_causes(other)),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::Map;
 use super::instance::LastExit;
 use super::lifecycle::Step;
 use super::restart::{Ending, Verdict};
-use super::{Action, Cause, Instance, Measure, Moment, Occurrence, Phase, StopReason, Story};
+use super::{Action, Cause, Instance, Measure, Moment, Phase, StopReason, Story};
 use crate::keeper::protocol::End;
 use crate::spec::OnHang;
 use crate::state::{Ended, EventKind};
@@ -114,10 +114,9 @@ impl Instance {
         };
         let detail = self.reason.take();
         cx.out.push(Action::Acknowledge { run: id });
+        self.tell_people(Story::Exited(cause, end), cx);
         let done = self.after_end(cause, end, detail, cx);
         self.tell_directory(id, EventKind::Stopped(Ended { end, done }), cx);
-        let story = Story::Exited(cause, end);
-        cx.out.push(Action::Narrate(Occurrence { instance: self.id.clone(), run: Some(id), story }));
         if self.want.is_none() {
             self.retire(cx);
         }

@@ -74,6 +74,12 @@ impl Refusal {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "not reloaded", reason)
     }
 
+    /// A change asked for where nobody can be told from anybody else.
+    pub(super) fn read_only() -> Self {
+        let detail = "changes are taken over the Unix socket only, api.sock in host.runtime_dir".to_owned();
+        Refusal::new(StatusCode::FORBIDDEN, "read-only", "TCP is for reading", detail)
+    }
+
     /// A request that a web page of another origin makes a browser send.
     pub(super) fn foreign(detail: String) -> Self {
         Refusal::new(StatusCode::FORBIDDEN, "foreign-origin", "not for web pages", detail)

@@ -98,7 +98,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .layer(middleware::from_fn(in_time));
     let routes = match transport {
         Transport::Unix => routes,
-        Transport::Tcp => routes.layer(middleware::from_fn(no_web_pages)),
+        Transport::Tcp => routes.layer(middleware::from_fn(guard_tcp)),
     };
     routes.layer(middleware::from_fn_with_state(api.metrics.clone(), counted)).with_state(api)
 }
@@ -119,10 +119,16 @@ async fn counted(
 
 /// A web page can make its reader's browser send requests to loopback: directly, which shows in `Origin`,
 /// or through a name of its own that it points there, which shows in `Host`. Neither may operate games.
-async fn no_web_pages(request: Request, next: Next) -> Response {
-    match foreign(request.headers()) {
-        Some(refusal) => refusal.into_response(),
-        None => next.run(request).await,
+///
+/// Every process of this machine reaches loopback, games included, and whoever may change the spec may run
+/// programs as the agent's account: until there are tokens, TCP is for reading.
+async fn guard_tcp(request: Request, next: Next) -> Response {
+    if let Some(refusal) = foreign(request.headers()) {
+        return refusal.into_response();
+    }
+    match request.method().is_safe() {
+        true => next.run(request).await,
+        false => Refusal::read_only().into_response(),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Sockets`] owns them, their connections, and one epoll descriptor that is readable when one of them has
 //! something to say. The supervision loop alone owns a `Sockets`: it waits for the descriptor
-//! ([`Readiness`]), calls [`Sockets::poll`] and handles the events in order. No task per connection, no lock; every
+//! (`agent::readiness`), calls [`Sockets::poll`] and handles the events in order. No task per connection, no lock; every
 //! call does a bounded piece of work, so that a flood on one socket costs the others nothing. Never decides
 //! what a message means. The keeper holds copies of the listening ends, so that they outlive the agent.
 
@@ -23,7 +23,6 @@ mod connection;
 mod datagram;
 mod endpoint;
 mod identity;
-mod readiness;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -31,7 +30,6 @@ mod token;
 pub use bound::OpenError;
 pub use endpoint::MAX_CONNECTIONS;
 pub use identity::{Identity, Stranger};
-pub use readiness::Readiness;
 
 use datagram::Control;
 use endpoint::{Endpoint, READ, Round};

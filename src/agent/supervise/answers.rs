@@ -53,11 +53,7 @@ impl Supervisor {
             }
         }
         instances.sort_by(|a, b| a.instance.cmp(&b.instance));
-        HostSnapshot {
-            instances,
-            keeper: self.keeper.clone(),
-            spec_drift: self.parts.drift.borrow().clone(),
-        }
+        HostSnapshot { instances, keeper: self.keeper.clone(), spec_drift: self.parts.drift.borrow().clone() }
     }
 }
 

@@ -112,6 +112,7 @@ impl Supervisor {
 
     fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
         let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
+        self.parts.book.use_run(run.0);
         let ports = self.parts.book.assign(instance, &want.process.ports)?;
         let account = self.parts.resolver.account(&want.process)?;
         let sockets = self.open_sockets(instance, account.as_ref())?;
@@ -183,14 +184,7 @@ impl Supervisor {
         }
     }
 
-    fn probe(
-        &mut self,
-        instance: &InstanceId,
-        run: RunId,
-        asked: u64,
-        probe: &Probe,
-        timeout: Duration,
-    ) {
+    fn probe(&mut self, instance: &InstanceId, run: RunId, asked: u64, probe: &Probe, timeout: Duration) {
         let target = self.target(instance, run, probe);
         match target {
             Ok(probe) => {

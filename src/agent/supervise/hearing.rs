@@ -321,11 +321,23 @@ impl Supervisor {
         let now = *self.sockets.counters();
         let before = std::mem::replace(&mut self.counted, now);
         let faults = [
-            (SocketFault::Malformed, now.malformed_lines + now.malformed_notices, before.malformed_lines + before.malformed_notices),
+            (
+                SocketFault::Malformed,
+                now.malformed_lines + now.malformed_notices,
+                before.malformed_lines + before.malformed_notices,
+            ),
             (SocketFault::Oversized, now.oversized_lines, before.oversized_lines),
             (SocketFault::Stranger, now.strangers, before.strangers),
-            (SocketFault::Flooded, now.coalesced_beats + now.busy_answers, before.coalesced_beats + before.busy_answers),
-            (SocketFault::Refused, now.refused_connections + now.accept_failures, before.refused_connections + before.accept_failures),
+            (
+                SocketFault::Flooded,
+                now.coalesced_beats + now.busy_answers,
+                before.coalesced_beats + before.busy_answers,
+            ),
+            (
+                SocketFault::Refused,
+                now.refused_connections + now.accept_failures,
+                before.refused_connections + before.accept_failures,
+            ),
         ];
         for (fault, now, before) in faults {
             for _ in before..now {

@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use super::Supervisor;
 use crate::agent::handle::{AskError, Handle};
 use crate::client::message::{
-    Fault, Found, Hello, Launch, Launched, Listing, PROTOCOL, Phase as Said, Port, WatchChange, WatchEvent, Welcome,
+    Fault, Found, Hello, Launch, Launched, Listing, PROTOCOL, Phase as Said, Port, WatchChange, WatchEvent,
+    Welcome,
 };
 use crate::host::Happening;
 use crate::process_api::rpc::{Call, Id, Outgoing};
@@ -190,7 +191,10 @@ impl Supervisor {
         let process = self.host.instance(instance).and_then(|known| known.process.as_ref());
         let may = process.is_some_and(|process| process.launch.contains(&launch.process));
         if !may {
-            let why = format!("{} may not launch {}: its `launch` does not list it", instance.process, launch.process);
+            let why = format!(
+                "{} may not launch {}: its `launch` does not list it",
+                instance.process, launch.process
+            );
             return self.reply(instance, conn, id, |id| Outgoing::refused(id, Fault::NOT_ALLOWED, why));
         }
         let order = LaunchOrder { by: (instance.clone(), conn), id, launch };
