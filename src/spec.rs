@@ -357,7 +357,19 @@ pub enum Logs {
     Null,
 }
 
+impl Spec {
+    /// Every fixed port that some process asks for.
+    pub fn fixed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        self.processes.values().flat_map(|process| process.fixed_ports())
+    }
+}
+
 impl Process {
+    /// The ports that it asks for by number.
+    pub fn fixed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        self.ports.values().filter_map(|request| Some((request.protocol, request.fixed?)))
+    }
+
     /// True when two runs of an instance must never live at once, whatever fails.
     pub fn exclusive(&self) -> bool {
         self.on_partition == OnPartition::Stop
