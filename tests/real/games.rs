@@ -176,7 +176,8 @@ fn a_stopped_server_stays_stopped_over_a_reboot_and_the_others_keep_their_ports(
 
 #[test]
 fn a_host_takes_everything_along_when_it_is_dropped() {
-    let host = Host::start("[process.sleeper]\ncommand = [\"sleep\", \"1000\"]\nheartbeat = { mode = \"none\" }\n");
+    let host =
+        Host::start("[process.sleeper]\ncommand = [\"sleep\", \"1000\"]\nheartbeat = { mode = \"none\" }\n");
     let game = pid(&host.ready("sleeper.0"));
     let (agent, keeper) = (host.agent_pid(), host.keeper_pid().expect("a keeper"));
     let (folder, cgroup) = (host.folder().to_owned(), host.cgroup().expect("a cgroup").to_owned());
