@@ -22,10 +22,10 @@ use super::logs::Copier;
 use super::poll::{Poll, Source};
 use super::process::{self, boottime_ns};
 use super::spawn::{self, Surroundings};
-use super::systemd::Systemd;
 use super::table::Table;
 use super::upgrade::Carried;
 use super::{Keeper, fault};
+use crate::systemd::Systemd;
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
