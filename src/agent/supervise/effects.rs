@@ -10,7 +10,7 @@ use super::Supervisor;
 use crate::agent::keeper_link::LinkError;
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::reporter::Report;
-use crate::agent::resolve::{Order, ResolveError};
+use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
 use crate::keeper::protocol::{Account, Request, RunId, SpawnStep, Target};
@@ -83,6 +83,12 @@ impl Supervisor {
             Action::Evidence { instance, run, finding } => self.collect(&instance, run, &finding),
             Action::Acknowledge { run } => self.send(&Request::Acknowledge { run }),
             Action::Follow { run, pid } => self.send(&Request::Follow { run, pid }),
+            Action::Limit { instance, run } => {
+                let process = self.host.instance(&instance).and_then(|known| known.process.as_ref());
+                if let Some(limits) = process.map(|process| cgroup_limits(&process.limits)) {
+                    self.send(&Request::Limit { run, limits });
+                }
+            }
             Action::Remember { instance, run } => {
                 if let Some(note) = self.note(&instance) {
                     self.send(&Request::Note { run, note });
