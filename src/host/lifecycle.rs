@@ -21,6 +21,7 @@ use super::hang::Answer;
 use super::instance::{Ports, Run};
 use super::{Action, Cause, Instance, Now, Occurrence, Phase, StopReason, Story, Want};
 use crate::keeper::protocol::{End, RunId};
+use crate::spec::Process;
 use crate::state::EventKind;
 
 /// What happens to an instance.
@@ -157,8 +158,8 @@ impl Instance {
             return;
         };
         let known = self.process.replace(want.process.clone());
-        if known.is_some_and(|known| known.limits != want.process.limits) {
-            self.limit(cx);
+        if let Some(known) = known {
+            self.take_over(&known, &want.process, cx);
         }
         if want.paused {
             self.pause(cx);
@@ -186,10 +187,20 @@ impl Instance {
         }
     }
 
-    /// Limits take effect on the living run.
-    pub(super) fn limit(&self, cx: &mut Step<'_>) {
-        if let Some(run) = &self.run {
+    /// What needs no restart takes effect on the living run.
+    pub(super) fn take_over(&mut self, known: &Process, now: &Process, cx: &mut Step<'_>) {
+        let Some(run) = &mut self.run else { return };
+        if known.limits != now.limits {
             cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });
+        }
+        if known.heartbeat != now.heartbeat && matches!(self.phase, Phase::Ready | Phase::Draining { .. }) {
+            run.watch.change(cx.now.at, &known.heartbeat, &now.heartbeat);
+        }
+        if known.ready != now.ready
+            && let Phase::Starting { until } = &mut self.phase
+        {
+            *until = run.spawned.after(now.ready.timeout);
+            run.watch.starting(cx.now.at, &now.ready.mode);
         }
     }
 
