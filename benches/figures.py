@@ -72,12 +72,12 @@ def latency(bench, args):
             finally:
                 d.stop()
     f, b = found['floor'], found['bigbrother']
-    kills = {'ours': summary(b['kill']), 'floor': summary(f['kill'])}
+    kills = {'ours': summary(b['kill']), 'floors': summary(f['kill'])}
     yield ratio('kill to main(), median', statistics.median(b['kill']), statistics.median(f['kill']), 1.2, **kills)
     yield ratio('kill to main(), p95', quantile(b['kill'], .95), quantile(f['kill'], .95), 2)
     for name, key, bound in (('start of all', 'start', 1.4), ('all killed, all back', 'all', 1.3)):
         yield ratio('%s (%d)' % (name, args.n), statistics.median(b[key]), statistics.median(f[key]), bound,
-                    ours=summary(b[key]), floor=summary(f[key]))
+                    ours=summary(b[key]), floors=summary(f[key]))
     yield figure('lost or doubled meanwhile', wrong, 'instances', 0)
 
 
