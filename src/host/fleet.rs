@@ -299,6 +299,7 @@ fn adopted(found: &Found, heartbeat: Option<&Heartbeat>, now: Now) -> Run {
             .map(|note| note.stop)
             .unwrap_or(crate::spec::Stop { signal: 15, timeout: Duration::from_secs(10) }),
         ports: found.ports.clone(),
+        early: false,
         ready: ready.then_some(now.at),
         ready_ms: ready.then_some(now.wall_ms),
         watch,

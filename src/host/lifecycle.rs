@@ -156,7 +156,10 @@ impl Instance {
             self.not_wanted(cx);
             return;
         };
-        self.process = Some(want.process.clone());
+        let known = self.process.replace(want.process.clone());
+        if known.is_some_and(|known| known.limits != want.process.limits) {
+            self.limit(cx);
+        }
         if want.paused {
             self.pause(cx);
             return;
@@ -180,6 +183,13 @@ impl Instance {
                 self.end(StopReason::Update, Cause::Stop, cx);
             }
             _ => {}
+        }
+    }
+
+    /// Limits take effect on the living run.
+    pub(super) fn limit(&self, cx: &mut Step<'_>) {
+        if let Some(run) = &self.run {
+            cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });
         }
     }
 

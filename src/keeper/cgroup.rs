@@ -16,7 +16,7 @@ use crate::spec::InstanceId;
 
 mod root;
 
-pub use root::{find_own, hash_of};
+pub use root::{find, find_own, hash_of};
 
 /// The prefix of an instance's cgroup: keeps `cpu.max` from being both a file and an instance.
 pub const PREFIX: &str = "instance-";

@@ -22,17 +22,18 @@ use super::logs::Copier;
 use super::poll::{Poll, Source};
 use super::process::{self, boottime_ns};
 use super::spawn::{self, Surroundings};
-use super::systemd::Systemd;
 use super::table::Table;
 use super::upgrade::Carried;
 use super::{Keeper, fault};
+use crate::systemd::Systemd;
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `keeper.sock`, `ledger`, `keeper.lock` and the FIFOs lie here; a tmpfs. Made when it is missing.
     pub runtime_dir: PathBuf,
-    /// The games cgroup; `none`: no cgroups; default: `bigbrother-<hash>` below the keeper's own cgroup.
+    /// The games cgroup: a folder, or a relative path below wherever cgroup v2 is mounted; `none`: no cgroups;
+    /// default: `bigbrother-<hash>` below the keeper's own cgroup.
     pub cgroup: Option<PathBuf>,
     /// Exit after 5 s without a run and without an agent (a keeper that no systemd looks after).
     pub exit_when_idle: bool,
@@ -248,9 +249,23 @@ fn choose_cgroups(options: &Options, ledger: &Ledger, hash: &str) -> Result<Cgro
     }
     match &options.cgroup {
         Some(path) if path.as_os_str() == "none" => Ok(Cgroups::none()),
-        Some(path) => Cgroups::at(path).map_err(|source| KeeperError::Cgroup { path: path.clone(), source }),
+        Some(path) => named_cgroups(path),
         None => Ok(default_cgroups(hash)),
     }
+}
+
+/// A unit knows the name of its cgroup, but not where the hierarchy is mounted: hybrid hosts have it elsewhere.
+fn named_cgroups(path: &Path) -> Result<Cgroups, KeeperError> {
+    let mut root = path.to_owned();
+    if path.is_relative() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let Some(found) = cgroup::find(&mounts, &Path::new("/").join(path)) else {
+            tracing::warn!("no cgroup v2 here: runs are killed by walking over their descendants");
+            return Ok(Cgroups::none());
+        };
+        root = found;
+    }
+    Cgroups::at(&root).map_err(|source| KeeperError::Cgroup { path: root, source })
 }
 
 fn default_cgroups(hash: &str) -> Cgroups {

@@ -372,6 +372,11 @@ impl Supervisor {
             Err(ProbeError::Refused { .. }) => (Answer::Refused, Map::new()),
             Err(error) => (Answer::Failed(error.reason()), Map::new()),
         };
+        if answer == Answer::Refused && !self.far.remove(&result.run) {
+            let host = &self.host;
+            self.far.retain(|run| host.instance_of(*run).is_some());
+            self.far.insert(result.run);
+        }
         if answer != Answer::Alive {
             let instance = self.host.instance(&result.instance);
             if let Some(process) = instance.and_then(|instance| instance.process.clone()) {
