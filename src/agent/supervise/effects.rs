@@ -22,7 +22,7 @@ use crate::state::Event;
 
 /// Why a run could not even be ordered from the keeper.
 #[derive(Debug, thiserror::Error)]
-enum OrderError {
+pub(super) enum OrderError {
     #[error(transparent)]
     Port(#[from] crate::agent::book::NoPort),
     #[error(transparent)]
@@ -137,7 +137,7 @@ impl Supervisor {
     }
 
     /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
-    fn open_sockets(
+    pub(super) fn open_sockets(
         &mut self,
         instance: &InstanceId,
         account: Option<&Account>,
