@@ -180,10 +180,10 @@ impl Keeper {
             options,
         };
         keeper.take_over();
-        for (id, held, kept) in carried.instances {
-            let instance = keeper.instances.make(&id);
-            instance.held = held;
-            instance.kept = kept;
+        for carried in carried.instances {
+            let instance = keeper.instances.make(&carried.id);
+            instance.held = carried.held;
+            instance.kept = carried.kept;
         }
         // The FIFOs are open again by now: these kept them from being lost.
         drop(carried.fifos);

@@ -91,9 +91,9 @@ pub fn prepare(
         .iter()
         .map(|(resource, value)| (*resource, libc::rlimit64 { rlim_cur: *value, rlim_max: *value }))
         .collect();
-    if !rlimits.iter().any(|(resource, _)| *resource == libc::RLIMIT_NOFILE as u32) {
+    if !rlimits.iter().any(|(resource, _)| *resource == libc::RLIMIT_NOFILE) {
         let (soft, hard) = around.files;
-        rlimits.push((libc::RLIMIT_NOFILE as u32, libc::rlimit64 { rlim_cur: soft, rlim_max: hard }));
+        rlimits.push((libc::RLIMIT_NOFILE, libc::rlimit64 { rlim_cur: soft, rlim_max: hard }));
     }
     Ok(Prepared {
         program: CString::new(spawn.program.as_str()).map_err(|_| invalid(SpawnStep::Exec))?,
@@ -142,10 +142,10 @@ pub fn fork(
     if let Some(cgroup) = cgroup {
         if around.into_cgroup {
             match clone_into(cgroup.folder().as_raw_fd(), &plan) {
-                Err(errno) if matches!(errno, libc::ENOSYS | libc::EINVAL | libc::E2BIG) => {
+                Err(libc::ENOSYS | libc::EINVAL | libc::E2BIG) => {
                     around.into_cgroup = false;
                 }
-                Err(errno) if matches!(errno, libc::EAGAIN | libc::ENOMEM) => {
+                Err(errno @ (libc::EAGAIN | libc::ENOMEM)) => {
                     return Err((SpawnStep::Fork, errno));
                 }
                 Err(errno) => return Err((SpawnStep::Cgroup, errno)),
