@@ -80,6 +80,16 @@ impl Cgroups {
         Cgroup::open(path, fresh).map(Some)
     }
 
+    /// A cgroup to try things in; `None` without cgroups.
+    pub fn open_probe(&self) -> io::Result<Option<Cgroup>> {
+        let Some(root) = &self.root else { return Ok(None) };
+        let path = root.join("probe");
+        fs::create_dir(&path).or_else(|e| if path.exists() { Ok(()) } else { Err(e) })?;
+        let mut probe = Cgroup::open(path, false)?;
+        probe.renew()?;
+        Ok(Some(probe))
+    }
+
     /// Every instance that has a cgroup here.
     pub fn instances(&self) -> io::Result<Vec<InstanceId>> {
         let Some(root) = &self.root else { return Ok(Vec::new()) };

@@ -25,7 +25,7 @@ use super::spawn::Surroundings;
 use super::systemd::Systemd;
 use super::table::Table;
 use super::upgrade::Carried;
-use super::{Keeper, fault};
+use super::{Keeper, fault, spawn};
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +143,15 @@ impl Keeper {
         let (ledger, _) = Ledger::open(&dir.join("ledger"), boot_id.trim())?;
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
         let cgroups = choose_cgroups(&options, &ledger, &hash)?;
-        let surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
+        let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
+        match cgroups.open_probe() {
+            Ok(Some(probe)) => {
+                spawn::probe(&probe, &mut surroundings);
+                let _ = probe.remove();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot try out the games cgroup"),
+        }
         let copier = Copier::start().map_err(kernel("the log thread"))?;
         let poll = Poll::new().map_err(kernel("epoll"))?;
         let mut keeper = Keeper {

@@ -166,11 +166,7 @@ pub fn fork(
 }
 
 fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
-    // SAFETY: clone_args is plain numbers, and zero is "not asked for".
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = CLONE_INTO_CGROUP;
-    args.exit_signal = libc::SIGCHLD as u64;
-    args.cgroup = folder as u64;
+    let mut args = clone_args(folder);
     // SAFETY: a fork: the child gets a copy of our memory and runs `child::run`, which never returns and
     // makes raw system calls only.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
@@ -181,6 +177,36 @@ fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
     // SAFETY: as in `clone_into`; flags SIGCHLD alone are fork(2).
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     forked(pid, plan)
+}
+
+/// Finds out whether the kernel places children in cgroups as it should: there are kernels without it, and
+/// ones that kill the child when the keeper's own cgroup was ever killed (see [`Cgroup::renew`]). Then
+/// children move themselves.
+pub fn probe(cgroup: &Cgroup, around: &mut Surroundings) {
+    // SAFETY: as in `clone_into`; the child exits at once.
+    let pid = unsafe {
+        let mut args = clone_args(cgroup.folder().as_raw_fd());
+        libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args))
+    };
+    if pid == 0 {
+        child::exit(0);
+    }
+    let mut status = 0;
+    // SAFETY: `status` is a valid int to write to.
+    let reaped = pid > 0 && i64::from(unsafe { libc::waitpid(pid as i32, &mut status, 0) }) == pid;
+    around.into_cgroup = reaped && status == 0;
+    if !around.into_cgroup {
+        tracing::info!("this kernel does not place children in cgroups: they move themselves");
+    }
+}
+
+fn clone_args(folder: RawFd) -> libc::clone_args {
+    // SAFETY: clone_args is plain numbers, and zero is "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = folder as u64;
+    args
 }
 
 #[inline(always)]
