@@ -123,7 +123,7 @@ fn write_ledger(plan: &Plan<'_>) {
     pid_word.store(pid as u64, Ordering::SeqCst);
     point(plan, Point::ChildAfterPid);
     if call!(plan, step, libc::SYS_getppid) != c_long::from(plan.keeper_pid) {
-        exit();
+        exit(127);
     }
 }
 
@@ -165,12 +165,13 @@ fn fail(report: RawFd, step: SpawnStep) -> ! {
     let message = [step as u32, errno as u32];
     // SAFETY: `message` is 8 bytes; nothing can be done when nobody reads any more.
     unsafe { libc::syscall(libc::SYS_write, report, message.as_ptr(), 8_usize) };
-    exit()
+    exit(127)
 }
 
-fn exit() -> ! {
+/// Ends a child without running anything of ours.
+pub fn exit(code: i32) -> ! {
     loop {
-        // SAFETY: ends the process without running anything of ours.
-        unsafe { libc::syscall(libc::SYS_exit_group, 127) };
+        // SAFETY: numbers only.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
     }
 }

@@ -145,7 +145,14 @@ impl Keeper {
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
         let cgroups = choose_cgroups(&options, &ledger, &hash)?;
         let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
-        surroundings.into_cgroup = cgroups.root().is_none_or(spawn::trial);
+        match cgroups.open_probe() {
+            Ok(Some(probe)) => {
+                spawn::probe(&probe, &mut surroundings);
+                let _ = probe.remove();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot try out the games cgroup"),
+        }
         let copier = Copier::start().map_err(kernel("the log thread"))?;
         let poll = Poll::new().map_err(kernel("epoll"))?;
         let mut keeper = Keeper {
@@ -182,10 +189,10 @@ impl Keeper {
             options,
         };
         keeper.take_over();
-        for (id, held, kept) in carried.instances {
-            let instance = keeper.instances.make(&id);
-            instance.held = held;
-            instance.kept = kept;
+        for carried in carried.instances {
+            let instance = keeper.instances.make(&carried.id);
+            instance.held = carried.held;
+            instance.kept = carried.kept;
         }
         // The FIFOs are open again by now: these kept them from being lost.
         drop(carried.fifos);
