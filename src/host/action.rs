@@ -83,6 +83,13 @@ pub enum Action {
         /// Which run.
         run: RunId,
     },
+    /// The bounds of the log files have changed.
+    Logs {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
+    },
     /// The run's note in the keeper's ledger is out of date.
     Remember {
         /// Which instance.

@@ -193,6 +193,9 @@ impl Instance {
         if known.limits != now.limits {
             cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });
         }
+        if known.logs != now.logs {
+            cx.out.push(Action::Logs { instance: self.id.clone(), run: run.id });
+        }
         if known.heartbeat != now.heartbeat && matches!(self.phase, Phase::Ready | Phase::Draining { .. }) {
             run.watch.change(cx.now.at, &known.heartbeat, &now.heartbeat);
         }

@@ -89,6 +89,13 @@ impl Supervisor {
                     self.send(&Request::Limit { run, limits });
                 }
             }
+            Action::Logs { instance, run } => {
+                let process = self.host.instance(&instance).and_then(|known| known.process.clone());
+                if let Some(process) = process {
+                    let logs = self.parts.resolver.log_target(&instance, &process.logs);
+                    self.send(&Request::Logs { run, logs });
+                }
+            }
             Action::Remember { instance, run } => {
                 if let Some(note) = self.note(&instance) {
                     self.send(&Request::Note { run, note });
