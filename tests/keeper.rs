@@ -582,7 +582,7 @@ fn ends_are_kept_until_acknowledged_and_strangers_are_turned_away() {
     )
     .unwrap();
     let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
-                  s.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
+                  s.settimeout(20)\ns.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
     fs::set_permissions(host.runtime.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o711))
         .unwrap();
     let mut stranger = Command::new("python3");
@@ -658,6 +658,10 @@ fn dies_at(mut host: Host, point: &str) {
         [] => assert_eq!((there.as_slice(), point), (&[] as &[i32], "after-acknowledge")),
         [RunRecord { stage: Stage::Gone { .. }, .. }] => {
             assert_eq!(there, [] as [i32; 0], "{point}: gone, and yet there");
+            if matches!(point, "before-gone" | "after-gone") {
+                let stage = listing.runs[0].stage;
+                assert_eq!(stage, Stage::Gone { end: KILLED, fenced: false }, "{point}: it was seen to end");
+            }
         }
         [RunRecord { stage: Stage::Running, pid, note, .. }] => {
             assert!(there == [*pid] || (there.is_empty() && !alive(*pid)), "{point}: {there:?} {pid}");
@@ -670,6 +674,10 @@ fn dies_at(mut host: Host, point: &str) {
     // The instance is free, and what comes next is the only one.
     spawn(&agent, host.spawn_of(2, "zone.1", &["/bin/sleep", &seconds]));
     let pid = agent.spawned(2);
+    if point == "child-before-pid" {
+        // That child sleeps 0.3 s; if it went on then, it would show.
+        std::thread::sleep(Duration::from_millis(600));
+    }
     assert_eq!(processes_with(&seconds), [pid], "{point}");
 }
 
@@ -1188,7 +1196,7 @@ fn three_hundred_instances_start_die_and_start_again() {
 fn a_keeper_whose_own_cgroup_was_once_killed_spawns_all_the_same() {
     let mut host = Host::new(true);
     // Linux (seen on 6.18) kills what is then cloned into another cgroup.
-    let own = host.cgroup.with_extension("own");
+    let own = PathBuf::from(format!("{}-own", host.cgroup.display()));
     fs::create_dir(&own).unwrap();
     fs::write(own.join("cgroup.kill"), "1").unwrap();
     let mut command = Command::new("/bin/sh");
