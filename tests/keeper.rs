@@ -248,15 +248,8 @@ impl Host {
         self.connect()
     }
 
-    /// Connects to the keeper that runs now: an older one's socket may still lie there.
+    /// Connects as soon as it listens; until then an older one's socket may refuse.
     fn connect(&self) -> Agent {
-        until("the keeper listens", || {
-            let held = fs::File::open(self.runtime.join("keeper.lock")).map_err(|e| e.to_string())?;
-            match held.try_lock() {
-                Ok(()) => Err("nobody holds the lock".to_owned()),
-                Err(_) => Ok(()),
-            }
-        });
         Agent::connect(&self.runtime.join("keeper.sock"))
     }
 
@@ -544,7 +537,10 @@ fn a_runaway_dies_with_its_run() {
 fn a_followed_process_is_the_run() {
     on_both(|mut host| {
         let mut agent = host.greeted();
-        spawn(&agent, host.shell(1, "zone.1", "sh -c 'echo $$; sleep 0.3; exit 9' & sleep 0.1; exit 0"));
+        let waits =
+            |file: &str| format!("while ! [ -e {} ]; do sleep 0.02; done", host.logs.join(file).display());
+        let script = format!("sh -c 'echo $$; {}; exit 9' & {}; exit 0", waits("other"), waits("main"));
+        spawn(&agent, host.shell(1, "zone.1", &script));
         agent.spawned(1);
         let pid = until("the other process tells its pid", || {
             let log = host.log("zone.1", "stdout.log");
@@ -553,6 +549,12 @@ fn a_followed_process_is_the_run() {
         agent.send(&Request::Follow { run: RunId(1), pid: std::process::id() as i32 });
         agent.expect("a stranger is refused", |r| matches!(r, Reply::Refused { .. }).then_some(()));
         agent.send(&Request::Follow { run: RunId(1), pid });
+        agent.hello();
+        fs::write(host.logs.join("main"), "").unwrap();
+        let keeper = host.keeper_pid();
+        until_true("the first main process ends", || stat(pid).is_some_and(|s| s.parent == keeper));
+        assert_eq!(agent.hello().runs[0].stage, Stage::Running);
+        fs::write(host.logs.join("other"), "").unwrap();
         assert_eq!(agent.gone(1).0, End::Code(9));
     });
 }
@@ -664,7 +666,12 @@ fn dies_at(mut host: Host, point: &str) {
             }
         }
         [RunRecord { stage: Stage::Running, pid, note, .. }] => {
-            assert!(there == [*pid] || (there.is_empty() && !alive(*pid)), "{point}: {there:?} {pid}");
+            // It may still be on its way into the exec, or out of the door.
+            until(&format!("{point}: one run or none"), || {
+                let there = processes_with(&seconds);
+                let right = there == [*pid] || (there.is_empty() && !alive(*pid));
+                if right { Ok(()) } else { Err(format!("{there:?}, main {pid}")) }
+            });
             assert_eq!(note, b"note");
             agent.send(&Request::Kill { run: RunId(1) });
             agent.gone(1);
