@@ -248,15 +248,8 @@ impl Host {
         self.connect()
     }
 
-    /// Connects to the keeper that runs now: an older one's socket may still lie there.
+    /// Connects as soon as it listens; until then an older one's socket may refuse.
     fn connect(&self) -> Agent {
-        until("the keeper listens", || {
-            let held = fs::File::open(self.runtime.join("keeper.lock")).map_err(|e| e.to_string())?;
-            match held.try_lock() {
-                Ok(()) => Err("nobody holds the lock".to_owned()),
-                Err(_) => Ok(()),
-            }
-        });
         Agent::connect(&self.runtime.join("keeper.sock"))
     }
 
@@ -544,7 +537,10 @@ fn a_runaway_dies_with_its_run() {
 fn a_followed_process_is_the_run() {
     on_both(|mut host| {
         let mut agent = host.greeted();
-        spawn(&agent, host.shell(1, "zone.1", "sh -c 'echo $$; sleep 0.3; exit 9' & sleep 0.1; exit 0"));
+        let waits =
+            |file: &str| format!("while ! [ -e {} ]; do sleep 0.02; done", host.logs.join(file).display());
+        let script = format!("sh -c 'echo $$; {}; exit 9' & {}; exit 0", waits("other"), waits("main"));
+        spawn(&agent, host.shell(1, "zone.1", &script));
         agent.spawned(1);
         let pid = until("the other process tells its pid", || {
             let log = host.log("zone.1", "stdout.log");
@@ -553,6 +549,12 @@ fn a_followed_process_is_the_run() {
         agent.send(&Request::Follow { run: RunId(1), pid: std::process::id() as i32 });
         agent.expect("a stranger is refused", |r| matches!(r, Reply::Refused { .. }).then_some(()));
         agent.send(&Request::Follow { run: RunId(1), pid });
+        agent.hello();
+        fs::write(host.logs.join("main"), "").unwrap();
+        let keeper = host.keeper_pid();
+        until_true("the first main process ends", || stat(pid).is_some_and(|s| s.parent == keeper));
+        assert_eq!(agent.hello().runs[0].stage, Stage::Running);
+        fs::write(host.logs.join("other"), "").unwrap();
         assert_eq!(agent.gone(1).0, End::Code(9));
     });
 }
@@ -582,7 +584,7 @@ fn ends_are_kept_until_acknowledged_and_strangers_are_turned_away() {
     )
     .unwrap();
     let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
-                  s.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
+                  s.settimeout(20)\ns.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
     fs::set_permissions(host.runtime.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o711))
         .unwrap();
     let mut stranger = Command::new("python3");
@@ -658,9 +660,18 @@ fn dies_at(mut host: Host, point: &str) {
         [] => assert_eq!((there.as_slice(), point), (&[] as &[i32], "after-acknowledge")),
         [RunRecord { stage: Stage::Gone { .. }, .. }] => {
             assert_eq!(there, [] as [i32; 0], "{point}: gone, and yet there");
+            if matches!(point, "before-gone" | "after-gone") {
+                let stage = listing.runs[0].stage;
+                assert_eq!(stage, Stage::Gone { end: KILLED, fenced: false }, "{point}: it was seen to end");
+            }
         }
         [RunRecord { stage: Stage::Running, pid, note, .. }] => {
-            assert!(there == [*pid] || (there.is_empty() && !alive(*pid)), "{point}: {there:?} {pid}");
+            // It may still be on its way into the exec, or out of the door.
+            until(&format!("{point}: one run or none"), || {
+                let there = processes_with(&seconds);
+                let right = there == [*pid] || (there.is_empty() && !alive(*pid));
+                if right { Ok(()) } else { Err(format!("{there:?}, main {pid}")) }
+            });
             assert_eq!(note, b"note");
             agent.send(&Request::Kill { run: RunId(1) });
             agent.gone(1);
@@ -670,6 +681,10 @@ fn dies_at(mut host: Host, point: &str) {
     // The instance is free, and what comes next is the only one.
     spawn(&agent, host.spawn_of(2, "zone.1", &["/bin/sleep", &seconds]));
     let pid = agent.spawned(2);
+    if point == "child-before-pid" {
+        // That child sleeps 0.3 s; if it went on then, it would show.
+        std::thread::sleep(Duration::from_millis(600));
+    }
     assert_eq!(processes_with(&seconds), [pid], "{point}");
 }
 
@@ -1188,7 +1203,7 @@ fn three_hundred_instances_start_die_and_start_again() {
 fn a_keeper_whose_own_cgroup_was_once_killed_spawns_all_the_same() {
     let mut host = Host::new(true);
     // Linux (seen on 6.18) kills what is then cloned into another cgroup.
-    let own = host.cgroup.with_extension("own");
+    let own = PathBuf::from(format!("{}-own", host.cgroup.display()));
     fs::create_dir(&own).unwrap();
     fs::write(own.join("cgroup.kill"), "1").unwrap();
     let mut command = Command::new("/bin/sh");

@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::FcntlArg;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -96,6 +98,7 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     nix::sys::prctl::set_child_subreaper(true).map_err(kernel("the subreaper flag"))?;
     let mut keeper = Keeper::new(options, signals, carried)?;
     keeper.serve().map_err(kernel("epoll"))?;
+    keeper.link.end();
     keeper.copier.stop();
     Ok(())
 }
@@ -238,10 +241,18 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
     let mut open = OpenOptions::new();
     let file = open.write(true).create(true).truncate(false).mode(0o600).open(dir.join("keeper.lock"));
     let file = file.map_err(bad_dir)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file.into()),
-        Err(fs::TryLockError::WouldBlock) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(bad_dir(source)),
+    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Ok(_) => Ok(file.into()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(KeeperError::Taken(dir.to_owned())),
+        Err(errno) => Err(bad_dir(errno.into())),
     }
 }
 
