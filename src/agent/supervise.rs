@@ -1,8 +1,8 @@
 //! The supervision loop: the one place where this host's instances are watched and acted upon.
 //!
 //! Owns the host core, the keeper link, the process sockets, the prober, the book of ports and the
-//! chronicle; runs on a thread of its own. It turns what it hears into happenings ([`hearing`]), carries
-//! out the actions that follow ([`effects`]) and answers questions ([`answers`]). What is to be done is
+//! chronicle; runs on a thread of its own. It turns what it hears into happenings (`hearing`), carries
+//! out the actions that follow (`effects`) and answers questions (`answers`). What is to be done is
 //! decided in [`crate::host`], never here.
 
 use std::collections::{BTreeMap, BTreeSet};

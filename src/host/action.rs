@@ -42,7 +42,7 @@ pub enum Action {
         /// Which run.
         run: RunId,
     },
-    /// Put a question to the run; [`super::fleet::Happening::Probed`] brings the answer.
+    /// Put a question to the run; [`super::Happening::Probed`] brings the answer.
     Probe {
         /// Which instance.
         instance: InstanceId,
