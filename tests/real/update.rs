@@ -130,7 +130,9 @@ fn reload_applies_the_file_until_somebody_else_has_applied_another() {
     host.ready("zone.2");
     host.write(&zones(1, &[], ""));
     let said = host.ok(&["reload"]).out;
-    assert!(said.contains("spec-drift"), "{said:?}");
+    assert!(said.starts_with("spec-drift"), "{said:?}");
+    let told = host.ok(&["reload", "--json"]).json();
+    assert_eq!(told["message"], said.trim());
     let status = host.ok(&["status", "--json"]).json();
     assert!(status["spec_drift"].as_str().is_some_and(|drift| drift.contains("zone")), "{status}");
     assert_eq!(host.ps().len(), 3, "a reload took back what was applied");

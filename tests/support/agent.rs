@@ -7,8 +7,6 @@
 #![allow(dead_code, reason = "each test binary uses its part of it")]
 
 use std::fs;
-use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,14 +16,20 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+// This file is taken by its path, so its parts are, too.
+#[path = "agent/cgroups.rs"]
+mod cgroups;
+#[path = "agent/ports.rs"]
+mod ports;
+#[path = "agent/ran.rs"]
+mod ran;
+
+use cgroups::{folders, games_cgroup};
+use ports::{PORTS, PortBlock};
+pub use ran::{Ran, finish};
+
 /// How long anything may take on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Ports of one host.
-const PORTS: u16 = 20;
-/// Where they lie: above the default of `host.ports`, below those that the kernel gives out by itself.
-const LOWEST: u16 = 30_000;
-const BEYOND: u16 = 32_760;
-
 /// Waits until something is so; panics with what was seen last.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let began = Instant::now();
@@ -57,45 +61,6 @@ pub fn alive(pid: i32) -> bool {
 /// The main process of an instance as `ps --json` tells it.
 pub fn pid(instance: &Value) -> i32 {
     instance["pid"].as_i64().unwrap_or_else(|| panic!("no process: {instance}")) as i32
-}
-
-/// A finished command.
-#[derive(Debug)]
-pub struct Ran {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
-}
-
-impl Ran {
-    /// What it printed; it must have succeeded.
-    pub fn json(&self) -> Value {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("no JSON ({e}): {self:?}"))
-    }
-}
-
-/// Ports that no other host under test uses: the first is bound for as long as this lives.
-struct PortBlock {
-    first: u16,
-    _holder: TcpListener,
-}
-
-impl PortBlock {
-    fn take() -> PortBlock {
-        let blocks = (BEYOND - LOWEST) / PORTS;
-        let start = std::process::id() % u32::from(blocks);
-        for n in 0..blocks {
-            let first = LOWEST + (start as u16 + n) % blocks * PORTS;
-            let unused = |port| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
-            if let Ok(holder) = TcpListener::bind((Ipv4Addr::LOCALHOST, first))
-                && (first..first + PORTS).all(unused)
-            {
-                return PortBlock { first, _holder: holder };
-            }
-        }
-        panic!("no free block of ports from {LOWEST} to {BEYOND}");
-    }
 }
 
 /// See the module. Dropped, it takes everything along that it started.
@@ -380,51 +345,4 @@ impl Drop for Host {
             }
         }
     }
-}
-
-/// The folder of a keeper's games: it holds the cgroups of the instances that it has started.
-fn games_cgroup(keeper: i32, runtime_dir: &Path) -> Option<PathBuf> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let own = read(&format!("/proc/{keeper}/cgroup"));
-    let root = bigbrother::keeper::cgroup::find_own(&read("/proc/self/mountinfo"), &own)?;
-    let hash = bigbrother::keeper::cgroup::hash_of(&fs::canonicalize(runtime_dir).ok()?);
-    Some(root.join(format!("bigbrother-{hash}")))
-}
-
-/// A folder and those below it, parents first.
-fn folders(root: &Path) -> Vec<PathBuf> {
-    let mut all = vec![root.to_owned()];
-    let mut at = 0;
-    while at < all.len() {
-        let below = fs::read_dir(&all[at]).into_iter().flatten().flatten();
-        let below: Vec<PathBuf> = below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
-        all.extend(below);
-        at += 1;
-    }
-    all
-}
-
-/// Waits for the end of a command, and kills one that does not end.
-pub fn finish(mut child: Child, args: &[&str]) -> Ran {
-    let read = |mut from: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            from.read_to_string(&mut text).expect("text");
-            text
-        })
-    };
-    let out = read(Box::new(child.stdout.take().expect("piped")));
-    let err = read(Box::new(child.stderr.take().expect("piped")));
-    let began = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("our child") {
-            break status;
-        }
-        if began.elapsed() > PATIENCE * 2 {
-            child.kill().expect("our child");
-            panic!("{args:?} does not end; it said {:?} and {:?}", out.join(), err.join());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    Ran { code: status.code(), out: out.join().expect("read"), err: err.join().expect("read") }
 }
