@@ -164,10 +164,10 @@ fn check_finds_faults_without_an_agent() {
 fn plan_says_by_its_exit_code_whether_something_would_change() {
     let fake = zones();
     let file = fake.folder().join("cluster.toml");
-    std::fs::write(&file, "[process.zone]\n").expect("a file");
+    std::fs::write(&file, "[process.zone]\ncommand = [\"zone\"]\n").expect("a file");
     let same = ask(&fake, &["plan"]);
     assert_eq!((same.code, same.out.as_str()), (Some(0), "nothing would change (spec revision 3)\n"));
-    std::fs::write(&file, "[process.new]\n").expect("a file");
+    std::fs::write(&file, "[process.new]\ncommand = [\"new\"]\n").expect("a file");
     let differs = ask(&fake, &["plan", "cluster.toml"]);
     assert_eq!((differs.code, differs.out.as_str()), (Some(10), "+ new\n"));
     let json = ask(&fake, &["plan", "--json"]);
@@ -178,10 +178,10 @@ fn plan_says_by_its_exit_code_whether_something_would_change() {
 #[test]
 fn apply_tells_the_revision_and_guards_it() {
     let fake = zones();
-    std::fs::write(fake.folder().join("c.toml"), "[process.new]\n").expect("a file");
+    std::fs::write(fake.folder().join("c.toml"), "[process.new]\ncommand = [\"new\"]\n").expect("a file");
     let applied = ask(&fake, &["apply", "c.toml"]);
     assert_eq!((applied.code, applied.out.as_str()), (Some(0), "+ new\napplied: the spec has revision 4\n"));
-    assert_eq!(fake.asked(), ["POST /v1/apply [process.new]"]);
+    assert_eq!(fake.asked(), ["POST /v1/apply [process.new]\ncommand = [\"new\"]"]);
     let refused = ask(&fake, &["apply", "c.toml", "--expected-revision", "2"]);
     assert_eq!(refused.code, Some(4), "{refused:?}");
     assert!(refused.err.contains("the spec has revision 3, not 2"), "{}", refused.err);

@@ -137,7 +137,6 @@ fn lives(pid: i32) -> bool {
 }
 
 #[test]
-#[ignore = "needs the agent"]
 fn dev_shows_a_hang_and_leaves_nothing_when_interrupted() {
     let mut dev = Dev::start(&["--zones", "2"]);
     dev.until("2 zone servers ready");
@@ -156,7 +155,6 @@ fn dev_shows_a_hang_and_leaves_nothing_when_interrupted() {
 }
 
 #[test]
-#[ignore = "needs the agent"]
 fn dev_ends_by_itself_and_leaves_nothing() {
     let mut dev = Dev::start(&["--zones", "1", "--no-demo-fault", "--for", "3"]);
     assert_eq!(dev.ended(), Some(0), "{:?}", dev.said);
@@ -166,7 +164,6 @@ fn dev_ends_by_itself_and_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "needs the agent"]
 fn a_killed_agent_is_replaced_and_the_servers_play_on() {
     let mut dev = Dev::start(&["--zones", "2", "--no-demo-fault"]);
     let welcome = dev.until("2 zone servers ready");
@@ -197,7 +194,6 @@ fn a_killed_agent_is_replaced_and_the_servers_play_on() {
 }
 
 #[test]
-#[ignore = "needs the agent"]
 fn whoever_does_not_listen_is_ended_all_the_same() {
     let mut dev = Dev::start(&["--zones", "2", "--no-demo-fault"]);
     dev.until("2 zone servers ready");
@@ -216,7 +212,6 @@ fn whoever_does_not_listen_is_ended_all_the_same() {
 }
 
 #[test]
-#[ignore = "needs the agent"]
 fn kill_tests_of_each_kind_come_back() {
     let mut dev = Dev::start(&["--zones", "3", "--no-demo-fault"]);
     dev.until("3 zone servers ready");

@@ -100,7 +100,9 @@ impl Replica {
     }
 }
 
-fn answer(answers: Vec<(oneshot::Sender<Result<Response, Rejected>>, Result<Response, Rejected>)>) {
+type Answer = Result<Response, Rejected>;
+
+fn answer(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
     for (reply, result) in answers {
         // A proposer that went away has no use for the answer.
         let _ = reply.send(result);

@@ -27,7 +27,7 @@ use super::reporter::Report;
 use super::resolve::Resolver;
 use crate::host::{Host, Moment, Now, Want, wants};
 use crate::http::view::KeeperView;
-use crate::keeper::protocol::CgroupSupport;
+use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
 use crate::spec::{HostName, InstanceId};
@@ -117,6 +117,8 @@ pub struct Supervisor {
     prober: Prober,
     answers: mpsc::Receiver<ProbeResult>,
     evidence: Evidence,
+    /// Runs that answer on the host's address and not on loopback.
+    far: BTreeSet<RunId>,
     open: bool,
     met: bool,
     reports_lost: bool,
@@ -165,6 +167,7 @@ impl Supervisor {
             prober: Prober::new(parts.main_runtime.clone(), results),
             answers,
             evidence: Evidence::default(),
+            far: BTreeSet::new(),
             open: false,
             met: false,
             reports_lost: false,
@@ -281,6 +284,7 @@ impl Supervisor {
         }
         let state = self.parts.states.borrow_and_update().clone();
         self.wants = wants(&state, &self.parts.name);
+        self.parts.book.keep_off(state.spec.fixed_ports().collect());
         let actions = self.host.desire(self.wants.clone(), self.now());
         self.carry_out(actions);
         self.tell_watchers(&state);

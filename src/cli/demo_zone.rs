@@ -6,6 +6,7 @@
 //! Datagrams: `ping` is answered by `pong NAME TICK`; `hang`, `leak`, `crash` and `exit`, from loopback only,
 //! are answered by `NAME: WORD` and then done; anything else is answered by `what?`.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,7 @@ struct Zone {
     voice: Voice,
     signals: SignalFd,
     tick: u64,
-    players: u64,
+    players: u32,
     leak: Option<Vec<Vec<u8>>>,
 }
 
@@ -81,7 +82,7 @@ pub fn run(args: DemoZoneArgs) -> Result<Exit, Failure> {
     let socket = UdpSocket::bind(address).map_err(local(&format!("cannot listen on udp {address}")))?;
     let bound = socket.local_addr().map_err(local("cannot tell the own address"))?;
     let mut zone = Zone {
-        voice: Voice::from_env().map_err(local("cannot reach $BIGBROTHER_SOCKET"))?,
+        voice: Voice::from_env().map_err(|e| local("cannot reach the agent")(io::Error::other(e)))?,
         signals: terminations().map_err(|e| local("cannot wait for SIGTERM")(e.into()))?,
         name: args.name,
         socket,
@@ -134,8 +135,9 @@ impl Zone {
         self.voice.heartbeat();
         if self.tick % SECOND == 1 {
             // Players come and go, so that there is something to see.
-            self.players = (self.tick / SECOND * 7 + self.name.len() as u64 * 3) % 17;
-            self.voice.status(self.players, 16, 20);
+            let seed = self.tick / SECOND * 7 + self.name.len() as u64 * 3;
+            self.players = u32::try_from(seed % 17).unwrap_or(0);
+            self.voice.status(self.players, 16, 20.0);
         }
         if self.tick.is_multiple_of(30 * SECOND) {
             println!("{} tick {}, {} players", self.name, self.tick, self.players);

@@ -76,6 +76,20 @@ pub enum Action {
         /// The process.
         pid: i32,
     },
+    /// The cgroup limits of the spec have changed: they are to hold for the living run.
+    Limit {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
+    },
+    /// The bounds of the log files have changed.
+    Logs {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
+    },
     /// The run's note in the keeper's ledger is out of date.
     Remember {
         /// Which instance.

@@ -39,6 +39,7 @@ impl Instance {
             hash: want.hash,
             stop: want.process.stop.clone(),
             ports: Ports::new(),
+            early: false,
             ready: None,
             ready_ms: None,
             watch: Watch::new(&want.process.heartbeat),
@@ -62,6 +63,9 @@ impl Instance {
         self.tell_directory(id, kind, cx);
         self.tell_people(Story::Started { pid }, cx);
         self.ripen(cx);
+        if self.run.as_ref().is_some_and(|run| run.early) {
+            self.become_ready(cx);
+        }
     }
 
     /// Ready by age alone.
@@ -82,8 +86,13 @@ impl Instance {
 
     pub(super) fn says_ready(&mut self, cx: &mut Step<'_>) {
         let mode = self.process.as_ref().map(|process| &process.ready.mode);
-        if matches!(mode, Some(ReadyMode::Native | ReadyMode::Notify)) {
-            self.become_ready(cx);
+        if !matches!(mode, Some(ReadyMode::Native | ReadyMode::Notify)) {
+            return;
+        }
+        match &mut self.run {
+            // The directory is told of the start before it is told that the run is ready.
+            Some(run) if run.pid.is_none() => run.early = true,
+            _ => self.become_ready(cx),
         }
     }
 

@@ -145,6 +145,8 @@ impl Host {
     pub fn meet(&mut self, table: Vec<Found>, wants: &BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
+        // Of those known before: what is ordered below, where a listed run has ended, cannot be listed yet.
+        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
         for found in table {
             self.last_run = self.last_run.max(found.run.0);
             match self.runs.get(&found.run) {
@@ -152,7 +154,6 @@ impl Host {
                 None => self.meet_unknown(found, wants, now, &mut out),
             }
         }
-        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
         for run in lost {
             let end = crate::keeper::protocol::End::Unknown;
             out.extend(self.on_run(run, Happening::Gone { end, fenced: false }, now));
@@ -299,6 +300,7 @@ fn adopted(found: &Found, heartbeat: Option<&Heartbeat>, now: Now) -> Run {
             .map(|note| note.stop)
             .unwrap_or(crate::spec::Stop { signal: 15, timeout: Duration::from_secs(10) }),
         ports: found.ports.clone(),
+        early: false,
         ready: ready.then_some(now.at),
         ready_ms: ready.then_some(now.wall_ms),
         watch,

@@ -119,6 +119,18 @@ impl Watch {
         }
     }
 
+    /// The spec's heartbeat has changed under a living run.
+    pub fn change(&mut self, now: Moment, before: &Heartbeat, after: &Heartbeat) {
+        if before.timeout != after.timeout {
+            self.timeout = after.timeout;
+        }
+        if before.mode != after.mode {
+            // Another sign of life: what was heard of the old one proves nothing about it.
+            self.last = None;
+            self.ready(now, after);
+        }
+    }
+
     /// The run is starting: questions begin if readiness is asked for.
     pub fn starting(&mut self, now: Moment, mode: &ReadyMode) {
         if matches!(mode, ReadyMode::Probe(_)) {

@@ -122,6 +122,8 @@ pub struct Run {
     pub stop: Stop,
     /// The ports that it was given.
     pub ports: Ports,
+    /// It said that it is ready before the keeper's word of its spawn came.
+    pub early: bool,
     /// When it got ready.
     pub ready: Option<Moment>,
     /// The same for people.

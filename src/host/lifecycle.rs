@@ -21,6 +21,7 @@ use super::hang::Answer;
 use super::instance::{Ports, Run};
 use super::{Action, Cause, Instance, Now, Occurrence, Phase, StopReason, Story, Want};
 use crate::keeper::protocol::{End, RunId};
+use crate::spec::Process;
 use crate::state::EventKind;
 
 /// What happens to an instance.
@@ -156,7 +157,10 @@ impl Instance {
             self.not_wanted(cx);
             return;
         };
-        self.process = Some(want.process.clone());
+        let known = self.process.replace(want.process.clone());
+        if let Some(known) = known {
+            self.take_over(&known, &want.process, cx);
+        }
         if want.paused {
             self.pause(cx);
             return;
@@ -180,6 +184,26 @@ impl Instance {
                 self.end(StopReason::Update, Cause::Stop, cx);
             }
             _ => {}
+        }
+    }
+
+    /// What needs no restart takes effect on the living run.
+    pub(super) fn take_over(&mut self, known: &Process, now: &Process, cx: &mut Step<'_>) {
+        let Some(run) = &mut self.run else { return };
+        if known.limits != now.limits {
+            cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });
+        }
+        if known.logs != now.logs {
+            cx.out.push(Action::Logs { instance: self.id.clone(), run: run.id });
+        }
+        if known.heartbeat != now.heartbeat && matches!(self.phase, Phase::Ready | Phase::Draining { .. }) {
+            run.watch.change(cx.now.at, &known.heartbeat, &now.heartbeat);
+        }
+        if known.ready != now.ready
+            && let Phase::Starting { until } = &mut self.phase
+        {
+            *until = run.spawned.after(now.ready.timeout);
+            run.watch.starting(cx.now.at, &now.ready.mode);
         }
     }
 

@@ -82,6 +82,17 @@ impl Cgroups {
         Ok(Some(cgroup))
     }
 
+    /// A cgroup to try things in; `None` without cgroups.
+    pub fn open_probe(&self) -> io::Result<Option<Cgroup>> {
+        let Some(root) = &self.root else { return Ok(None) };
+        let path = root.join("probe");
+        fs::create_dir(&path).or_else(|e| if path.exists() { Ok(()) } else { Err(e) })?;
+        let mut probe = Cgroup::open(path)?;
+        probe.spend();
+        probe.renew()?;
+        Ok(Some(probe))
+    }
+
     /// Every instance that has a cgroup here.
     pub fn instances(&self) -> io::Result<Vec<InstanceId>> {
         let Some(root) = &self.root else { return Ok(Vec::new()) };

@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::FcntlArg;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -22,10 +24,10 @@ use super::logs::Copier;
 use super::poll::{Poll, Source};
 use super::process::{self, boottime_ns};
 use super::spawn::{self, Surroundings};
-use super::systemd::Systemd;
 use super::table::Table;
 use super::upgrade::Carried;
 use super::{Keeper, fault};
+use crate::systemd::Systemd;
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     nix::sys::prctl::set_child_subreaper(true).map_err(kernel("the subreaper flag"))?;
     let mut keeper = Keeper::new(options, signals, carried)?;
     keeper.serve().map_err(kernel("epoll"))?;
+    keeper.link.end();
     keeper.copier.stop();
     Ok(())
 }
@@ -145,7 +148,14 @@ impl Keeper {
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
         let cgroups = choose_cgroups(&options, &ledger, &hash)?;
         let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
-        surroundings.into_cgroup = cgroups.root().is_none_or(spawn::trial);
+        match cgroups.open_probe() {
+            Ok(Some(probe)) => {
+                spawn::probe(&probe, &mut surroundings);
+                let _ = probe.remove();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot try out the games cgroup"),
+        }
         let copier = Copier::start().map_err(kernel("the log thread"))?;
         let poll = Poll::new().map_err(kernel("epoll"))?;
         let mut keeper = Keeper {
@@ -182,10 +192,10 @@ impl Keeper {
             options,
         };
         keeper.take_over();
-        for (id, held, kept) in carried.instances {
-            let instance = keeper.instances.make(&id);
-            instance.held = held;
-            instance.kept = kept;
+        for carried in carried.instances {
+            let instance = keeper.instances.make(&carried.id);
+            instance.held = carried.held;
+            instance.kept = carried.kept;
         }
         // The FIFOs are open again by now: these kept them from being lost.
         drop(carried.fifos);
@@ -231,10 +241,18 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
     let mut open = OpenOptions::new();
     let file = open.write(true).create(true).truncate(false).mode(0o600).open(dir.join("keeper.lock"));
     let file = file.map_err(bad_dir)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file.into()),
-        Err(fs::TryLockError::WouldBlock) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(bad_dir(source)),
+    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Ok(_) => Ok(file.into()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(KeeperError::Taken(dir.to_owned())),
+        Err(errno) => Err(bad_dir(errno.into())),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::host::hang::Answer;
 use crate::host::instance::Note;
 use crate::host::{Happening, Moment};
 use crate::http::view::KeeperView;
-use crate::keeper::protocol::{CgroupSupport, Reply, Request, RunId, RunRecord, describe_failure};
+use crate::keeper::protocol::{Account, CgroupSupport, Reply, Request, RunId, RunRecord, describe_failure};
 use crate::metrics::{SocketFault, SpawnFault};
 use crate::process_api::notify::{Notice, Watchdog};
 use crate::process_api::rpc::Call;
@@ -154,6 +154,7 @@ impl Supervisor {
         self.met = true;
         self.carry_out(actions);
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
+            self.open_lost_sockets(&instance);
             self.identify(&instance, pid);
         }
         self.hear_datagrams();
@@ -196,6 +197,23 @@ impl Supervisor {
         }
     }
 
+    /// Sockets that died with the agent and the keeper before: the run finds new ones at the same path.
+    fn open_lost_sockets(&mut self, instance: &InstanceId) {
+        if self.sockets.descriptors(instance).is_some() {
+            return;
+        }
+        let account = self.account(instance);
+        if let Err(error) = self.open_sockets(instance, account.as_ref()) {
+            tracing::error!(%instance, %error, "cannot open the sockets of an adopted run");
+        }
+    }
+
+    /// The account of an instance's run; `None`: the agent's own.
+    fn account(&mut self, instance: &InstanceId) -> Option<Account> {
+        let process = self.host.instance(instance).and_then(|known| known.process.clone())?;
+        self.parts.resolver.account(&process).ok().flatten()
+    }
+
     fn found(&mut self, record: RunRecord) -> Found {
         let note = bincode::serde::decode_from_slice::<Note, _>(&record.note, bincode::config::standard());
         let age = boot_moment().since(Moment(record.spawned_ns));
@@ -219,8 +237,8 @@ impl Supervisor {
 
     /// From now on only the run's own processes may speak on its sockets.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
-        let process = self.wants.get(instance).map(|want| want.process.clone());
-        let account = process.and_then(|process| self.parts.resolver.account(&process).ok().flatten());
+        // Not from `wants`: a new agent meets its runs before it wants anything.
+        let account = self.account(instance);
         let mut identity = self.identity(account.as_ref());
         identity.main_pid = pid;
         if self.cgroups != CgroupSupport::None {
@@ -354,6 +372,11 @@ impl Supervisor {
             Err(ProbeError::Refused { .. }) => (Answer::Refused, Map::new()),
             Err(error) => (Answer::Failed(error.reason()), Map::new()),
         };
+        if answer == Answer::Refused && !self.far.remove(&result.run) {
+            let host = &self.host;
+            self.far.retain(|run| host.instance_of(*run).is_some());
+            self.far.insert(result.run);
+        }
         if answer != Answer::Alive {
             let instance = self.host.instance(&result.instance);
             if let Some(process) = instance.and_then(|instance| instance.process.clone()) {

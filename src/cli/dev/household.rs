@@ -62,7 +62,7 @@ impl Household {
         let failed = |source| Failure::Local { what: "cannot start the agent".to_owned(), source };
         let log = File::options().create(true).append(true).open(&self.log).map_err(failed)?;
         let child = Command::new(&self.program)
-            .args(["agent", "--keeper-exit-when-idle", "--config"])
+            .args(["agent", "--config"])
             .arg(&self.config)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failed)?)
