@@ -144,9 +144,14 @@ impl Machine {
             output.status,
             text(&output.stdout),
             text(&output.stderr),
-            text(&self.try_run(&["journalctl", "--no-pager", "--lines=60", "--unit=bigbrother-*"]).stdout)
+            self.journal()
         );
         text(&output.stdout)
+    }
+
+    fn journal(&self) -> String {
+        let journal = self.try_run(&["journalctl", "--no-pager", "--lines=60", "--unit=bigbrother-*"]);
+        String::from_utf8_lossy(&journal.stdout).into_owned()
     }
 
     /// A property of a unit.
@@ -197,7 +202,7 @@ impl Machine {
         until("four games that are ready", || {
             let output = self.try_run(&["bigbrother", "ps", "--json"]);
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let seen = || format!("{text}{}", String::from_utf8_lossy(&output.stderr));
+            let seen = || format!("{text}{}\n{}", String::from_utf8_lossy(&output.stderr), self.journal());
             let list: Vec<Value> = serde_json::from_str(&text).map_err(|_| seen())?;
             let ready = list.len() == 4 && list.iter().all(|one| one["state"] == "ready");
             let game = |one: &Value| {
