@@ -25,7 +25,7 @@ use super::readiness::Readiness;
 use super::replica::wall_ms;
 use super::reporter::Report;
 use super::resolve::Resolver;
-use crate::host::{Host, Moment, Now, Want, wants};
+use crate::host::{Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
@@ -101,7 +101,8 @@ pub struct Parts {
 pub struct Supervisor {
     parts: Parts,
     host: Host,
-    wants: BTreeMap<InstanceId, Want>,
+    /// Of what is wanted; `None`: it is to be compared with what is there.
+    grounds: Option<Grounds>,
     link: Option<Link>,
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
@@ -151,7 +152,7 @@ impl Supervisor {
         let now = moment();
         Ok(Supervisor {
             host: Host::new(parts.book.last_run()),
-            wants: BTreeMap::new(),
+            grounds: None,
             link: None,
             keeper: None,
             cgroups: CgroupSupport::None,
@@ -283,10 +284,14 @@ impl Supervisor {
             return;
         }
         let state = self.parts.states.borrow_and_update().clone();
-        self.wants = wants(&state, &self.parts.name);
-        self.parts.book.keep_off(state.spec.fixed_ports().collect());
-        let actions = self.host.desire(self.wants.clone(), self.now());
-        self.carry_out(actions);
+        let grounds = Grounds::of(&state);
+        // Most changes are this host's own events, after which nothing else is wanted.
+        if self.grounds.as_ref() != Some(&grounds) {
+            self.grounds = Some(grounds);
+            self.parts.book.keep_off(state.spec.fixed_ports().collect());
+            let actions = self.host.desire(wants(&state, &self.parts.name), self.now());
+            self.carry_out(actions);
+        }
         self.tell_watchers(&state);
     }
 

@@ -159,6 +159,7 @@ impl Supervisor {
         }
         self.hear_datagrams();
         self.report(Report::Inventory(self.host.inventory()));
+        self.grounds = None;
         self.desire();
     }
 
