@@ -13,6 +13,7 @@
 //! is heard of it, `ending` how it ends and what follows. [`super::fleet`] calls [`Instance::step`]; what it pushes into [`Step::out`] is carried out by the
 //! supervision loop. A happening that means nothing in a phase changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -21,6 +22,7 @@ use super::hang::Answer;
 use super::instance::{Ports, Run};
 use super::{Action, Cause, Instance, Now, Occurrence, Phase, StopReason, Story, Want};
 use crate::keeper::protocol::{End, RunId};
+use crate::spec::Process;
 use crate::state::EventKind;
 
 /// What happens to an instance.
@@ -118,9 +120,9 @@ impl Instance {
             Happening::Stopping => self.says_stopping(cx),
             Happening::Trigger => self.hang("asked for it (WATCHDOG=trigger)".to_owned(), cx.now.at, cx),
             Happening::Extend(by) => self.extend(by, cx),
-            Happening::Timeout(timeout) => self.with_run(|run| run.watch.timeout = timeout),
+            Happening::Timeout(timeout) => self.changes_timeout(timeout, cx),
             Happening::MainPid(pid) => self.follow(pid, cx),
-            Happening::Connected(native) => self.with_run(|run| run.native = native),
+            Happening::Connected(native) => self.connected(native, cx),
             Happening::Status(status) => self.status = status,
             Happening::Text(text) => drop(self.status.insert("text".to_owned(), Value::from(text))),
             Happening::Probed { asked, answer, status } => self.probed(asked, answer, status, cx),
@@ -156,7 +158,8 @@ impl Instance {
             self.not_wanted(cx);
             return;
         };
-        self.process = Some(want.process.clone());
+        self.unheeded = false;
+        self.take_process(&want.process, cx);
         if want.paused {
             self.pause(cx);
             return;
@@ -166,6 +169,8 @@ impl Instance {
             Phase::Paused => {
                 self.tell_people(Story::Resumed, cx);
                 self.failures.clear();
+                // It takes its turn in the order of starts.
+                self.phase = Phase::Waiting;
                 self.start(cx);
             }
             Phase::Waiting => self.start(cx),
@@ -180,6 +185,15 @@ impl Instance {
                 self.end(StopReason::Update, Cause::Stop, cx);
             }
             _ => {}
+        }
+    }
+
+    /// What needs no new run applies to the living one at once.
+    fn take_process(&mut self, process: &Arc<Process>, cx: &mut Step<'_>) {
+        let before = self.process.replace(process.clone());
+        let other = before.is_some_and(|before| before.heartbeat.mode != process.heartbeat.mode);
+        if other && matches!(self.phase, Phase::Ready | Phase::Draining { .. }) {
+            self.with_run(|run| run.watch.changed(cx.now.at, &process.heartbeat.mode));
         }
     }
 
