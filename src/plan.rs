@@ -31,7 +31,6 @@ pub fn plan(state: &State) -> Plan {
     let mut unplaced = BTreeMap::new();
     for instance in state.placements.keys().filter(|id| !state.wants(id)) {
         changes.push(PlaceChange::Remove { instance: instance.clone() });
-        board.forget(instance);
     }
     for (name, process) in &state.spec.processes {
         let hash = spec_hash(process);
@@ -40,13 +39,14 @@ pub fn plan(state: &State) -> Plan {
             match place(state, &board, &instance, process, hash, &mut budget) {
                 Ok(None) => {}
                 Ok(Some(change)) => {
-                    board.note(&change);
+                    if let PlaceChange::Put { instance, host, .. } = &change {
+                        board.note(instance, host);
+                    }
                     changes.push(change);
                 }
                 Err(reason) => {
                     if state.placements.contains_key(&instance) {
                         changes.push(PlaceChange::Remove { instance: instance.clone() });
-                        board.forget(&instance);
                     }
                     unplaced.insert(instance, reason);
                 }
@@ -88,7 +88,7 @@ fn place(
         Some(PlaceChange::Put { instance: instance.clone(), host: host.clone(), hash })
     };
     if let Some(now) = state.placements.get(instance)
-        && board.may_stay(instance, process, &now.host)
+        && board.stays(instance, &now.host)
     {
         let update = now.hash != hash && budget.take(instance);
         return Ok(if update { put(&now.host, hash) } else { None });

@@ -121,7 +121,9 @@ fn chatter(host: &Host, newlines: bool) -> String {
 
 fn size_of(folder: &std::path::Path) -> u64 {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    files.map(|e| if e.path().is_dir() { size_of(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) }).sum()
+    files
+        .map(|e| if e.path().is_dir() { size_of(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) })
+        .sum()
 }
 
 fn writes_too_much(newlines: bool) {
@@ -173,10 +175,7 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
                   open(sys.argv[1] + '/written', 'w').write(str(n))\n    time.sleep(0.001)\n";
     std::fs::write(&script, writer).unwrap();
     let writer = host.witness(&["/usr/bin/python3", script.to_str().unwrap(), &root]);
-    host.write_config(&format!(
-        "{}\n[process.writer]\ncommand = {writer}\n{QUIET}",
-        neighbours::toml(&host)
-    ));
+    host.write_config(&format!("{}\n[process.writer]\ncommand = {writer}\n{QUIET}", neighbours::toml(&host)));
     host.start();
     let neighbours = Neighbours::of(&host);
     host.ready("writer.0");

@@ -41,6 +41,8 @@ impl Supervisor {
             if link.send(&Request::Hello { agent }).is_ok() {
                 self.listing = Listing::default();
                 self.link = Some(link);
+                // Nothing is decided until its table is complete.
+                self.met = false;
                 return;
             }
         }
