@@ -1140,7 +1140,7 @@ fn a_full_tmpfs_refuses_spawns_and_harms_no_run() {
 fn a_keeper_that_is_told_to_end_leaves_the_runs_and_one_that_is_shut_down_does_not() {
     on_both(|mut host| {
         let mut agent = host.greeted();
-        spawn(&agent, host.spawn_of(1, "zone.1", &["/bin/sleep", "1000"]));
+        spawn(&agent, host.shell(1, "zone.1", "head -c 60000 /dev/zero; exec sleep 1000"));
         let pid = agent.spawned(1);
         // SAFETY: our own keeper.
         unsafe { libc::kill(host.keeper_pid(), libc::SIGTERM) };
@@ -1152,7 +1152,28 @@ fn a_keeper_that_is_told_to_end_leaves_the_runs_and_one_that_is_shut_down_does_n
         agent.gone(1);
         assert!(host.keeper_ends().success());
         assert!(!alive(pid));
+        assert!(!host.cgroup.exists(), "it leaves no cgroup");
+        assert_eq!(fs::read_dir(host.runtime.join("fifo")).unwrap().count(), 0);
     });
+}
+
+#[test]
+fn a_shutdown_keeps_the_last_words() {
+    let mut host = Host::new(true);
+    let agent = host.greeted();
+    let done = |run: u64| host.logs.join(format!("done{run}"));
+    for run in 1..=20 {
+        let script = format!("seq 1 5000; > {}; exec sleep 1000", done(run).display());
+        spawn(&agent, host.shell(run, &format!("zone.{run}"), &script));
+    }
+    // 24 kB fit a pipe: each has written all, wherever it is by now.
+    until_true("all have written", || (1..=20).all(|run| done(run).exists()));
+    agent.send(&Request::Shutdown);
+    assert!(host.keeper_ends().success());
+    for run in 1..=20 {
+        let text = host.log(&format!("zone.{run}"), "stdout.log");
+        assert!(text.ends_with("5000\n") && text.lines().count() == 5000, "zone.{run}: {} bytes", text.len());
+    }
 }
 
 #[test]
