@@ -29,6 +29,9 @@ use super::upgrade::Carried;
 use super::{Keeper, fault};
 use crate::systemd::Systemd;
 
+/// How long a slow disk may hold up the keeper's own end.
+const LAST_WORDS_NS: u64 = 2_000_000_000;
+
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -99,7 +102,7 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     let mut keeper = Keeper::new(options, signals, carried)?;
     keeper.serve().map_err(kernel("epoll"))?;
     keeper.link.end();
-    keeper.copier.stop();
+    keeper.tidy();
     Ok(())
 }
 
@@ -206,6 +209,26 @@ impl Keeper {
         keeper.link = Link::new(listener);
         keeper.watch().map_err(kernel("epoll"))?;
         Ok(keeper)
+    }
+
+    /// Ends the copier; when no run is left, after the last words of all of them, and without a trace.
+    fn tidy(&mut self) {
+        if self.table.living().next().is_none() {
+            for (_, instance) in self.instances.iter_mut() {
+                instance.fifos.remove(&mut self.copier);
+                if let Some(cgroup) = &instance.cgroup {
+                    let _ = cgroup.remove();
+                }
+            }
+            // Refused while another instance's cgroup is there.
+            let _ = self.cgroups.root().map(fs::remove_dir);
+        }
+        self.copier.stop();
+        let until = boottime_ns() + LAST_WORDS_NS;
+        while !self.copier.stopped() && boottime_ns() < until {
+            self.copier.hand_over_owed();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 
     fn watch(&self) -> io::Result<()> {
