@@ -59,7 +59,12 @@ impl Neighbours {
         until(what, || {
             let views = host.ps()?;
             for (name, before) in &self.0 {
-                assert_eq!((views[name].run, views[name].restarts), (before.run, 0), "{name}: {:?}", views[name]);
+                assert_eq!(
+                    (views[name].run, views[name].restarts),
+                    (before.run, 0),
+                    "{name}: {:?}",
+                    views[name]
+                );
             }
             look()
         })

@@ -94,6 +94,9 @@ fn no_permission_to_change_the_user() {
     // An agent that is nobody, asked to run something as root.
     let mut host = Host::new(Cgroups::None);
     host.uid = Some(65_534);
+    // The program sets a process's priority, which nobody but root may raise: begin with the usual one.
+    // SAFETY: setpriority touches no memory.
+    assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }, 0);
     let bad = "command = [\"/bin/sleep\", \"600\"]\nuser = \"root\"";
     host.write_config(&format!("{}\n[process.bad]\n{bad}\n{QUIET}", neighbours::toml(&host)));
     host.start();
@@ -121,7 +124,9 @@ fn chatter(host: &Host, newlines: bool) -> String {
 
 fn size_of(folder: &std::path::Path) -> u64 {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    files.map(|e| if e.path().is_dir() { size_of(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) }).sum()
+    files
+        .map(|e| if e.path().is_dir() { size_of(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) })
+        .sum()
 }
 
 fn writes_too_much(newlines: bool) {
@@ -173,10 +178,7 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
                   open(sys.argv[1] + '/written', 'w').write(str(n))\n    time.sleep(0.001)\n";
     std::fs::write(&script, writer).unwrap();
     let writer = host.witness(&["/usr/bin/python3", script.to_str().unwrap(), &root]);
-    host.write_config(&format!(
-        "{}\n[process.writer]\ncommand = {writer}\n{QUIET}",
-        neighbours::toml(&host)
-    ));
+    host.write_config(&format!("{}\n[process.writer]\ncommand = {writer}\n{QUIET}", neighbours::toml(&host)));
     host.start();
     let neighbours = Neighbours::of(&host);
     host.ready("writer.0");
