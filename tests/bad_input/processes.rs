@@ -94,6 +94,9 @@ fn no_permission_to_change_the_user() {
     // An agent that is nobody, asked to run something as root.
     let mut host = Host::new(Cgroups::None);
     host.uid = Some(65_534);
+    // The program sets a process's priority, which nobody but root may raise: begin with the usual one.
+    // SAFETY: setpriority touches no memory.
+    assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }, 0);
     let bad = "command = [\"/bin/sleep\", \"600\"]\nuser = \"root\"";
     host.write_config(&format!("{}\n[process.bad]\n{bad}\n{QUIET}", neighbours::toml(&host)));
     host.start();

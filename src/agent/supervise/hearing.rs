@@ -1,6 +1,7 @@
 //! What the loop hears: the keeper, the process sockets, the probes. Turned into happenings, no more.
 
 use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -47,8 +48,16 @@ impl Supervisor {
             }
         }
         let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
-        let running = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-        if running || now < self.start_at {
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => return,
+            Some(Ok(Some(status))) => {
+                let log = self.parts.data_dir.join("keeper.log");
+                tracing::error!(%status, "the keeper has ended; {} says why", log.display());
+                self.child = None;
+            }
+            _ => {}
+        }
+        if now < self.start_at {
             return;
         }
         // A keeper that ends at once must not be started in a tight loop.
