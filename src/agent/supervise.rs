@@ -29,6 +29,7 @@ use crate::host::{Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
+use crate::plan::Liveness;
 use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
 use crate::spec::{HostName, InstanceId};
 use crate::state::State;
@@ -75,6 +76,8 @@ pub struct Parts {
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
     pub unplaced: watch::Receiver<Unplaced>,
+    /// Soft facts for the planner.
+    pub liveness: watch::Sender<Arc<Liveness>>,
     /// The difference between file and cluster, if any.
     pub drift: watch::Receiver<Option<String>>,
     /// Questions of the API.
@@ -264,6 +267,7 @@ impl Supervisor {
                 self.systemd.tell("WATCHDOG=1");
             }
             self.count_socket_faults();
+            self.tell_planner();
             self.repeat_lost_reports();
         }
         if !self.met {
@@ -309,6 +313,22 @@ impl Supervisor {
         if self.parts.reports.try_send(report).is_err() {
             self.reports_lost = true;
         }
+    }
+
+    /// How many players there are where; told when it has changed.
+    fn tell_planner(&self) {
+        let told = self.host.instances().filter_map(|instance| {
+            let players = instance.status.get("players")?.as_u64()?;
+            Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
+        });
+        let liveness = Liveness { players: told.collect() };
+        self.parts.liveness.send_if_modified(|held| {
+            let changed = **held != liveness;
+            if changed {
+                *held = Arc::new(liveness);
+            }
+            changed
+        });
     }
 
     /// An inventory makes good what the full queue did not take.
