@@ -3,6 +3,9 @@
 //! The real program as agent and keeper, with small processes that misbehave. Needs root (users, mounts). Not
 //! here: an exec that never comes back (a dead network file system), which needs a FUSE server to make one.
 
+// Helpers of tests, which clippy does not take for tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "death/host.rs"]
 mod host;
 
