@@ -145,3 +145,6 @@ pub struct Ended {
     /// The host will not start another run of the instance by itself: it is done.
     pub done: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ use crate::spec::{InstanceId, Process};
 use crate::state::{Ended, EventKind};
 
 mod meeting;
+mod model;
 mod stories;
 mod table;
 
