@@ -122,8 +122,11 @@ fn refuse_strays(section: &Section<'_>, mode: Mode, words: &[(&str, Mode)]) {
     }
 }
 
+/// A program that dies at its start must not count as ready, or a bad update would go on past it.
+const SPAWNED_AFTER: Duration = Duration::from_secs(1);
+
 fn after(ready: &Section<'_>) -> Duration {
-    ready.read("after", Item::duration).unwrap_or(Duration::ZERO)
+    ready.read("after", Item::duration).unwrap_or(SPAWNED_AFTER)
 }
 
 fn ready_timeout(ready: &Section<'_>, mode: Mode) -> Duration {

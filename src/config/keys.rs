@@ -116,7 +116,7 @@ pub const KEYS: &[Key] = &[
     key("process.NAME.ignore_sigpipe", "true or false", "true", "false", Restart, "Start the program with SIGPIPE ignored."),
     key("process.NAME.ready.mode", "word", "\"spawned\"", "\"notify\"", Live, "What makes a run ready: `native`, `notify`, `query`, `tcp`, `exec` or `spawned`. Left out: the heartbeat's mode, and `spawned` without a heartbeat."),
     key("process.NAME.ready.timeout", "duration", "\"30s\"", "\"1m\"", Live, "A run that is not ready after this long counts as hung."),
-    key("process.NAME.ready.after", "duration", "\"0s\"", "\"2s\"", Live, "Mode `spawned`: the run is ready when it has lived this long."),
+    key("process.NAME.ready.after", "duration", "\"1s\"", "\"2s\"", Live, "Mode `spawned`: the run is ready when it has lived this long."),
     key("process.NAME.ready.protocol", "word", "none", "\"ddnet\"", Live, "Mode `query`: `teeworlds` (0.7), `ddnet` (and Teeworlds 0.6), `quake3`, `valve` or `minecraft`. Left out: the heartbeat's."),
     key("process.NAME.ready.port", "string", "none", "\"game\"", Live, "Modes `query` and `tcp`: a name from `ports`. Left out: the heartbeat's, or the only one of that transport."),
     key("process.NAME.ready.command", "list of templates", "none", "[\"/opt/game/ask\"]", Live, "Mode `exec`: the run is ready when this exits 0. Left out: the heartbeat's."),

@@ -22,7 +22,7 @@ use super::hang::Answer;
 use super::instance::{Ports, Run};
 use super::{Action, Cause, Instance, Now, Occurrence, Phase, StopReason, Story, Want};
 use crate::keeper::protocol::{End, RunId};
-use crate::spec::Process;
+use crate::spec::{HeartbeatMode, Process};
 use crate::state::EventKind;
 
 /// What happens to an instance.
@@ -205,6 +205,12 @@ impl Instance {
             }
             Phase::Ready | Phase::Draining { .. } if before.heartbeat.mode != process.heartbeat.mode => {
                 run.watch.changed(cx.now.at, &process.heartbeat.mode);
+            }
+            // It beats as its WATCHDOG_USEC tells it, which it read when it began.
+            _ if process.heartbeat.mode == HeartbeatMode::Notify
+                && process.heartbeat.timeout < before.heartbeat.timeout =>
+            {
+                run.watch.own_timeout.get_or_insert(before.heartbeat.timeout);
             }
             _ => {}
         }

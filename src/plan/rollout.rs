@@ -11,6 +11,9 @@ use crate::spec::fingerprint::SpecHash;
 use crate::spec::{InstanceId, Process, ProcessName};
 use crate::state::State;
 
+#[cfg(test)]
+mod tests;
+
 /// Whose turn it is: with `update.when_empty` an instance that has players waits, until the deadline.
 pub(super) struct Turn<'a> {
     players: Option<&'a BTreeMap<InstanceId, u32>>,

@@ -169,6 +169,27 @@ fn a_changed_timeout_applies_to_the_living_run() {
 }
 
 #[test]
+fn a_run_that_was_told_its_watchdog_keeps_it_when_the_spec_asks_for_less() {
+    let mut rig = Rig::ready(NOTIFY);
+    rig.on(Happening::Beat);
+    rig.update(&NOTIFY.replace("\"5s\"", "\"2s\""));
+    assert_eq!(orders(rig.wait(ms(4_999))), [], "it beats as WATCHDOG_USEC told it when it began");
+    assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
+}
+
+#[test]
+fn limits_and_log_bounds_change_under_a_living_run() {
+    let mut rig = Rig::ready(NATIVE);
+    let (instance, run) = (zone(), RunId(1));
+    let limited = format!("{NATIVE}\nlimits = {{ pids = 64 }}");
+    let actions = rig.update(&limited);
+    assert!(actions.contains(&Action::Limit { instance: instance.clone(), run }), "{actions:?}");
+    let actions = rig.update(&format!("{limited}\nlogs = {{ size = \"1MiB\" }}"));
+    assert!(actions.contains(&Action::Logs { instance, run }), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Limit { .. } | Action::Spawn { .. })));
+}
+
+#[test]
 fn a_changed_heartbeat_is_watched_in_the_living_run() {
     let ready = "ports = { game = \"tcp\" }\nready = { mode = \"native\" }";
     let tcp = format!("{ready}\nheartbeat = {{ mode = \"tcp\", interval = \"1s\", timeout = \"5s\" }}");
