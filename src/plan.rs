@@ -96,3 +96,6 @@ fn place(
     let host = board.choose(instance, process)?;
     Ok(put(&host, hash))
 }
+
+#[cfg(test)]
+mod tests;
