@@ -22,7 +22,7 @@ pub use ending::describe;
 pub use fleet::Host;
 pub use instance::{Instance, Phase, Ports, Run};
 pub use lifecycle::Happening;
-pub use reconcile::{Want, wants};
+pub use reconcile::{Grounds, Want, wants};
 
 use std::time::Duration;
 

@@ -19,7 +19,7 @@
 //! | [`requests`] | what the agent asks |
 //! | [`cgroup`], [`descent`], [`process`] | what belongs to a run, and how to kill it |
 //! | [`logs`] | FIFOs, the copier, rotation |
-//! | [`link`], [`notify`], [`instance`], [`poll`], [`systemd`], [`fault`] | socket, drained datagrams, held descriptors, waiting, sd_notify, test points |
+//! | [`link`], [`notify`], [`instance`], [`poll`], [`fault`] | socket, drained datagrams, held descriptors, waiting, test points |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -38,9 +38,9 @@ use self::logs::Copier;
 use self::poll::{Poll, Source};
 use self::protocol::{AGENT_SILENCE_MS, Reply, RunId};
 use self::spawn::Surroundings;
-use self::systemd::Systemd;
 use self::table::Table;
 use crate::spec::InstanceId;
+use crate::systemd::Systemd;
 
 pub mod adopt;
 pub mod cgroup;
@@ -59,7 +59,6 @@ pub mod requests;
 pub mod runs;
 pub mod setup;
 pub mod spawn;
-pub mod systemd;
 pub mod table;
 pub mod upgrade;
 

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 pub mod fingerprint;
 pub mod name;
+pub mod probe;
 pub mod template;
 
 pub use name::{HostName, InstanceId, InstanceKey, InvalidName, ProcessName};
+pub use probe::{Probe, QueryProtocol};
 
 /// The whole desired set of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,44 +174,6 @@ pub enum HeartbeatMode {
     None,
 }
 
-/// A question that the agent puts to a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Probe {
-    /// The game's query protocol on one of its UDP (Minecraft: TCP) ports.
-    Query {
-        /// Which protocol.
-        protocol: QueryProtocol,
-        /// The name of the port in `ports`.
-        port: String,
-    },
-    /// A TCP connection that is accepted.
-    Tcp {
-        /// The name of the port in `ports`.
-        port: String,
-    },
-    /// A command (templates as in `command`) that exits 0.
-    Exec {
-        /// The program and its arguments.
-        command: Vec<String>,
-    },
-}
-
-/// A query protocol of games.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum QueryProtocol {
-    /// Teeworlds 0.7: token, then `gie3`/`inf3`.
-    Teeworlds,
-    /// Teeworlds 0.6 and DDNet: `gie3`/`inf3` without a token.
-    Ddnet,
-    /// Quake 3 and its descendants: `getstatus`.
-    Quake3,
-    /// Valve's A2S_INFO.
-    Valve,
-    /// Minecraft Java's server list ping.
-    Minecraft,
-}
-
 /// What happens to a run that hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -357,35 +320,21 @@ pub enum Logs {
     Null,
 }
 
+impl Spec {
+    /// Every fixed port that some process asks for.
+    pub fn fixed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        self.processes.values().flat_map(|process| process.fixed_ports())
+    }
+}
+
 impl Process {
+    /// The ports that it asks for by number.
+    pub fn fixed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        self.ports.values().filter_map(|request| Some((request.protocol, request.fixed?)))
+    }
+
     /// True when two runs of an instance must never live at once, whatever fails.
     pub fn exclusive(&self) -> bool {
         self.on_partition == OnPartition::Stop
-    }
-}
-
-impl QueryProtocol {
-    /// The shortest interval that a stock server of this protocol answers without dropping requests.
-    pub fn shortest_interval(self) -> Duration {
-        match self {
-            // ioquake3 lets one status request a second through per address.
-            QueryProtocol::Quake3 => Duration::from_secs(2),
-            _ => Duration::from_millis(100),
-        }
-    }
-}
-
-impl FromStr for QueryProtocol {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "teeworlds" => Ok(QueryProtocol::Teeworlds),
-            "ddnet" => Ok(QueryProtocol::Ddnet),
-            "quake3" => Ok(QueryProtocol::Quake3),
-            "valve" => Ok(QueryProtocol::Valve),
-            "minecraft" => Ok(QueryProtocol::Minecraft),
-            _ => Err(()),
-        }
     }
 }

@@ -63,6 +63,8 @@ pub struct Book {
     range: (u16, u16),
     /// Numbers in use, for a fast search.
     taken: BTreeSet<(Protocol, u16)>,
+    /// Numbers that some process of the spec asks for by name, here or on another host.
+    fixed: BTreeSet<(Protocol, u16)>,
     next: u16,
     out: watch::Sender<Vec<u8>>,
 }
@@ -84,7 +86,10 @@ impl Book {
             .map_err(|source| BookError::File { path: path.clone(), source })?;
         let (out, changes) = watch::channel(bytes);
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
-        Ok((Book { page, last_run, range, taken, next: range.0, out }, Writer { path, changes }))
+        Ok((
+            Book { page, last_run, range, taken, fixed: BTreeSet::new(), next: range.0, out },
+            Writer { path, changes },
+        ))
     }
 
     /// The last run number that may have been used before this start.
@@ -104,6 +109,11 @@ impl Book {
     pub fn set_range(&mut self, range: (u16, u16)) {
         self.range = range;
         self.next = range.0;
+    }
+
+    /// The fixed ports of the spec: never given out as free ones.
+    pub fn keep_off(&mut self, fixed: BTreeSet<(Protocol, u16)>) {
+        self.fixed = fixed;
     }
 
     /// The ports of an instance as given out before.
@@ -155,7 +165,8 @@ impl Book {
             let number = self.next;
             self.next = if number >= high { low } else { number + 1 };
             let port = (protocol, number);
-            let ours = self.taken.contains(&port) || also.values().any(|p| *p == port);
+            let ours =
+                self.taken.contains(&port) || self.fixed.contains(&port) || also.values().any(|p| *p == port);
             if !ours && unbound(protocol, number) {
                 return Ok(number);
             }
@@ -245,6 +256,9 @@ mod tests {
         assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap()["game"], (Protocol::Udp, number));
         assert!(book.assign(&id("zone.1"), &udp()).is_err());
         book.release(&id("zone.0"));
+        book.keep_off([(Protocol::Udp, number)].into());
+        assert!(book.assign(&id("zone.1"), &udp()).is_err());
+        book.keep_off(BTreeSet::new());
         assert!(book.assign(&id("zone.1"), &udp()).is_ok());
     }
 }

@@ -111,7 +111,9 @@ fn is_durable(command: &Command) -> bool {
     }
 }
 
-fn answer(answers: Vec<(oneshot::Sender<Result<Response, Rejected>>, Result<Response, Rejected>)>) {
+type Answer = Result<Response, Rejected>;
+
+fn answer(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
     for (reply, result) in answers {
         // A proposer that went away has no use for the answer.
         let _ = reply.send(result);

@@ -46,6 +46,14 @@ impl Reporter {
     pub async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
         let mut batch = Vec::new();
         while reports.recv_many(&mut batch, BATCH).await > 0 {
+            // Before the sending, not after it: an end and the new run's start then go together, and a
+            // restart under way has the processors to itself.
+            tokio::time::sleep(GATHER).await;
+            while batch.len() < BATCH
+                && let Ok(report) = reports.try_recv()
+            {
+                batch.push(report);
+            }
             let mut events = Vec::new();
             for report in batch.drain(..) {
                 match report {
@@ -61,7 +69,6 @@ impl Reporter {
                 }
             }
             self.send_events(events).await;
-            tokio::time::sleep(GATHER).await;
         }
     }
 

@@ -28,6 +28,7 @@ use crate::config::{Config, HostSettings};
 use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
+use crate::plan::Liveness;
 use crate::state::HostFacts;
 use crate::systemd::Systemd;
 
@@ -88,6 +89,7 @@ pub enum AgentError {
 pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
+    raise_open_files();
     make_folder("data_dir", &config.host.data_dir)?;
     make_folder("runtime_dir", &config.host.runtime_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -95,6 +97,15 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     // A probe or a disk that hangs must not keep a stopped agent alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
+}
+
+/// Sockets of hundreds of instances want more descriptors than the usual soft limit. What the hard limit
+/// refuses shows when a socket cannot be opened.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 fn make_folder(key: &'static str, path: &Path) -> Result<(), AgentError> {
@@ -110,6 +121,7 @@ struct Tasks {
     launches: mpsc::Receiver<super::supervise::LaunchOrder>,
     launched: mpsc::Sender<super::supervise::LaunchDone>,
     unplaced: watch::Sender<planner::Unplaced>,
+    liveness: watch::Receiver<Arc<Liveness>>,
 }
 
 async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
@@ -117,7 +129,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, reports, reload, launches, launched, unplaced } = tasks;
+    let Tasks { replica, writer, reports, reload, launches, launched, unplaced, liveness } = tasks;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -133,11 +145,11 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     };
     let reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
     reload.begin(&config).await?;
-    planner::settle(&handle, &unplaced).await;
+    planner::settle(&handle, &liveness, &unplaced).await;
     // The loop that waits behind the gate ends only with the agent.
     let _ = open_gate.send(());
     tokio::spawn(reporter.run(reports));
-    tokio::spawn(planner::run(handle.clone(), unplaced));
+    tokio::spawn(planner::run(handle.clone(), liveness, unplaced));
     tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
     let (hang_up, hung_up) = mpsc::channel(1);
     tokio::spawn(reload.run(cgroups, hung_up));
@@ -185,6 +197,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (launches, to_launch) = mpsc::channel(256);
     let (launched, done) = mpsc::channel(256);
     let (unplaced, unplaced_seen) = watch::channel(planner::Unplaced::default());
+    let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
     let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
     let (replica, state) = Replica::open(&host.data_dir, proposed)?;
@@ -209,7 +222,16 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         reports: reports.clone(),
         requests: to_reload,
     };
-    let tasks = Tasks { replica, writer, reports: reported, reload, launches: to_launch, launched, unplaced };
+    let tasks = Tasks {
+        replica,
+        writer,
+        reports: reported,
+        reload,
+        launches: to_launch,
+        launched,
+        unplaced,
+        liveness,
+    };
     // The last three are replaced by the caller.
     let (_, gate) = oneshot::channel();
     let (_, shutdown) = watch::channel(false);
@@ -225,6 +247,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         reports,
         states: state,
         unplaced: unplaced_seen,
+        liveness: liveness_told,
         drift: drift_seen,
         requests: asked,
         reloads,

@@ -1,8 +1,8 @@
 //! The supervision loop: the one place where this host's instances are watched and acted upon.
 //!
 //! Owns the host core, the keeper link, the process sockets, the prober, the book of ports and the
-//! chronicle; runs on a thread of its own. It turns what it hears into happenings ([`hearing`]), carries
-//! out the actions that follow ([`effects`]) and answers questions ([`answers`]). What is to be done is
+//! chronicle; runs on a thread of its own. It turns what it hears into happenings (`hearing`), carries
+//! out the actions that follow (`effects`) and answers questions (`answers`). What is to be done is
 //! decided in [`crate::host`], never here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,10 +25,11 @@ use super::readiness::Readiness;
 use super::replica::wall_ms;
 use super::reporter::Report;
 use super::resolve::Resolver;
-use crate::host::{Host, Moment, Now, Want, wants};
+use crate::host::{Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
-use crate::keeper::protocol::CgroupSupport;
+use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
+use crate::plan::Liveness;
 use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
 use crate::spec::{HostName, InstanceId};
 use crate::state::State;
@@ -75,6 +76,8 @@ pub struct Parts {
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
     pub unplaced: watch::Receiver<Unplaced>,
+    /// Soft facts for the planner.
+    pub liveness: watch::Sender<Arc<Liveness>>,
     /// The difference between file and cluster, if any.
     pub drift: watch::Receiver<Option<String>>,
     /// Questions of the API.
@@ -101,7 +104,8 @@ pub struct Parts {
 pub struct Supervisor {
     parts: Parts,
     host: Host,
-    wants: BTreeMap<InstanceId, Want>,
+    /// Of what is wanted; `None`: it is to be compared with what is there.
+    grounds: Option<Grounds>,
     link: Option<Link>,
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
@@ -117,6 +121,8 @@ pub struct Supervisor {
     prober: Prober,
     answers: mpsc::Receiver<ProbeResult>,
     evidence: Evidence,
+    /// Runs that answer on the host's address and not on loopback.
+    far: BTreeSet<RunId>,
     open: bool,
     met: bool,
     reports_lost: bool,
@@ -149,7 +155,7 @@ impl Supervisor {
         let now = moment();
         Ok(Supervisor {
             host: Host::new(parts.book.last_run()),
-            wants: BTreeMap::new(),
+            grounds: None,
             link: None,
             keeper: None,
             cgroups: CgroupSupport::None,
@@ -165,6 +171,7 @@ impl Supervisor {
             prober: Prober::new(parts.main_runtime.clone(), results),
             answers,
             evidence: Evidence::default(),
+            far: BTreeSet::new(),
             open: false,
             met: false,
             reports_lost: false,
@@ -260,6 +267,7 @@ impl Supervisor {
                 self.systemd.tell("WATCHDOG=1");
             }
             self.count_socket_faults();
+            self.tell_planner();
             self.repeat_lost_reports();
         }
         if !self.met {
@@ -280,9 +288,14 @@ impl Supervisor {
             return;
         }
         let state = self.parts.states.borrow_and_update().clone();
-        self.wants = wants(&state, &self.parts.name);
-        let actions = self.host.desire(self.wants.clone(), self.now());
-        self.carry_out(actions);
+        let grounds = Grounds::of(&state);
+        // Most changes are this host's own events, after which nothing else is wanted.
+        if self.grounds.as_ref() != Some(&grounds) {
+            self.grounds = Some(grounds);
+            self.parts.book.keep_off(state.spec.fixed_ports().collect());
+            let actions = self.host.desire(wants(&state, &self.parts.name), self.now());
+            self.carry_out(actions);
+        }
         self.tell_watchers(&state);
     }
 
@@ -300,6 +313,22 @@ impl Supervisor {
         if self.parts.reports.try_send(report).is_err() {
             self.reports_lost = true;
         }
+    }
+
+    /// How many players there are where; told when it has changed.
+    fn tell_planner(&self) {
+        let told = self.host.instances().filter_map(|instance| {
+            let players = instance.status.get("players")?.as_u64()?;
+            Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
+        });
+        let liveness = Liveness { players: told.collect() };
+        self.parts.liveness.send_if_modified(|held| {
+            let changed = **held != liveness;
+            if changed {
+                *held = Arc::new(liveness);
+            }
+            changed
+        });
     }
 
     /// An inventory makes good what the full queue did not take.

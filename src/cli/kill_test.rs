@@ -27,6 +27,9 @@ mod victim;
 
 pub use figures::Figures;
 
+/// How often a SIGSEGV is repeated.
+const INSISTENCE: u32 = 3;
+
 /// `kill-test`
 #[derive(Debug, Args)]
 pub struct KillTestArgs {
@@ -222,7 +225,8 @@ async fn strike(
     if !victim.strike(signal)? {
         return Ok(None);
     }
-    let back = comeback::await_it(&victim, struck, args.timeout, events, api).await;
+    let comeback = comeback::await_it(&victim, struck, args.timeout, events, api);
+    let (back, ()) = tokio::join!(comeback, insist(&victim, args.signal));
     if !back.complete() && args.signal == Blow::Stop {
         // Do not leave a healthy process stopped because nobody noticed.
         victim.strike(Signal::SIGCONT)?;
@@ -245,6 +249,17 @@ async fn strike(
         ok: back.complete(),
         detail,
     }))
+}
+
+/// A Rust program lets the first SIGSEGV of somebody else pass: its handler waits for the fault to happen
+/// again.
+async fn insist(victim: &victim::Victim, blow: Blow) {
+    for _ in 0..if blow == Blow::Segv { INSISTENCE } else { 0 } {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if !victim.strike(blow.signal()).unwrap_or(false) {
+            return;
+        }
+    }
 }
 
 fn summary(args: &KillTestArgs, seed: u64, kills: Vec<KillView>) -> KillTestView {

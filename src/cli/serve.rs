@@ -35,7 +35,8 @@ pub struct KeeperArgs {
     /// The folder of sockets and ledger, [host] runtime_dir.
     #[arg(long, value_name = "DIR", default_value = "/run/bigbrother")]
     runtime_dir: PathBuf,
-    /// The cgroup below which games live, or "none". Default: found by itself.
+    /// The cgroup below which games live, or "none"; a relative path lies below wherever cgroup v2 is mounted.
+    /// Default: found by itself.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
     /// End when no run is left and no agent is connected.

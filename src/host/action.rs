@@ -42,7 +42,7 @@ pub enum Action {
         /// Which run.
         run: RunId,
     },
-    /// Put a question to the run; [`super::fleet::Happening::Probed`] brings the answer.
+    /// Put a question to the run; [`super::Happening::Probed`] brings the answer.
     Probe {
         /// Which instance.
         instance: InstanceId,
@@ -75,6 +75,20 @@ pub enum Action {
         run: RunId,
         /// The process.
         pid: i32,
+    },
+    /// The cgroup limits of the spec have changed: they are to hold for the living run.
+    Limit {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
+    },
+    /// The bounds of the log files have changed.
+    Logs {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
     },
     /// The run's note in the keeper's ledger is out of date.
     Remember {

@@ -190,10 +190,23 @@ impl Instance {
 
     /// What needs no new run applies to the living one at once.
     fn take_process(&mut self, process: &Arc<Process>, cx: &mut Step<'_>) {
-        let before = self.process.replace(process.clone());
-        let other = before.is_some_and(|before| before.heartbeat.mode != process.heartbeat.mode);
-        if other && matches!(self.phase, Phase::Ready | Phase::Draining { .. }) {
-            self.with_run(|run| run.watch.changed(cx.now.at, &process.heartbeat.mode));
+        let Some(before) = self.process.replace(process.clone()) else { return };
+        let Some(run) = &mut self.run else { return };
+        if before.limits != process.limits {
+            cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });
+        }
+        if before.logs != process.logs {
+            cx.out.push(Action::Logs { instance: self.id.clone(), run: run.id });
+        }
+        match &mut self.phase {
+            Phase::Starting { until } if before.ready != process.ready => {
+                *until = run.spawned.after(process.ready.timeout);
+                run.watch.starting(cx.now.at, &process.ready.mode);
+            }
+            Phase::Ready | Phase::Draining { .. } if before.heartbeat.mode != process.heartbeat.mode => {
+                run.watch.changed(cx.now.at, &process.heartbeat.mode);
+            }
+            _ => {}
         }
     }
 

@@ -29,6 +29,28 @@ pub struct Want {
     pub args: BTreeMap<String, String>,
 }
 
+/// What [`wants`] depends on: states with equal grounds give equal wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grounds {
+    /// Moves with spec, placements, pauses and launches.
+    basis: u64,
+    /// Instances wait for these.
+    ready: BTreeSet<ProcessName>,
+}
+
+impl Grounds {
+    /// Those of a state.
+    pub fn of(state: &State) -> Self {
+        let waited_for: BTreeSet<&ProcessName> =
+            state.spec.processes.values().flat_map(|process| &process.after).collect();
+        let ready = match waited_for.is_empty() {
+            true => BTreeSet::new(),
+            false => ready_processes(state).intersection(&waited_for).map(|name| (*name).clone()).collect(),
+        };
+        Grounds { basis: state.basis, ready }
+    }
+}
+
 /// Everything that is wanted on a host.
 pub fn wants(state: &State, host: &HostName) -> BTreeMap<InstanceId, Want> {
     let hashes: BTreeMap<&ProcessName, SpecHash> =
@@ -57,4 +79,85 @@ pub fn wants(state: &State, host: &HostName) -> BTreeMap<InstanceId, Want> {
 fn ready_processes(state: &State) -> BTreeSet<&ProcessName> {
     let ready = state.directory.iter().filter(|(_, entry)| entry.ready.is_some());
     ready.map(|(id, _)| &id.process).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Context, parse};
+    use crate::keeper::protocol::{End, RunId};
+    use crate::plan::{Liveness, plan};
+    use crate::state::{Command, Ended, Envelope, Event, EventKind, HostFacts, Target};
+
+    const FILE: &str = "[process.login]\ncommand = [\"/bin/login\"]\n\
+                        [process.zone]\ncommand = [\"/bin/zone\"]\ncount = 2\nafter = [\"login\"]\n\
+                        [process.dungeon]\ncommand = [\"/bin/dungeon\"]\non_demand = { max = 3 }\n";
+
+    fn event(instance: &str, run: u64, kind: EventKind) -> Event {
+        Event { instance: instance.parse().unwrap(), run: RunId(run), kind }
+    }
+
+    /// Everything that changes a state, some of it twice.
+    fn commands() -> Vec<Command> {
+        let host: HostName = "alpha".parse().unwrap();
+        let context = Context { hostname: "alpha".into(), host_override: None };
+        let spec = parse(FILE, "cluster.toml", &context).unwrap().spec;
+        let facts = HostFacts {
+            machine_id: "m".into(),
+            address: "127.0.0.1".into(),
+            labels: BTreeMap::new(),
+            capacity: BTreeMap::new(),
+            enforces: Vec::new(),
+        };
+        let started = || EventKind::Started { hash: SpecHash(0), ports: BTreeMap::new() };
+        let stopped = EventKind::Stopped(Ended { end: End::Code(0), done: true });
+        let mut seq = 0;
+        let mut tell = |event: Event| {
+            seq += 1;
+            Command::Events { host: host.clone(), incarnation: 1, first_seq: seq, events: vec![event] }
+        };
+        let target = |name: &str| Target::Process(name.parse().unwrap());
+        vec![
+            Command::JoinHost { host: host.clone(), facts },
+            Command::ApplySpec { spec, expected_revision: None },
+            tell(event("zone.0", 1, started())),
+            tell(event("zone.0", 1, EventKind::Ready)),
+            tell(event("login.0", 2, started())),
+            tell(event("login.0", 2, EventKind::Ready)),
+            tell(event("login.0", 2, EventKind::Unready)),
+            Command::Launch { process: "dungeon".parse().unwrap(), args: BTreeMap::new(), key: None },
+            tell(event("dungeon.1", 3, started())),
+            tell(event("dungeon.1", 3, stopped)),
+            Command::Pause { target: target("zone") },
+            Command::Resume { target: target("zone") },
+            Command::Scale { process: "zone".parse().unwrap(), count: Some(1) },
+        ]
+    }
+
+    fn apply(state: &mut State, command: Command) {
+        state.apply(&Envelope { stamp_ms: 0, command }).unwrap();
+    }
+
+    #[test]
+    fn states_with_equal_grounds_give_equal_wants() {
+        let host: HostName = "alpha".parse().unwrap();
+        let mut state = State::default();
+        let mut seen = vec![state.clone()];
+        for command in commands() {
+            apply(&mut state, command);
+            seen.push(state.clone());
+            for command in plan(&state, &Liveness::default(), 0).commands {
+                apply(&mut state, command);
+                seen.push(state.clone());
+            }
+        }
+        let mut equal = 0;
+        for (a, b) in seen.iter().flat_map(|a| seen.iter().map(move |b| (a, b))) {
+            if Grounds::of(a) == Grounds::of(b) {
+                assert_eq!(wants(a, &host), wants(b, &host), "index {} and {}", a.index, b.index);
+                equal += usize::from(a.directory != b.directory);
+            }
+        }
+        assert!(equal > 0, "an event that changes no want must not change the grounds either");
+    }
 }

@@ -252,9 +252,8 @@ impl Instance {
             Phase::Stopping { until, .. } => until,
             _ => None,
         };
-        let asks = matches!(self.phase, Phase::Starting { .. } | Phase::Ready | Phase::Draining { .. });
-        // A question that this phase does not ask must not be waited for.
-        let asks = asks && self.process.as_ref().is_some_and(|process| self.probe(process).is_some());
+        // A question that this phase does not put must not be waited for: its moment would never pass.
+        let asks = self.process.as_ref().is_some_and(|process| self.probe(process).is_some());
         let question = self.run.as_ref().filter(|_| asks).and_then(|run| run.watch.next_question());
         [phase, question, self.silent_since(), self.unarmed_at(), self.ripe_at()].into_iter().flatten().min()
     }

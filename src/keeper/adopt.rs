@@ -3,7 +3,7 @@
 //! Owns nothing: it turns the ledger into a table. What is certain (the process of the record, by the
 //! identity rule of [`super::process`]) is adopted and watched; everything else that lies in our cgroups or
 //! carries our mark is killed and confirmed gone before the agent is told anything. Called once, before the
-//! socket is there; it may wait, up to [`PATIENCE_NS`].
+//! socket is there; it may wait, up to five seconds.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +22,9 @@ use crate::spec::InstanceId;
 
 /// How long to wait for the killed to be gone; what is not (a process in D state) is waited for by the loop.
 const PATIENCE_NS: u64 = 5_000_000_000;
+
+/// How long to wait for those that the fence kills.
+const FENCE_PATIENCE_NS: u64 = 2_000_000_000;
 
 /// The main process of a record, certainly.
 struct Certain {
@@ -82,16 +85,25 @@ impl Keeper {
         if deadline == 0 || boottime_ns() < deadline {
             return;
         }
+        let mut dying = Vec::new();
         for (at, entry) in entries.iter().filter(|(_, e)| e.record.exclusive && e.phase == Phase::Live) {
             if let Some(main) = certain(entry) {
                 self.ledger.slot(*at).set_fenced();
                 let _ = process::signal(main.pidfd.as_fd(), libc::SIGKILL);
+                dying.push(main.pidfd);
             }
             if entry.record.in_cgroup
                 && let Ok(Some(mut cgroup)) = self.cgroups.open(&entry.record.instance)
             {
                 let _ = cgroup.kill();
             }
+        }
+        // Nobody is to be told of the runs before they are dead; one in D state is not waited for.
+        let until = boottime_ns() + FENCE_PATIENCE_NS;
+        for pidfd in &dying {
+            let left_ms = until.saturating_sub(boottime_ns()) / 1_000_000;
+            let mut wait = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut wait, u16::try_from(left_ms).unwrap_or(u16::MAX));
         }
     }
 

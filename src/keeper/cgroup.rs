@@ -16,7 +16,7 @@ use crate::spec::InstanceId;
 
 mod root;
 
-pub use root::{find_own, hash_of};
+pub use root::{find, find_own, hash_of};
 
 /// The prefix of an instance's cgroup: keeps `cpu.max` from being both a file and an instance.
 pub const PREFIX: &str = "instance-";
@@ -80,6 +80,17 @@ impl Cgroups {
         let mut cgroup = Cgroup::open(path)?;
         cgroup.spent = made.is_err();
         Ok(Some(cgroup))
+    }
+
+    /// A cgroup to try things in; `None` without cgroups.
+    pub fn open_probe(&self) -> io::Result<Option<Cgroup>> {
+        let Some(root) = &self.root else { return Ok(None) };
+        let path = root.join("probe");
+        fs::create_dir(&path).or_else(|e| if path.exists() { Ok(()) } else { Err(e) })?;
+        let mut probe = Cgroup::open(path)?;
+        probe.spend();
+        probe.renew()?;
+        Ok(Some(probe))
     }
 
     /// Every instance that has a cgroup here.

@@ -23,6 +23,7 @@ pub enum Output {
 
 /// Everything a child needs. The pointers outlive the fork, and the child has its own copy of what they
 /// point at (except the two ledger words, which are shared on purpose).
+#[derive(Clone, Copy)]
 pub struct Plan<'a> {
     /// Whose child it has to be when it starts its program.
     pub keeper_pid: i32,
@@ -56,6 +57,9 @@ pub struct Plan<'a> {
     pub report: RawFd,
 }
 
+/// Where the report's descriptor is once the others are closed.
+const REPORT: RawFd = 3;
+
 /// Makes a system call and reports its failure as this step.
 macro_rules! call {
     ($plan:expr, $step:expr, $number:expr $(, $argument:expr)*) => {{
@@ -81,7 +85,7 @@ pub fn run(plan: &Plan<'_>) -> ! {
     if let Some(procs) = plan.cgroup_procs {
         call!(plan, SpawnStep::Cgroup, libc::SYS_write, procs, c"0".as_ptr(), 1_usize);
     }
-    descriptors(plan);
+    let plan = &descriptors(*plan);
     call!(plan, SpawnStep::WorkingDir, libc::SYS_chdir, plan.folder);
     call!(plan, SpawnStep::WorkingDir, libc::SYS_umask, plan.umask);
     write_ledger(plan);
@@ -92,7 +96,9 @@ pub fn run(plan: &Plan<'_>) -> ! {
     fail(plan.report, SpawnStep::Exec)
 }
 
-fn descriptors(plan: &Plan<'_>) {
+/// Sets 0, 1, 2 and closes what is the keeper's: an exec that hangs must hold neither the agent's connection
+/// nor a listener open once the keeper is dead. Only the report stays, as 3.
+fn descriptors(mut plan: Plan<'_>) -> Plan<'_> {
     let step = SpawnStep::Descriptors;
     call!(plan, step, libc::SYS_dup3, plan.stdin, 0, 0);
     for (output, number) in plan.outputs.iter().zip([1, 2]) {
@@ -105,9 +111,14 @@ fn descriptors(plan: &Plan<'_>) {
         };
         call!(plan, step, libc::SYS_dup3, from, number, 0);
     }
-    // Everything of the keeper is close-on-exec anyway; this catches what a library forgot. Linux 5.11.
+    if plan.report != REPORT {
+        call!(plan, step, libc::SYS_dup3, plan.report, REPORT, libc::O_CLOEXEC);
+        plan.report = REPORT;
+    }
+    // Before Linux 5.9 there is none; then close-on-exec, which everything of the keeper is, has to do.
     // SAFETY: numbers only.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    unsafe { libc::syscall(libc::SYS_close_range, REPORT + 1, u32::MAX, 0) };
+    plan
 }
 
 /// First the time, then the pid, then the look at the parent: a keeper that finds no pid here once the one
@@ -123,7 +134,7 @@ fn write_ledger(plan: &Plan<'_>) {
     pid_word.store(pid as u64, Ordering::SeqCst);
     point(plan, Point::ChildAfterPid);
     if call!(plan, step, libc::SYS_getppid) != c_long::from(plan.keeper_pid) {
-        exit();
+        exit(127);
     }
 }
 
@@ -155,6 +166,11 @@ fn point(plan: &Plan<'_>, point: Point) {
             while libc::syscall(libc::SYS_getppid) == c_long::from(plan.keeper_pid) {
                 libc::syscall(libc::SYS_sched_yield);
             }
+            // A slow child: by now a new keeper may have read the ledger.
+            if point as u32 == Point::ChildBeforePid as u32 {
+                let pause = libc::timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+                libc::syscall(libc::SYS_nanosleep, std::ptr::from_ref(&pause), 0_usize);
+            }
         }
     }
 }
@@ -165,12 +181,13 @@ fn fail(report: RawFd, step: SpawnStep) -> ! {
     let message = [step as u32, errno as u32];
     // SAFETY: `message` is 8 bytes; nothing can be done when nobody reads any more.
     unsafe { libc::syscall(libc::SYS_write, report, message.as_ptr(), 8_usize) };
-    exit()
+    exit(127)
 }
 
-fn exit() -> ! {
+/// Ends a child without running anything of ours.
+pub fn exit(code: i32) -> ! {
     loop {
-        // SAFETY: ends the process without running anything of ours.
-        unsafe { libc::syscall(libc::SYS_exit_group, 127) };
+        // SAFETY: numbers only.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
     }
 }

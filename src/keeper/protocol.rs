@@ -15,6 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::InstanceId;
 
+mod packet;
+mod spawn;
+#[cfg(test)]
+mod tests;
+
+pub use packet::{DecodeError, EncodeError, decode, encode};
+pub use spawn::{Account, LogTarget, Spawn, SpawnStep, describe_failure};
+
 /// Version of the messages below; another one is refused at the first byte.
 pub const VERSION: u8 = 1;
 
@@ -113,6 +121,13 @@ pub enum Request {
     },
     /// Kill all runs and exit.
     Shutdown,
+    /// Copy what a living run writes to another folder, or with other bounds; files only.
+    Logs {
+        /// Which run.
+        run: RunId,
+        /// As in [`Spawn::logs`].
+        logs: LogTarget,
+    },
 }
 
 /// Who gets a signal.
@@ -124,73 +139,6 @@ pub enum Target {
     Group,
     /// Every process of the run.
     All,
-}
-
-/// Everything that a spawn needs, resolved: the keeper looks nothing up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spawn {
-    /// The run's number.
-    pub run: RunId,
-    /// The instance that it is a life of; names the cgroup, the FIFOs and the log files.
-    pub instance: InstanceId,
-    /// Absolute path of the program.
-    pub program: String,
-    /// argv, the name included.
-    pub args: Vec<String>,
-    /// The whole environment as `KEY=value`.
-    pub env: Vec<String>,
-    /// The folder to start in.
-    pub working_dir: String,
-    /// Numbers to become; `None`: stay.
-    pub account: Option<Account>,
-    /// The file mode creation mask.
-    pub umask: u32,
-    /// The scheduling priority.
-    pub nice: i32,
-    /// (RLIMIT_ number, soft and hard value).
-    pub rlimits: Vec<(u32, u64)>,
-    /// Ignore SIGPIPE in the child.
-    pub ignore_sigpipe: bool,
-    /// (file, value) to write below the run's cgroup before it starts.
-    pub limits: Vec<(String, String)>,
-    /// Refuse the spawn when a limit cannot be written.
-    pub limits_required: bool,
-    /// Kill it when the fence deadline passes.
-    pub exclusive: bool,
-    /// Where stdout and stderr go.
-    pub logs: LogTarget,
-    /// Opaque bytes of the agent ([`MAX_NOTE`] at most), kept in the ledger and given back in [`Reply::Run`]:
-    /// what it must know to go on after a restart of either.
-    pub note: Vec<u8>,
-}
-
-/// Numbers of an account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Account {
-    /// User.
-    pub uid: u32,
-    /// Primary group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
-
-/// Where stdout and stderr of a run go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogTarget {
-    /// `stdout.log` and `stderr.log` in a folder, rotated.
-    Files {
-        /// The folder; made when it is missing.
-        folder: String,
-        /// Bytes of one file.
-        size: u64,
-        /// Files kept a stream, the current one included; at least 1.
-        files: u32,
-    },
-    /// A stream of the systemd journal.
-    Journald,
-    /// /dev/null.
-    Null,
 }
 
 /// Keeper to agent.
@@ -348,63 +296,6 @@ pub enum End {
     Unknown,
 }
 
-/// What a spawn was doing when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SpawnStep {
-    /// Another run of the instance is alive.
-    Busy,
-    /// The ledger has no free slot.
-    Ledger,
-    /// Making or cleaning the cgroup.
-    Cgroup,
-    /// Writing a required limit.
-    Limit,
-    /// Making the log FIFOs or connecting the journal.
-    Logs,
-    /// fork.
-    Fork,
-    /// setsid.
-    Session,
-    /// setrlimit.
-    Rlimit,
-    /// setpriority.
-    Nice,
-    /// dup2 or close_range.
-    Descriptors,
-    /// chdir.
-    WorkingDir,
-    /// setgroups or setgid.
-    Group,
-    /// setuid.
-    User,
-    /// execve.
-    Exec,
-}
-
-/// A failed spawn in words: what was being done, and why it failed.
-pub fn describe_failure(step: SpawnStep, errno: i32) -> String {
-    let what = match step {
-        SpawnStep::Busy => return "another run of the instance is alive".to_owned(),
-        SpawnStep::Ledger => "writing the ledger",
-        SpawnStep::Cgroup => "making the cgroup",
-        SpawnStep::Limit => "setting a required limit",
-        SpawnStep::Logs => "opening the logs",
-        SpawnStep::Fork => "fork",
-        SpawnStep::Session => "setsid",
-        SpawnStep::Rlimit => "setting resource limits",
-        SpawnStep::Nice => "setting the priority",
-        SpawnStep::Descriptors => "preparing descriptors",
-        SpawnStep::WorkingDir => "changing to the working folder",
-        SpawnStep::Group => "changing the group",
-        SpawnStep::User => "changing the user",
-        SpawnStep::Exec => "executing the program",
-    };
-    match errno {
-        0 => format!("{what} failed"),
-        _ => format!("{what}: {}", nix::errno::Errno::from_raw(errno).desc()),
-    }
-}
-
 /// What the keeper can do with cgroups on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CgroupSupport {
@@ -417,66 +308,4 @@ pub enum CgroupSupport {
     KillOnly,
     /// None: killpg and a walk over descendants.
     None,
-}
-
-/// A packet that is not a message.
-#[derive(Debug, thiserror::Error)]
-pub enum DecodeError {
-    /// No byte at all.
-    #[error("empty packet")]
-    Empty,
-    /// The other side speaks another version.
-    #[error("protocol version {0}, this program speaks {VERSION}")]
-    Version(u8),
-    /// Larger than [`MAX_PACKET`].
-    #[error("a packet of {0} bytes is over the limit of {MAX_PACKET}")]
-    TooLarge(usize),
-    /// Bytes that are no message.
-    #[error("malformed packet")]
-    Malformed(#[source] bincode::error::DecodeError),
-    /// Bytes after the message.
-    #[error("{0} bytes after the end of the message")]
-    Trailing(usize),
-}
-
-/// A message that does not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum EncodeError {
-    /// Larger than [`MAX_PACKET`].
-    #[error("a message of {0} bytes is over the limit of {MAX_PACKET}")]
-    TooLarge(usize),
-    /// bincode refused it.
-    #[error("cannot encode the message")]
-    Bincode(#[source] bincode::error::EncodeError),
-}
-
-fn layout() -> impl bincode::config::Config {
-    bincode::config::standard().with_fixed_int_encoding().with_little_endian().with_limit::<MAX_PACKET>()
-}
-
-/// The bytes of a message, version first.
-pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, EncodeError> {
-    let mut out = vec![VERSION];
-    bincode::serde::encode_into_std_write(message, &mut out, layout()).map_err(EncodeError::Bincode)?;
-    if out.len() > MAX_PACKET {
-        return Err(EncodeError::TooLarge(out.len()));
-    }
-    Ok(out)
-}
-
-/// The message of one packet.
-pub fn decode<M: for<'de> Deserialize<'de>>(packet: &[u8]) -> Result<M, DecodeError> {
-    if packet.len() > MAX_PACKET {
-        return Err(DecodeError::TooLarge(packet.len()));
-    }
-    let (version, body) = packet.split_first().ok_or(DecodeError::Empty)?;
-    if *version != VERSION {
-        return Err(DecodeError::Version(*version));
-    }
-    let (message, used) =
-        bincode::serde::decode_from_slice(body, layout()).map_err(DecodeError::Malformed)?;
-    if used != body.len() {
-        return Err(DecodeError::Trailing(body.len() - used));
-    }
-    Ok(message)
 }

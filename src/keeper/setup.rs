@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::FcntlArg;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -22,17 +24,21 @@ use super::logs::Copier;
 use super::poll::{Poll, Source};
 use super::process::{self, boottime_ns};
 use super::spawn::{self, Surroundings};
-use super::systemd::Systemd;
 use super::table::Table;
 use super::upgrade::Carried;
 use super::{Keeper, fault};
+use crate::systemd::Systemd;
+
+/// How long a slow disk may hold up the keeper's own end.
+const LAST_WORDS_NS: u64 = 2_000_000_000;
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `keeper.sock`, `ledger`, `keeper.lock` and the FIFOs lie here; a tmpfs. Made when it is missing.
     pub runtime_dir: PathBuf,
-    /// The games cgroup; `none`: no cgroups; default: `bigbrother-<hash>` below the keeper's own cgroup.
+    /// The games cgroup: a folder, or a relative path below wherever cgroup v2 is mounted; `none`: no cgroups;
+    /// default: `bigbrother-<hash>` below the keeper's own cgroup.
     pub cgroup: Option<PathBuf>,
     /// Exit after 5 s without a run and without an agent (a keeper that no systemd looks after).
     pub exit_when_idle: bool,
@@ -95,7 +101,8 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     nix::sys::prctl::set_child_subreaper(true).map_err(kernel("the subreaper flag"))?;
     let mut keeper = Keeper::new(options, signals, carried)?;
     keeper.serve().map_err(kernel("epoll"))?;
-    keeper.copier.stop();
+    keeper.link.end();
+    keeper.tidy();
     Ok(())
 }
 
@@ -144,7 +151,14 @@ impl Keeper {
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
         let cgroups = choose_cgroups(&options, &ledger, &hash)?;
         let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
-        surroundings.into_cgroup = cgroups.root().is_none_or(spawn::trial);
+        match cgroups.open_probe() {
+            Ok(Some(probe)) => {
+                spawn::probe(&probe, &mut surroundings);
+                let _ = probe.remove();
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot try out the games cgroup"),
+        }
         let copier = Copier::start().map_err(kernel("the log thread"))?;
         let poll = Poll::new().map_err(kernel("epoll"))?;
         let mut keeper = Keeper {
@@ -181,10 +195,10 @@ impl Keeper {
             options,
         };
         keeper.take_over();
-        for (id, held, kept) in carried.instances {
-            let instance = keeper.instances.make(&id);
-            instance.held = held;
-            instance.kept = kept;
+        for carried in carried.instances {
+            let instance = keeper.instances.make(&carried.id);
+            instance.held = carried.held;
+            instance.kept = carried.kept;
         }
         // The FIFOs are open again by now: these kept them from being lost.
         drop(carried.fifos);
@@ -195,6 +209,26 @@ impl Keeper {
         keeper.link = Link::new(listener);
         keeper.watch().map_err(kernel("epoll"))?;
         Ok(keeper)
+    }
+
+    /// Ends the copier; when no run is left, after the last words of all of them, and without a trace.
+    fn tidy(&mut self) {
+        if self.table.living().next().is_none() {
+            for (_, instance) in self.instances.iter_mut() {
+                instance.fifos.remove(&mut self.copier);
+                if let Some(cgroup) = &instance.cgroup {
+                    let _ = cgroup.remove();
+                }
+            }
+            // Refused while another instance's cgroup is there.
+            let _ = self.cgroups.root().map(fs::remove_dir);
+        }
+        self.copier.stop();
+        let until = boottime_ns() + LAST_WORDS_NS;
+        while !self.copier.stopped() && boottime_ns() < until {
+            self.copier.hand_over_owed();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 
     fn watch(&self) -> io::Result<()> {
@@ -230,10 +264,18 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
     let mut open = OpenOptions::new();
     let file = open.write(true).create(true).truncate(false).mode(0o600).open(dir.join("keeper.lock"));
     let file = file.map_err(bad_dir)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file.into()),
-        Err(fs::TryLockError::WouldBlock) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(bad_dir(source)),
+    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Ok(_) => Ok(file.into()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(KeeperError::Taken(dir.to_owned())),
+        Err(errno) => Err(bad_dir(errno.into())),
     }
 }
 
@@ -248,9 +290,23 @@ fn choose_cgroups(options: &Options, ledger: &Ledger, hash: &str) -> Result<Cgro
     }
     match &options.cgroup {
         Some(path) if path.as_os_str() == "none" => Ok(Cgroups::none()),
-        Some(path) => Cgroups::at(path).map_err(|source| KeeperError::Cgroup { path: path.clone(), source }),
+        Some(path) => named_cgroups(path),
         None => Ok(default_cgroups(hash)),
     }
+}
+
+/// A unit knows the name of its cgroup, but not where the hierarchy is mounted: hybrid hosts have it elsewhere.
+fn named_cgroups(path: &Path) -> Result<Cgroups, KeeperError> {
+    let mut root = path.to_owned();
+    if path.is_relative() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let Some(found) = cgroup::find(&mounts, &Path::new("/").join(path)) else {
+            tracing::warn!("no cgroup v2 here: runs are killed by walking over their descendants");
+            return Ok(Cgroups::none());
+        };
+        root = found;
+    }
+    Cgroups::at(&root).map_err(|source| KeeperError::Cgroup { path: root, source })
 }
 
 fn default_cgroups(hash: &str) -> Cgroups {

@@ -9,7 +9,6 @@
 use std::ffi::{CString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
@@ -92,9 +91,9 @@ pub fn prepare(
         .iter()
         .map(|(resource, value)| (*resource, libc::rlimit64 { rlim_cur: *value, rlim_max: *value }))
         .collect();
-    if !rlimits.iter().any(|(resource, _)| *resource == libc::RLIMIT_NOFILE as u32) {
+    if !rlimits.iter().any(|(resource, _)| *resource == libc::RLIMIT_NOFILE) {
         let (soft, hard) = around.files;
-        rlimits.push((libc::RLIMIT_NOFILE as u32, libc::rlimit64 { rlim_cur: soft, rlim_max: hard }));
+        rlimits.push((libc::RLIMIT_NOFILE, libc::rlimit64 { rlim_cur: soft, rlim_max: hard }));
     }
     Ok(Prepared {
         program: CString::new(spawn.program.as_str()).map_err(|_| invalid(SpawnStep::Exec))?,
@@ -143,10 +142,10 @@ pub fn fork(
     if let Some(cgroup) = cgroup {
         if around.into_cgroup {
             match clone_into(cgroup.folder().as_raw_fd(), &plan) {
-                Err(errno) if matches!(errno, libc::ENOSYS | libc::EINVAL | libc::E2BIG) => {
+                Err(libc::ENOSYS | libc::EINVAL | libc::E2BIG) => {
                     around.into_cgroup = false;
                 }
-                Err(errno) if matches!(errno, libc::EAGAIN | libc::ENOMEM) => {
+                Err(errno @ (libc::EAGAIN | libc::ENOMEM)) => {
                     return Err((SpawnStep::Fork, errno));
                 }
                 Err(errno) => return Err((SpawnStep::Cgroup, errno)),
@@ -167,49 +166,47 @@ pub fn fork(
 }
 
 fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
-    // SAFETY: clone_args is plain numbers, and zero is "not asked for".
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = CLONE_INTO_CGROUP;
-    args.exit_signal = libc::SIGCHLD as u64;
-    args.cgroup = folder as u64;
+    let mut args = clone_args(folder);
     // SAFETY: a fork: the child gets a copy of our memory and runs `child::run`, which never returns and
     // makes raw system calls only.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
     forked(pid, plan)
 }
 
-/// Whether a child that clone3 places in a fresh cgroup below `root` lives. Some kernels kill it when the
-/// keeper's own cgroup was once killed as a whole (see `Cgroup`); then children move themselves.
-pub fn trial(root: &Path) -> bool {
-    let folder = root.join("trial");
-    let _ = std::fs::create_dir(&folder);
-    let lived = std::fs::File::open(&folder).is_ok_and(|open| exits_well(open.as_raw_fd()));
-    let _ = std::fs::remove_dir(&folder);
-    lived
+fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
+    // SAFETY: as in `clone_into`; flags SIGCHLD alone are fork(2).
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    forked(pid, plan)
 }
 
-fn exits_well(folder: RawFd) -> bool {
+/// Finds out whether the kernel places children in cgroups as it should: there are kernels without it, and
+/// ones that kill the child when the keeper's own cgroup was ever killed (see [`Cgroup::renew`]). Then
+/// children move themselves.
+pub fn probe(cgroup: &Cgroup, around: &mut Surroundings) {
+    // SAFETY: as in `clone_into`; the child exits at once.
+    let pid = unsafe {
+        let mut args = clone_args(cgroup.folder().as_raw_fd());
+        libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args))
+    };
+    if pid == 0 {
+        child::exit(0);
+    }
+    let mut status = 0;
+    // SAFETY: `status` is a valid int to write to.
+    let reaped = pid > 0 && i64::from(unsafe { libc::waitpid(pid as i32, &mut status, 0) }) == pid;
+    around.into_cgroup = reaped && status == 0;
+    if !around.into_cgroup {
+        tracing::info!("this kernel does not place children in cgroups: they move themselves");
+    }
+}
+
+fn clone_args(folder: RawFd) -> libc::clone_args {
     // SAFETY: clone_args is plain numbers, and zero is "not asked for".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = CLONE_INTO_CGROUP;
     args.exit_signal = libc::SIGCHLD as u64;
     args.cgroup = folder as u64;
-    // SAFETY: a fork; the child makes one raw system call and is gone.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
-    if pid == 0 {
-        // SAFETY: ends this process only.
-        unsafe { libc::_exit(0) };
-    }
-    let mut status = -1;
-    // SAFETY: `status` is a valid int to write to.
-    let reaped = unsafe { libc::waitpid(pid as i32, &mut status, libc::__WALL) };
-    pid > 0 && i64::from(reaped) == pid && status == 0
-}
-
-fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
-    // SAFETY: as in `clone_into`; flags SIGCHLD alone are fork(2).
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-    forked(pid, plan)
+    args
 }
 
 #[inline(always)]

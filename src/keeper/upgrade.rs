@@ -57,7 +57,17 @@ pub struct Carried {
     /// Keep the FIFOs alive until they are open again.
     pub fifos: Vec<OwnedFd>,
     /// Sockets and drained datagrams.
-    pub instances: Vec<(InstanceId, Option<(OwnedFd, OwnedFd)>, Kept)>,
+    pub instances: Vec<CarriedInstance>,
+}
+
+/// What is handed over of one instance.
+pub struct CarriedInstance {
+    /// Which.
+    pub id: InstanceId,
+    /// The process socket's listener and the notify socket.
+    pub held: Option<(OwnedFd, OwnedFd)>,
+    /// Drained datagrams.
+    pub kept: Kept,
 }
 
 impl Carried {
@@ -78,7 +88,7 @@ impl Carried {
                 Some((listener, socket)) => Some((take(listener)?, take(socket)?)),
                 None => None,
             };
-            instances.push((held.instance, sockets, held.kept));
+            instances.push(CarriedInstance { id: held.instance, held: sockets, kept: held.kept });
         }
         Ok(Carried {
             lock: Some(take(manifest.lock)?),

@@ -133,14 +133,10 @@ impl<'a> Board<'a> {
                 return Some(format!("has {used} of {capacity} {resource} in use"));
             }
         }
-        let wanted: BTreeSet<(Protocol, u16)> = fixed_ports(process).collect();
+        let wanted: BTreeSet<(Protocol, u16)> = process.fixed_ports().collect();
         let holder = others().find(|id| {
-            processes.get(&id.process).is_some_and(|p| fixed_ports(p).any(|port| wanted.contains(&port)))
+            processes.get(&id.process).is_some_and(|p| p.fixed_ports().any(|port| wanted.contains(&port)))
         });
         holder.map(|id| format!("has its fixed port in use by {id}"))
     }
-}
-
-fn fixed_ports(process: &Process) -> impl Iterator<Item = (Protocol, u16)> {
-    process.ports.values().filter_map(|request| Some((request.protocol, request.fixed?)))
 }

@@ -10,7 +10,7 @@ use super::Supervisor;
 use crate::agent::keeper_link::LinkError;
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::reporter::Report;
-use crate::agent::resolve::{Order, ResolveError};
+use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
 use crate::keeper::protocol::{Account, Request, RunId, SpawnStep, Target};
@@ -22,7 +22,7 @@ use crate::state::Event;
 
 /// Why a run could not even be ordered from the keeper.
 #[derive(Debug, thiserror::Error)]
-enum OrderError {
+pub(super) enum OrderError {
     #[error(transparent)]
     Port(#[from] crate::agent::book::NoPort),
     #[error(transparent)]
@@ -83,6 +83,19 @@ impl Supervisor {
             Action::Evidence { instance, run, finding } => self.collect(&instance, run, &finding),
             Action::Acknowledge { run } => self.send(&Request::Acknowledge { run }),
             Action::Follow { run, pid } => self.send(&Request::Follow { run, pid }),
+            Action::Limit { instance, run } => {
+                let process = self.host.instance(&instance).and_then(|known| known.process.as_ref());
+                if let Some(limits) = process.map(|process| cgroup_limits(&process.limits)) {
+                    self.send(&Request::Limit { run, limits });
+                }
+            }
+            Action::Logs { instance, run } => {
+                let process = self.host.instance(&instance).and_then(|known| known.process.clone());
+                if let Some(process) = process {
+                    let logs = self.parts.resolver.log_target(&instance, &process.logs);
+                    self.send(&Request::Logs { run, logs });
+                }
+            }
             Action::Remember { instance, run } => {
                 if let Some(note) = self.note(&instance) {
                     self.send(&Request::Note { run, note });
@@ -133,7 +146,7 @@ impl Supervisor {
     }
 
     /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
-    fn open_sockets(
+    pub(super) fn open_sockets(
         &mut self,
         instance: &InstanceId,
         account: Option<&Account>,
@@ -208,9 +221,9 @@ impl Supervisor {
         let ports = known.run.as_ref().map(|run| run.ports.clone()).unwrap_or_default();
         match probe {
             Probe::Query { protocol, port } => {
-                Ok(ProbeTarget::Query { protocol: *protocol, address: self.address(&ports, port)? })
+                Ok(ProbeTarget::Query { protocol: *protocol, address: self.address(run, &ports, port)? })
             }
-            Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(&ports, port)? }),
+            Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(run, &ports, port)? }),
             Probe::Exec { command } => {
                 let want = known.want.clone().ok_or("the instance is not wanted")?;
                 let sockets = self.socket_folder(instance);
@@ -231,12 +244,13 @@ impl Supervisor {
         }
     }
 
-    /// Where a port of an instance is asked: on the host's own address, unless that is a name or a wildcard.
-    fn address(&self, ports: &Ports, port: &str) -> Result<SocketAddr, String> {
+    /// Where a port of a run is asked: on loopback, and when nobody listens there on the host's address (which
+    /// may be one that this machine does not have, behind a NAT).
+    fn address(&self, run: RunId, ports: &Ports, port: &str) -> Result<SocketAddr, String> {
         let (_, number) = ports.get(port).ok_or_else(|| format!("it has no port {port}"))?;
         let own: Option<IpAddr> = self.parts.settings.borrow().address.parse().ok();
-        let ip = own.filter(|ip| !ip.is_unspecified()).unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        Ok(SocketAddr::new(ip, *number))
+        let far = own.filter(|ip| self.far.contains(&run) && !ip.is_unspecified());
+        Ok(SocketAddr::new(far.unwrap_or(IpAddr::from([127, 0, 0, 1])), *number))
     }
 
     fn collect(&mut self, instance: &InstanceId, run: RunId, finding: &str) {

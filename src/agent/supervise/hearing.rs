@@ -1,6 +1,7 @@
 //! What the loop hears: the keeper, the process sockets, the probes. Turned into happenings, no more.
 
 use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -15,7 +16,7 @@ use crate::host::hang::Answer;
 use crate::host::instance::Note;
 use crate::host::{Happening, Moment};
 use crate::http::view::KeeperView;
-use crate::keeper::protocol::{CgroupSupport, Reply, Request, RunId, RunRecord, describe_failure};
+use crate::keeper::protocol::{Account, CgroupSupport, Reply, Request, RunId, RunRecord, describe_failure};
 use crate::metrics::{SocketFault, SpawnFault};
 use crate::process_api::notify::{Notice, Watchdog};
 use crate::process_api::rpc::Call;
@@ -47,8 +48,16 @@ impl Supervisor {
             }
         }
         let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
-        let running = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-        if running || now < self.start_at {
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => return,
+            Some(Ok(Some(status))) => {
+                let log = self.parts.data_dir.join("keeper.log");
+                tracing::error!(%status, "the keeper has ended; {} says why", log.display());
+                self.child = None;
+            }
+            _ => {}
+        }
+        if now < self.start_at {
             return;
         }
         // A keeper that ends at once must not be started in a tight loop.
@@ -156,10 +165,12 @@ impl Supervisor {
         self.met = true;
         self.carry_out(actions);
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
+            self.open_lost_sockets(&instance);
             self.identify(&instance, pid);
         }
         self.hear_datagrams();
         self.report(Report::Inventory(self.host.inventory()));
+        self.grounds = None;
         self.desire();
     }
 
@@ -198,6 +209,23 @@ impl Supervisor {
         }
     }
 
+    /// Sockets that died with the agent and the keeper before: the run finds new ones at the same path.
+    fn open_lost_sockets(&mut self, instance: &InstanceId) {
+        if self.sockets.descriptors(instance).is_some() {
+            return;
+        }
+        let account = self.account(instance);
+        if let Err(error) = self.open_sockets(instance, account.as_ref()) {
+            tracing::error!(%instance, %error, "cannot open the sockets of an adopted run");
+        }
+    }
+
+    /// The account of an instance's run; `None`: the agent's own.
+    fn account(&mut self, instance: &InstanceId) -> Option<Account> {
+        let process = self.host.instance(instance).and_then(|known| known.process.clone())?;
+        self.parts.resolver.account(&process).ok().flatten()
+    }
+
     fn found(&mut self, record: RunRecord) -> Found {
         let note = bincode::serde::decode_from_slice::<Note, _>(&record.note, bincode::config::standard());
         let age = boot_moment().since(Moment(record.spawned_ns));
@@ -221,8 +249,8 @@ impl Supervisor {
 
     /// From now on only the run's own processes may speak on its sockets.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
-        let process = self.wants.get(instance).map(|want| want.process.clone());
-        let account = process.and_then(|process| self.parts.resolver.account(&process).ok().flatten());
+        // Not from `wants`: a new agent meets its runs before it wants anything.
+        let account = self.account(instance);
         let mut identity = self.identity(account.as_ref());
         identity.main_pid = pid;
         if self.cgroups != CgroupSupport::None {
@@ -356,6 +384,11 @@ impl Supervisor {
             Err(ProbeError::Refused { .. }) => (Answer::Refused, Map::new()),
             Err(error) => (Answer::Failed(error.reason()), Map::new()),
         };
+        if answer == Answer::Refused && !self.far.remove(&result.run) {
+            let host = &self.host;
+            self.far.retain(|run| host.instance_of(*run).is_some());
+            self.far.insert(result.run);
+        }
         if answer != Answer::Alive {
             let instance = self.host.instance(&result.instance);
             if let Some(process) = instance.and_then(|instance| instance.process.clone()) {

@@ -32,8 +32,13 @@ impl Voice {
     /// What can be seen of it.
     pub fn status(&mut self, players: u32, capacity: u32, fps: f64) {
         let map = Some("harbour".to_owned());
-        let status =
-            Status { players: Some(players), capacity: Some(capacity), fps: Some(fps), map, ..Status::default() };
+        let status = Status {
+            players: Some(players),
+            capacity: Some(capacity),
+            fps: Some(fps),
+            map,
+            ..Status::default()
+        };
         self.client.iter_mut().for_each(|client| client.status(&status));
     }
 
@@ -45,10 +50,11 @@ impl Voice {
     /// Why to end, if the agent has asked for it. Never waits.
     pub fn hear(&mut self) -> Option<String> {
         let heard = self.client.iter_mut().flat_map(Client::poll);
-        heard.filter_map(|incoming| match incoming {
-            Incoming::Shutdown(shutdown) => Some(shutdown.reason),
-            _ => None,
-        })
-        .last()
+        heard
+            .filter_map(|incoming| match incoming {
+                Incoming::Shutdown(shutdown) => Some(shutdown.reason),
+                _ => None,
+            })
+            .last()
     }
 }

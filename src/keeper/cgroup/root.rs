@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 /// The path of the caller's own v2 cgroup: from the texts of /proc/self/mountinfo and /proc/self/cgroup.
 pub fn find_own(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
     let own = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
+    find(mountinfo, Path::new(own))
+}
+
+/// The path of a v2 cgroup, counted from the root of its hierarchy: where that is mounted, if anywhere.
+pub fn find(mountinfo: &str, cgroup: &Path) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         // proc_pid_mountinfo(5): id parent dev root mountpoint options [tags] - type source options
         let (before, after) = line.split_once(" - ")?;
@@ -13,7 +18,7 @@ pub fn find_own(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
         }
         let mut fields = before.split(' ').skip(3);
         let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
-        let below = Path::new(own).strip_prefix(&root).ok()?;
+        let below = cgroup.strip_prefix(&root).ok()?;
         Some(if below.as_os_str().is_empty() { point.into() } else { Path::new(&point).join(below) })
     })
 }
@@ -56,6 +61,18 @@ mod tests {
         assert_eq!(find_own(part, "0::/other\n"), None);
         assert_eq!(find_own("", "0::/\n"), None);
         assert_eq!(find_own(part, "4:memory:/x\n"), None);
+    }
+
+    #[test]
+    fn a_unit_is_found_wherever_the_hierarchy_is_mounted() {
+        let unit = Path::new("/system.slice/games.service");
+        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        assert_eq!(find(hybrid, unit), Some("/sys/fs/cgroup/unified/system.slice/games.service".into()));
+        let unified = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n";
+        assert_eq!(find(unified, unit), Some("/sys/fs/cgroup/system.slice/games.service".into()));
+        let legacy = "40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n";
+        assert_eq!(find(legacy, unit), None);
     }
 
     #[test]
