@@ -109,3 +109,6 @@ fn place(
     let host = board.choose(instance, process)?;
     Ok(put(&host, hash))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,5 @@
+//! Tests of what tables and lines look like.
+
 use super::*;
 use crate::http::view::StatusView;
 

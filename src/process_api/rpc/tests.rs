@@ -1,3 +1,5 @@
+//! Tests of the codec: what is read, what is refused, and that any bytes are one or the other.
+
 use proptest::prelude::*;
 use serde_json::json;
 

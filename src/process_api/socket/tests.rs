@@ -1,3 +1,5 @@
+//! Tests of the process sockets, with real ones in a folder of their own.
+
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,0 +1,445 @@
+//! Laws of the plan: who may go where, that nothing moves without need, and the pace of a rollout.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{Context, parse};
+use crate::keeper::protocol::{End, RunId};
+use crate::spec::{HostName, Protocol, Spec};
+use crate::state::{Ended, Entry, Envelope, Event, EventKind, HostFacts, Response, Target};
+
+/// A port named pN is the fixed port N: a file of one host may not say so of several instances.
+fn spec(text: &str) -> Spec {
+    let context = Context { hostname: "a".to_owned(), host_override: None };
+    let config = parse(text, "test.toml", &context);
+    let mut spec = config.unwrap_or_else(|faults| panic!("{}", faults.render(false))).spec;
+    for process in spec.processes.values_mut() {
+        for (name, port) in &mut Arc::make_mut(process).ports {
+            port.fixed = name.strip_prefix('p').and_then(|number| number.parse().ok());
+        }
+    }
+    spec
+}
+
+fn zone(lines: &str) -> String {
+    format!("[process.zone]\ncommand = [\"/bin/zone\"]\n{lines}\n")
+}
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+fn id(name: &str) -> InstanceId {
+    name.parse().unwrap()
+}
+
+impl State {
+    fn accept(&mut self, command: Command) -> Response {
+        self.apply(&Envelope { stamp_ms: 1, command }).unwrap()
+    }
+
+    fn declare(&mut self, text: &str) {
+        self.accept(Command::ApplySpec { spec: spec(text), expected_revision: None });
+    }
+
+    fn join_with(&mut self, name: &str, change: impl FnOnce(&mut HostFacts)) {
+        let mut facts = HostFacts { machine_id: name.to_owned(), ..HostFacts::default() };
+        change(&mut facts);
+        self.accept(Command::JoinHost { host: host(name), facts });
+    }
+
+    /// Carries a plan out, and holds it to converge at once.
+    fn plan_out(&mut self) -> Plan {
+        let before = plan(self);
+        for command in before.commands.clone() {
+            self.accept(command);
+        }
+        let again = plan(self);
+        assert_eq!(again.commands, [], "a plan of the planned state");
+        // The words say what is in the way, and more may be by now.
+        assert!(again.unplaced.keys().eq(before.unplaced.keys()), "{again:?} after {before:?}");
+        before
+    }
+
+    fn on(&self, name: &str) -> Vec<String> {
+        let mine = self.placements.iter().filter(|(_, p)| p.host == host(name));
+        mine.map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// The runs follow the placements, except those of `bad` hashes, which never get ready.
+    fn run_all(&mut self, bad: Option<SpecHash>) {
+        let index = self.index;
+        for (id, placement) in self.placements.clone() {
+            let held = self.directory.get(&id);
+            if held.is_some_and(|entry| entry.hash == placement.hash) {
+                continue;
+            }
+            let entry = Entry {
+                host: placement.host.clone(),
+                run: RunId(index + 1),
+                hash: placement.hash,
+                address: String::new(),
+                ports: Default::default(),
+                started: index,
+                ready: (Some(placement.hash) != bad).then_some(index),
+            };
+            self.directory.insert(id, entry);
+        }
+        self.basis += 1;
+    }
+
+    fn unready(&self) -> usize {
+        let up = |id: &InstanceId| {
+            let entry = self.directory.get(id);
+            entry.is_some_and(|e| {
+                e.ready.is_some() && self.placements.get(id).is_some_and(|p| p.hash == e.hash)
+            })
+        };
+        self.placements.keys().filter(|id| !up(id)).count()
+    }
+}
+
+fn cluster(text: &str, hosts: &[&str]) -> State {
+    let mut state = State::default();
+    state.declare(text);
+    hosts.iter().for_each(|name| state.join_with(name, |_| {}));
+    state
+}
+
+#[test]
+fn spread_is_even_and_pack_uses_few_hosts() {
+    let mut state = cluster(&zone("count = 6"), &["a", "b", "c"]);
+    state.plan_out();
+    assert_eq!(["a", "b", "c"].map(|name| state.on(name).len()), [2, 2, 2]);
+    let mut state =
+        cluster(&zone("count = 6\nplacement = { strategy = \"pack\", max_per_host = 4 }"), &["a", "b", "c"]);
+    state.plan_out();
+    assert_eq!(["a", "b", "c"].map(|name| state.on(name).len()), [4, 2, 0]);
+}
+
+#[test]
+fn without_a_host_everything_says_why_it_is_nowhere() {
+    let mut state = cluster(&zone("count = 2"), &[]);
+    let plan = state.plan_out();
+    assert_eq!(plan.unplaced.get(&id("zone.1")).map(String::as_str), Some("no host has joined"));
+}
+
+#[test]
+fn nobody_goes_to_a_host_that_is_down_drained_or_unlike_its_labels() {
+    let text = zone("count = 4\nplacement = { labels = { region = \"eu\" } }");
+    let mut state = cluster(&text, &["a"]);
+    for (name, region) in [("b", "us"), ("c", "eu"), ("d", "eu"), ("e", "eu")] {
+        state.join_with(name, |facts| drop(facts.labels.insert("region".to_owned(), region.to_owned())));
+    }
+    state.hosts.get_mut(&host("d")).unwrap().up = false;
+    state.hosts.get_mut(&host("e")).unwrap().drained = true;
+    state.plan_out();
+    assert_eq!(state.on("c").len(), 4);
+    state.hosts.get_mut(&host("c")).unwrap().drained = true;
+    state.hosts.get_mut(&host("e")).unwrap().drained = false;
+    state.plan_out();
+    assert_eq!((state.on("c").len(), state.on("e").len()), (0, 4), "what cannot stay moves");
+    state.hosts.get_mut(&host("e")).unwrap().up = false;
+    let plan = state.plan_out();
+    assert_eq!(plan.unplaced.len(), 4);
+    let why = &plan.unplaced[&id("zone.0")];
+    for part in ["a: has no label region", "b: has no label region", "c: is drained", "d: is down"] {
+        assert!(why.contains(part), "{part:?} is not in {why:?}");
+    }
+    assert!(state.placements.is_empty());
+}
+
+#[test]
+fn a_host_that_never_joined_is_no_place() {
+    let mut state = cluster(&zone("count = 1"), &["a"]);
+    state.plan_out();
+    state.placements.get_mut(&id("zone.0")).unwrap().host = host("ghost");
+    state.basis += 1;
+    state.plan_out();
+    assert_eq!(state.on("a"), ["zone.0"]);
+}
+
+#[test]
+fn required_limits_go_only_where_they_are_enforced() {
+    let limits = |required| zone(&format!("limits = {{ memory = \"1GiB\", required = {required} }}"));
+    let mut state = cluster(&limits(true), &["a"]);
+    assert!(state.plan_out().unplaced[&id("zone.0")].contains("cannot enforce limits.memory"));
+    state.join_with("b", |facts| facts.enforces = vec!["memory".to_owned()]);
+    state.plan_out();
+    assert_eq!(state.on("b"), ["zone.0"]);
+    let mut state = cluster(&limits(false), &["a"]);
+    state.plan_out();
+    assert_eq!(state.on("a"), ["zone.0"]);
+}
+
+#[test]
+fn capacity_and_max_per_host_are_kept_and_the_first_ordinals_stay_when_they_shrink() {
+    let text = zone("count = 5\nplacement = { needs = { slots = 10 } }");
+    let mut state = State::default();
+    state.declare(&text);
+    let slots = |n: u64| move |facts: &mut HostFacts| facts.capacity.extend([("slots".to_owned(), n)]);
+    state.join_with("a", slots(35));
+    let plan = state.plan_out();
+    assert_eq!(state.on("a"), ["zone.0", "zone.1", "zone.2"]);
+    assert!(plan.unplaced[&id("zone.3")].contains("30 of 35 slots"), "{plan:?}");
+    state.hosts.get_mut(&host("a")).unwrap().facts.capacity.insert("slots".to_owned(), 20);
+    state.plan_out();
+    assert_eq!(state.on("a"), ["zone.0", "zone.1"]);
+    let mut state = cluster(&zone("count = 5\nplacement = { max_per_host = 2 }"), &["a", "b"]);
+    assert_eq!(state.plan_out().unplaced.len(), 1);
+    assert_eq!((state.on("a").len(), state.on("b").len()), (2, 2));
+}
+
+#[test]
+fn one_stays_when_the_one_in_its_way_must_go_anyway() {
+    let text = "[process.big]\ncommand = [\"/b\"]\nplacement = { needs = { slots = 10 } }
+[process.a]\ncommand = [\"/a\"]\nplacement = { needs = { slots = 5 } }";
+    let mut state = State::default();
+    state.declare(text);
+    let slots = |n: u64| move |facts: &mut HostFacts| facts.capacity.extend([("slots".to_owned(), n)]);
+    state.join_with("a", slots(15));
+    state.plan_out();
+    let before = state.placements[&id("a.0")].clone();
+    state.hosts.get_mut(&host("a")).unwrap().facts.capacity.insert("slots".to_owned(), 9);
+    state.plan_out();
+    assert_eq!(state.on("a"), ["a.0"]);
+    assert_eq!(state.placements[&id("a.0")], before);
+}
+
+#[test]
+fn fixed_ports_are_one_to_a_host() {
+    let text = format!(
+        "{}[process.login]\ncommand = [\"/l\"]\nports = {{ p7777 = \"udp\", p80 = \"tcp\" }}\n",
+        zone("count = 2\nports = { p7777 = \"udp\" }")
+    );
+    let mut state = cluster(&text, &["a", "b"]);
+    let plan = state.plan_out();
+    assert_eq!(plan.unplaced.len(), 1);
+    assert!(plan.unplaced.values().all(|why| why.contains("fixed port in use by")), "{plan:?}");
+    state.join_with("c", |_| {});
+    assert_eq!(state.plan_out().unplaced.len(), 0);
+    let mut state = cluster(&zone("count = 3\nports = { game = \"udp\" }"), &["a"]);
+    assert_eq!(state.plan_out().unplaced.len(), 0, "a port of the range is no resource");
+}
+
+#[test]
+fn scaling_and_new_hosts_move_nobody_and_the_highest_ordinals_go_first() {
+    let mut state = cluster(&zone("count = 4"), &["a", "b"]);
+    state.plan_out();
+    let before = state.placements.clone();
+    state.join_with("c", |_| {});
+    assert_eq!(state.plan_out().commands, []);
+    let scale = |count| Command::Scale { process: "zone".parse().unwrap(), count: Some(count) };
+    state.accept(scale(7));
+    state.plan_out();
+    assert!(before.iter().all(|(id, placement)| state.placements[id] == *placement));
+    assert_eq!(["a", "b", "c"].map(|name| state.on(name).len()), [3, 2, 2]);
+    state.accept(scale(2));
+    state.plan_out();
+    let left: Vec<String> = state.placements.keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["zone.0", "zone.1"]);
+    assert_eq!(state.placements[&id("zone.1")], before[&id("zone.1")]);
+}
+
+#[test]
+fn per_host_instances_live_on_their_host_alone() {
+    let mut state = cluster(&zone("per_host = true"), &["a", "b"]);
+    state.plan_out();
+    assert_eq!((state.on("a"), state.on("b")), (vec!["zone.a".to_owned()], vec!["zone.b".to_owned()]));
+    state.hosts.get_mut(&host("b")).unwrap().drained = true;
+    state.plan_out();
+    assert_eq!((state.on("a").len(), state.on("b").len()), (1, 0));
+}
+
+#[test]
+fn launched_instances_are_placed_and_go_when_done() {
+    let mut state = cluster(&zone("on_demand = { max = 3 }"), &["a"]);
+    assert_eq!(state.plan_out().commands, []);
+    let command = Command::Launch { process: "zone".parse().unwrap(), args: Default::default(), key: None };
+    state.accept(command);
+    state.plan_out();
+    assert_eq!(state.on("a"), ["zone.1"]);
+    let kind = EventKind::Stopped(Ended { end: End::Code(0), done: true });
+    let event = Event { instance: id("zone.1"), run: RunId(1), kind };
+    state.accept(Command::Events { host: host("a"), incarnation: 1, first_seq: 1, events: vec![event] });
+    state.plan_out();
+    assert!(state.placements.is_empty());
+}
+
+// ---- rollouts
+
+#[test]
+fn a_rollout_keeps_its_budget_and_ends() {
+    for budget in [1, 2, 5] {
+        let text = |build: &str| {
+            zone(&format!("count = 7\nbuild = \"{build}\"\nupdate = {{ max_unavailable = {budget} }}"))
+        };
+        let mut state = cluster(&text("1"), &["a", "b"]);
+        state.plan_out();
+        state.run_all(None);
+        state.declare(&text("2"));
+        let wanted = spec_hash(&state.spec.processes[&"zone".parse().unwrap()]);
+        let mut steps = 0;
+        while state.placements.values().any(|p| p.hash != wanted) {
+            state.plan_out();
+            assert!((1..=budget).contains(&state.unready()), "{} of {budget} are down", state.unready());
+            state.run_all(None);
+            steps += 1;
+        }
+        assert_eq!(steps, 7usize.div_ceil(budget));
+    }
+}
+
+#[test]
+fn a_bad_rollout_stops_by_itself_and_a_better_one_replaces_it() {
+    let text =
+        |build: &str| zone(&format!("count = 7\nbuild = \"{build}\"\nupdate = {{ max_unavailable = 2 }}"));
+    let mut state = cluster(&text("1"), &["a"]);
+    state.plan_out();
+    state.run_all(None);
+    state.declare(&text("bad"));
+    let bad = spec_hash(&state.spec.processes[&"zone".parse().unwrap()]);
+    for _ in 0..10 {
+        state.plan_out();
+        state.run_all(Some(bad));
+        assert_eq!(state.unready(), 2);
+    }
+    assert_eq!(state.placements.values().filter(|p| p.hash == bad).count(), 2);
+    state.declare(&text("3"));
+    state.plan_out();
+    assert_eq!(
+        state.placements.values().filter(|p| p.hash == bad).count(),
+        0,
+        "what is down is free to change"
+    );
+    assert_eq!(state.unready(), 2);
+}
+
+#[test]
+fn what_an_operator_paused_costs_a_rollout_nothing() {
+    let text = |build: &str| zone(&format!("count = 3\nbuild = \"{build}\""));
+    let mut state = cluster(&text("1"), &["a"]);
+    state.plan_out();
+    state.run_all(None);
+    state.accept(Command::Pause { target: Target::Instance(id("zone.0")) });
+    state.directory.remove(&id("zone.0"));
+    state.declare(&text("2"));
+    let wanted = spec_hash(&state.spec.processes[&"zone".parse().unwrap()]);
+    state.plan_out();
+    let updated: Vec<String> =
+        state.placements.iter().filter(|(_, p)| p.hash == wanted).map(|(id, _)| id.to_string()).collect();
+    assert_eq!(updated, ["zone.0", "zone.1"]);
+}
+
+// ---- laws, on any cluster
+
+fn any_process() -> impl Strategy<Value = String> {
+    let population =
+        prop_oneof![(0..6u32).prop_map(|n| format!("count = {n}")), Just("per_host = true".to_owned())];
+    let rest = [
+        "",
+        "ports = { p7000 = \"udp\" }",
+        "placement = { labels = { region = \"eu\" } }",
+        "placement = { needs = { slots = 3 } }",
+        "placement = { needs = { slots = 7 }, strategy = \"pack\" }",
+        "placement = { max_per_host = 2 }",
+        "placement = { max_per_host = 1, strategy = \"pack\" }",
+    ];
+    (population, 0..rest.len()).prop_map(move |(population, which)| format!("{population}\n{}", rest[which]))
+}
+
+fn any_spec() -> impl Strategy<Value = String> {
+    proptest::collection::vec(any_process(), 1..4).prop_map(|all| {
+        let one = |(n, lines): (usize, &String)| format!("[process.p{n}]\ncommand = [\"/p\"]\n{lines}\n");
+        all.iter().enumerate().map(one).collect()
+    })
+}
+
+/// Name, labelled, slots, up, drained.
+type AnyHost = (u8, bool, u64, bool, bool);
+
+fn any_host() -> impl Strategy<Value = AnyHost> {
+    (0..4u8, any::<bool>(), 0..20u64, proptest::bool::weighted(0.8), proptest::bool::weighted(0.2))
+}
+
+fn take_host(state: &mut State, (name, labelled, slots, up, drained): AnyHost) {
+    let name = format!("h{name}");
+    if let Some(known) = state.hosts.get_mut(&host(&name)) {
+        known.up = true;
+    }
+    state.join_with(&name, |facts| {
+        facts.capacity.insert("slots".to_owned(), slots);
+        if labelled {
+            facts.labels.insert("region".to_owned(), "eu".to_owned());
+        }
+    });
+    let known = state.hosts.get_mut(&host(&name)).unwrap();
+    (known.up, known.drained) = (up, drained);
+}
+
+fn check(state: &State) {
+    let mut slots: BTreeMap<&HostName, u64> = BTreeMap::new();
+    let mut ports: BTreeMap<(&HostName, Protocol, u16), &InstanceId> = BTreeMap::new();
+    let mut own: BTreeMap<(&HostName, &ProcessName), u32> = BTreeMap::new();
+    for (id, placement) in &state.placements {
+        assert!(state.wants(id), "{id} is placed and not wanted");
+        let (host, process) = (&state.hosts[&placement.host], &state.spec.processes[&id.process]);
+        assert!(host.up && !host.drained, "{id} is on a host that is down or drained");
+        let labels = &process.placement.labels;
+        assert!(labels.iter().all(|(k, v)| host.facts.labels.get(k) == Some(v)), "{id} lacks a label");
+        *slots.entry(&placement.host).or_default() += process.placement.needs.get("slots").unwrap_or(&0);
+        *own.entry((&placement.host, &id.process)).or_default() += 1;
+        for port in process.ports.values() {
+            let Some(fixed) = port.fixed else { continue };
+            let other = ports.insert((&placement.host, port.protocol, fixed), id);
+            assert_eq!(other, None, "{id} shares port {fixed}");
+        }
+    }
+    for (host, used) in slots {
+        let needed = state.hosts[host].facts.capacity["slots"];
+        assert!(used <= needed, "{used} of {needed} on {host}");
+    }
+    for ((host, name), count) in own {
+        let max = state.spec.processes[name].placement.max_per_host;
+        assert!(max.is_none_or(|max| count <= max), "{count} of {name} on {host}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_laws_hold_through_any_history(
+        steps in proptest::collection::vec((any_spec(), proptest::collection::vec(any_host(), 0..4), any::<bool>()), 1..5)
+    ) {
+        let mut state = State::default();
+        for (text, hosts, redeclare) in steps {
+            if redeclare || state.revision == 0 {
+                state.declare(&text);
+            }
+            hosts.into_iter().for_each(|host| take_host(&mut state, host));
+            let before = state.placements.clone();
+            let planned = state.plan_out();
+            check(&state);
+            // Everybody is somewhere or it is said why not.
+            for (name, process) in &state.spec.processes {
+                for id in instances(&state, name, process) {
+                    prop_assert!(state.placements.contains_key(&id) != planned.unplaced.contains_key(&id), "{}", id);
+                }
+            }
+            // Who moved could not stay.
+            for (id, old) in &before {
+                let Some(now) = state.placements.get(id).filter(|now| now.host != old.host) else { continue };
+                let host = &state.hosts[&old.host];
+                let process = &state.spec.processes[&id.process];
+                let labels = process.placement.labels.iter().all(|(k, v)| host.facts.labels.get(k) == Some(v));
+                let bound = process.placement.max_per_host.is_some()
+                    || !process.placement.needs.is_empty()
+                    || process.ports.values().any(|port| port.fixed.is_some());
+                prop_assert!(!host.up || host.drained || !labels || bound, "{} moved from {} to {}", id, old.host, now.host);
+            }
+        }
+    }
+}
