@@ -3,54 +3,28 @@
 //! Owns a folder of its own, a games cgroup and everything that is started in them; all of it is gone when the
 //! value is dropped, also after a failure, which shows the logs of agent and keeper. Used by tests/death.rs
 //! and tests/bad_input.rs; neither uses all of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use bigbrother::http::view::{EventView, InstanceView, StatusView};
+use bigbrother::http::view::InstanceView;
 use bigbrother::keeper::cgroup::find_own;
-use bigbrother::keeper::process::stat;
-use serde_json::Value;
 use tempfile::TempDir;
 
-/// No wait of these tests takes longer, even on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "host/api.rs"]
+mod api;
+#[path = "host/surroundings.rs"]
+mod surroundings;
 
-/// Waits until something is there; panics with what was seen last.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let begun = Instant::now();
-    loop {
-        match look() {
-            Ok(found) => return found,
-            Err(seen) if begun.elapsed() > PATIENCE => panic!("{what}: not within {PATIENCE:?}; saw {seen}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
-}
-
-/// `Ok` when it holds, else what was seen.
-pub fn expect(holds: bool, seen: impl std::fmt::Debug) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(format!("{seen:?}")) }
-}
-
-pub fn alive(pid: i32) -> bool {
-    stat(pid).is_some_and(|s| s.alive())
-}
-
-pub fn signal(pid: i32, signal: i32) {
-    assert!(pid > 1, "{pid} is nobody to send a signal to");
-    // SAFETY: kill touches no memory. It fails only when the process is gone, which some tests race with.
-    unsafe { libc::kill(pid, signal) };
-}
+pub use surroundings::{Bystander, PATIENCE, SmallDisk, alive, expect, signal, until};
+use surroundings::{processes, words};
 
 /// With or without cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,74 +273,7 @@ impl Host {
         games
     }
 
-    // ---- the API
-
-    pub fn get(&self, path: &str) -> Result<Value, String> {
-        let (status, body) = self.ask("GET", path, "")?;
-        match status {
-            200 => serde_json::from_str(&body).map_err(|e| format!("{path}: {e}: {body}")),
-            _ => Err(format!("{path}: {status}: {body}")),
-        }
-    }
-
-    pub fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
-        let (status, answer) = self.ask("POST", path, &body.to_string())?;
-        match status {
-            200..300 => serde_json::from_str(&answer).map_err(|e| format!("{path}: {e}: {answer}")),
-            _ => Err(format!("{path}: {status}: {answer}")),
-        }
-    }
-
-    fn ask(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
-        let words = |e: std::io::Error| format!("{method} {path}: {e}");
-        let mut stream = UnixStream::connect(self.runtime.join("api.sock")).map_err(words)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(words)?;
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: alpha\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).map_err(words)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map_err(words)?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("no answer: {answer:?}"))?;
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
-        Ok((status, body.to_owned()))
-    }
-
-    pub fn status(&self) -> Result<StatusView, String> {
-        serde_json::from_value(self.get("/v1/status")?).map_err(|e| e.to_string())
-    }
-
-    pub fn ps(&self) -> Result<BTreeMap<String, InstanceView>, String> {
-        let views: Vec<InstanceView> =
-            serde_json::from_value(self.get("/v1/instances")?).map_err(|e| e.to_string())?;
-        Ok(views.into_iter().map(|view| (view.instance.to_string(), view)).collect())
-    }
-
-    pub fn view(&self, instance: &str) -> Result<InstanceView, String> {
-        self.ps()?.remove(instance).ok_or_else(|| format!("there is no {instance}"))
-    }
-
-    pub fn events(&self, instance: &str) -> Vec<EventView> {
-        let events = self.get(&format!("/v1/events?instance={instance}")).unwrap();
-        serde_json::from_value(events).unwrap()
-    }
-
-    /// The sum of all samples of a metric whose labels contain this text; "": of all.
-    pub fn metric(&self, name: &str, label: &str) -> Result<f64, String> {
-        let (status, text) = self.ask("GET", "/metrics", "")?;
-        let samples = text.lines().filter(|line| line.contains(label)).filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            if !rest.starts_with([' ', '{']) {
-                return None;
-            }
-            rest.rsplit(' ').next()?.parse::<f64>().ok()
-        });
-        let samples: Vec<f64> = samples.collect();
-        expect(status == 200 && !samples.is_empty(), format!("no {name}{{{label}}} in {text}"))?;
-        Ok(samples.iter().sum())
-    }
+    // ---- what is seen
 
     /// Waits until an instance is ready with a pid that it did not have before; gives the view.
     pub fn ready(&self, instance: &str) -> InstanceView {
@@ -470,68 +377,5 @@ impl Drop for Host {
         }
         self.clean();
         self.dir.take();
-    }
-}
-
-/// The words of a file of /proc/PID that separates them by zeros.
-fn words(pid: i32, file: &str) -> Option<Vec<String>> {
-    let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
-    Some(bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect())
-}
-
-/// Live processes whose words please.
-fn processes(file: &str, pleases: impl Fn(&[String]) -> bool) -> Vec<i32> {
-    let pids = fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| alive(*pid) && words(*pid, file).is_some_and(|words| pleases(&words))).collect()
-}
-
-/// A process that belongs to nobody here; killed when dropped.
-pub struct Bystander(Child);
-
-impl Bystander {
-    pub fn start() -> Bystander {
-        let mut command = Command::new("/bin/sleep");
-        Bystander(command.arg("600").stdin(Stdio::null()).spawn().unwrap())
-    }
-
-    pub fn pid(&self) -> i32 {
-        self.0.id() as i32
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A small file system in memory; unmounted when dropped.
-pub struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    pub fn mount(at: &Path, size: &str) -> SmallDisk {
-        use nix::mount::{MsFlags, mount};
-        fs::create_dir_all(at).unwrap();
-        let options = format!("size={size},mode=0755");
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
-        SmallDisk(at.to_owned())
-    }
-
-    /// Takes what is free; what is returned is the file to remove.
-    pub fn fill(&self) -> PathBuf {
-        let path = self.0.join("filler");
-        let mut file = File::create(&path).unwrap();
-        for size in [64 << 10, 1 << 10] {
-            while file.write_all(&vec![1; size]).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
     }
 }
