@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{KEEPER_BATCH, RECONNECT, Supervisor, boot_moment};
+use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor, boot_moment};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::probe::{ProbeError, ProbeResult};
 use crate::agent::replica::wall_ms;
@@ -46,13 +46,20 @@ impl Supervisor {
         }
         let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
         let running = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        if running && now < self.start_at {
+            // It has only just been started, and nothing goes on before it listens.
+            self.connect_at = now.after(STARTING);
+        }
         if running || now < self.start_at {
             return;
         }
         // A keeper that ends at once must not be started in a tight loop.
         self.start_at = now.after(Duration::from_millis(200));
         match start_keeper(program, &self.parts.runtime_dir, &self.parts.data_dir, cgroup.as_deref()) {
-            Ok(child) => self.child = Some(child),
+            Ok(child) => {
+                self.child = Some(child);
+                self.connect_at = now.after(STARTING);
+            }
             Err(error) => tracing::error!(%error, program = %program.display(), "cannot start a keeper"),
         }
     }
