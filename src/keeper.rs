@@ -51,6 +51,7 @@ pub mod instance;
 pub mod ledger;
 pub mod link;
 pub mod logs;
+pub mod memory;
 pub mod notify;
 pub mod poll;
 pub mod process;
@@ -72,6 +73,8 @@ const IDLE_NS: u64 = 5_000_000_000;
 /// A spawn whose exec has not come back.
 struct Pending {
     report: OwnedFd,
+    /// Our writing end of it, while the child shares our table of descriptors.
+    shared: Option<OwnedFd>,
     /// When it is taken for stuck; `None`: that was told.
     stuck_ns: Option<u64>,
 }

@@ -51,6 +51,8 @@ const STALL: Duration = Duration::from_millis(250);
 const KEEPER_BATCH: usize = 64;
 /// How often a keeper that is not there is looked for.
 const RECONNECT: Duration = Duration::from_millis(20);
+/// The same for a keeper that this agent has started.
+const STARTING: Duration = Duration::from_millis(2);
 
 /// What the loop is given.
 pub struct Parts {

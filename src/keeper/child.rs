@@ -25,6 +25,8 @@ pub enum Output {
 /// point at (except the two ledger words, which are shared on purpose).
 #[derive(Clone, Copy)]
 pub struct Plan<'a> {
+    /// It shares the keeper's table of descriptors, and keeps those below this number.
+    pub apart_from: Option<RawFd>,
     /// Whose child it has to be when it starts its program.
     pub keeper_pid: i32,
     /// See [`super::ledger::Slot::child_words`].
@@ -60,6 +62,9 @@ pub struct Plan<'a> {
 /// Where the report's descriptor is once the others are closed.
 const REPORT: RawFd = 3;
 
+/// In place of a step in a report: the child has its own table of descriptors.
+pub const APART: u32 = u32::MAX;
+
 /// Makes a system call and reports its failure as this step.
 macro_rules! call {
     ($plan:expr, $step:expr, $number:expr $(, $argument:expr)*) => {{
@@ -74,6 +79,9 @@ macro_rules! call {
 
 /// Becomes the program, or reports and exits.
 pub fn run(plan: &Plan<'_>) -> ! {
+    if let Some(end) = plan.apart_from {
+        take_own_table(plan, end);
+    }
     call!(plan, SpawnStep::Session, libc::SYS_setsid);
     for (resource, limit) in plan.rlimits {
         let none = std::ptr::null::<libc::rlimit64>();
@@ -94,6 +102,17 @@ pub fn run(plan: &Plan<'_>) -> ! {
     point(plan, Point::ChildBeforeExec);
     call!(plan, SpawnStep::Exec, libc::SYS_execve, plan.program, plan.args, plan.env);
     fail(plan.report, SpawnStep::Exec)
+}
+
+/// Until here the table is the keeper's as well, so nothing may have changed it.
+fn take_own_table(plan: &Plan<'_>, end: RawFd) {
+    // SAFETY: numbers only. It copies what lies below `end` and nothing else. Linux 5.9.
+    let apart = unsafe { libc::syscall(libc::SYS_close_range, end, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
+    if apart < 0 {
+        call!(plan, SpawnStep::Descriptors, libc::SYS_unshare, libc::CLONE_FILES);
+    }
+    let message = [APART, 0];
+    call!(plan, SpawnStep::Descriptors, libc::SYS_write, plan.report, message.as_ptr(), 8_usize);
 }
 
 /// Sets 0, 1, 2 and closes what is the keeper's: an exec that hangs must hold neither the agent's connection

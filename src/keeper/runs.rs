@@ -13,7 +13,7 @@ use super::ledger::{Phase, Record};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Outputs};
+use super::spawn::{self, Outputs, Report};
 use super::table::Run;
 use super::{Keeper, Pending, Repeat, logs};
 
@@ -59,7 +59,8 @@ impl Keeper {
                 if let Err(error) = watched {
                     tracing::error!(%error, run = %spawn.run, "cannot watch a spawn");
                 }
-                let pending = Pending { report: forked.report, stuck_ns: Some(spawned_ns + STUCK_NS) };
+                let (report, shared) = (forked.report, forked.shared);
+                let pending = Pending { report, shared, stuck_ns: Some(spawned_ns + STUCK_NS) };
                 self.pending.insert(spawn.run, pending);
             }
             Err((step, errno)) => {
@@ -165,19 +166,30 @@ impl Keeper {
 
     /// A child has reported, or executes its program.
     pub(super) fn on_report(&mut self, id: RunId) {
-        let Some(pending) = self.pending.get(&id) else { return };
-        match spawn::read_report(pending.report.as_fd()) {
-            Ok(None) => return,
-            Ok(Some(Some((step, errno)))) => self.table.exec_failed(id, step, errno),
-            Ok(Some(None)) | Err(_) => {
-                fault::pass(Point::BeforeSpawned);
-                if let Some(reply) = self.table.executing(id) {
-                    self.link.send(&reply);
+        while let Some(pending) = self.pending.get_mut(&id) {
+            match spawn::read_report(pending.report.as_fd()) {
+                Ok(Report::Nothing) => return,
+                Ok(Report::Apart) => {
+                    let shared = pending.shared.take();
+                    self.surroundings.give_back(shared);
+                    continue;
+                }
+                Ok(Report::Failed(step, errno)) => self.table.exec_failed(id, step, errno),
+                Ok(Report::Executes) | Err(_) => {
+                    fault::pass(Point::BeforeSpawned);
+                    if let Some(reply) = self.table.executing(id) {
+                        self.link.send(&reply);
+                    }
                 }
             }
+            self.forget_report(id);
         }
+    }
+
+    fn forget_report(&mut self, id: RunId) {
         // Closing the descriptor ends the watch.
-        self.pending.remove(&id);
+        let shared = self.pending.remove(&id).and_then(|pending| pending.shared);
+        self.surroundings.give_back(shared);
     }
 
     /// Tells of spawns whose exec does not come back.
@@ -229,9 +241,12 @@ impl Keeper {
 
     /// The main process of a run has ended.
     pub(super) fn main_ended(&mut self, id: RunId, end: End) {
-        // Its report comes first, or an exec that failed would look like a program that ended.
+        // Its report comes first, or an exec that failed would look like a program that ended. All that was
+        // written is there, so our own writing end must not hold up the end of file.
+        let shared = self.pending.get_mut(&id).and_then(|pending| pending.shared.take());
+        self.surroundings.give_back(shared);
         self.on_report(id);
-        self.pending.remove(&id);
+        self.forget_report(id);
         self.strangers.remove(&id);
         if !self.table.ended(id, end) {
             return;

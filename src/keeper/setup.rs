@@ -26,7 +26,7 @@ use super::process::{self, boottime_ns};
 use super::spawn::{self, Surroundings};
 use super::table::Table;
 use super::upgrade::Carried;
-use super::{Keeper, fault};
+use super::{Keeper, fault, memory};
 use crate::systemd::Systemd;
 
 /// How long a slow disk may hold up the keeper's own end.
@@ -100,6 +100,7 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     let signals = take_signals().map_err(kernel("signalfd"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(kernel("the subreaper flag"))?;
     let mut keeper = Keeper::new(options, signals, carried)?;
+    memory::give_back();
     keeper.serve().map_err(kernel("epoll"))?;
     keeper.link.end();
     keeper.tidy();

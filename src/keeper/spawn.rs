@@ -2,7 +2,9 @@
 //!
 //! Owns the preparation (every string and array is made before the fork) and the fork itself: clone3 with
 //! CLONE_INTO_CGROUP, so that the child is never outside its cgroup; where the kernel has none, a plain
-//! clone and a child that moves itself. Neither CLONE_VM nor CLONE_VFORK: an exec that hangs on a dead file
+//! clone and a child that moves itself. The child shares the keeper's table of descriptors until its first
+//! step, which keeps only the low ones: copying and closing the thousands of a full host took longer than all
+//! the rest. Neither CLONE_VM nor CLONE_VFORK: an exec that hangs on a dead file
 //! server holds nobody up. No pidfd is asked for: the keeper alone reaps its children, so a pid that it has
 //! not reaped cannot be another process. Called by the loop.
 
@@ -20,6 +22,8 @@ use super::fault;
 use super::protocol::{Spawn, SpawnStep};
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// Children that may share our table of descriptors at a time; further ones copy it.
+const LOW: usize = 64;
 
 /// Where the outputs of a spawn go, resolved.
 pub enum Outputs {
@@ -43,6 +47,10 @@ pub struct Surroundings {
     pub files: (u64, u64),
     /// The kernel can place a child in a cgroup.
     pub into_cgroup: bool,
+    /// Low descriptors, each for the writing end of a report: a child that shares our table keeps these.
+    low: Vec<OwnedFd>,
+    /// One more than the highest of them.
+    low_end: RawFd,
 }
 
 /// A spawn with everything resolved.
@@ -73,8 +81,22 @@ impl Strings {
 pub struct Forked {
     /// Its number.
     pub pid: i32,
-    /// End of file: it executes its program; else 8 bytes, step and errno.
+    /// See [`read_report`].
     pub report: OwnedFd,
+    /// Our copy of the writing end, to be given back once the child has a table of its own.
+    pub shared: Option<OwnedFd>,
+}
+
+/// What a child says.
+pub enum Report {
+    /// Nothing yet.
+    Nothing,
+    /// It has a table of descriptors of its own.
+    Apart,
+    /// It executes its program.
+    Executes,
+    /// It could not.
+    Failed(SpawnStep, i32),
 }
 
 /// Resolves a request. `cookie` is one more environment entry. A NUL byte in a string is EINVAL.
@@ -113,14 +135,20 @@ pub fn fork(
     cgroup: Option<&Cgroup>,
     around: &mut Surroundings,
 ) -> Result<Forked, (SpawnStep, i32)> {
-    let (report, report_child) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+    let (report, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|errno| (SpawnStep::Fork, errno as i32))?;
     let outputs = match &prepared.outputs {
         Outputs::Fifos(out, err) => [Output::Fifo(out.as_ptr()), Output::Fifo(err.as_ptr())],
         Outputs::Stream(fd) => [Output::Descriptor(fd.as_raw_fd()); 2],
         Outputs::Null => [Output::Descriptor(around.null.as_raw_fd()); 2],
     };
+    let shared = match prepared.outputs {
+        // The stream's number may be any.
+        Outputs::Stream(_) => None,
+        _ => around.lend(&writing),
+    };
     let mut plan = Plan {
+        apart_from: shared.is_some().then_some(around.low_end),
         keeper_pid: around.keeper_pid,
         ledger,
         cgroup_procs: None,
@@ -135,38 +163,49 @@ pub fn fork(
         program: prepared.program.as_ptr(),
         args: prepared.args.pointers.as_ptr(),
         env: prepared.env.pointers.as_ptr(),
-        report: report_child.as_raw_fd(),
+        report: shared.as_ref().unwrap_or(&writing).as_raw_fd(),
     };
-    let mut result = None;
+    let made = make_child(&mut plan, cgroup, around);
+    fault::passed_child_points();
+    match (made, plan.apart_from) {
+        (Ok(pid), Some(_)) => Ok(Forked { pid, report, shared }),
+        (made, _) => {
+            // No child has it: the end of file must not wait for us.
+            around.give_back(shared);
+            made.map(|pid| Forked { pid, report, shared: None })
+        }
+    }
+}
+
+/// Into the cgroup in one step where the kernel can; else the child moves itself, by a descriptor that only
+/// a whole copy of our table has.
+fn make_child(
+    plan: &mut Plan<'_>,
+    cgroup: Option<&Cgroup>,
+    around: &mut Surroundings,
+) -> Result<i32, (SpawnStep, i32)> {
     let mut procs = None;
     if let Some(cgroup) = cgroup {
         if around.into_cgroup {
-            match clone_into(cgroup.folder().as_raw_fd(), &plan) {
-                Err(libc::ENOSYS | libc::EINVAL | libc::E2BIG) => {
-                    around.into_cgroup = false;
-                }
-                Err(errno @ (libc::EAGAIN | libc::ENOMEM)) => {
-                    return Err((SpawnStep::Fork, errno));
-                }
+            match clone_into(cgroup.folder().as_raw_fd(), plan) {
+                Ok(pid) => return Ok(pid),
+                Err(libc::ENOSYS | libc::EINVAL | libc::E2BIG) => around.into_cgroup = false,
+                Err(errno @ (libc::EAGAIN | libc::ENOMEM)) => return Err((SpawnStep::Fork, errno)),
                 Err(errno) => return Err((SpawnStep::Cgroup, errno)),
-                Ok(pid) => result = Some(pid),
             }
         }
-        if result.is_none() {
-            let errno = |e: io::Error| (SpawnStep::Cgroup, e.raw_os_error().unwrap_or(libc::EIO));
-            plan.cgroup_procs = Some(procs.insert(cgroup.procs().map_err(errno)?).as_raw_fd());
-        }
+        let errno = |e: io::Error| (SpawnStep::Cgroup, e.raw_os_error().unwrap_or(libc::EIO));
+        plan.apart_from = None;
+        plan.cgroup_procs = Some(procs.insert(cgroup.procs().map_err(errno)?).as_raw_fd());
     }
-    let pid = match result {
-        Some(pid) => pid,
-        None => clone_plain(&plan).map_err(|errno| (SpawnStep::Fork, errno))?,
-    };
-    fault::passed_child_points();
-    Ok(Forked { pid, report })
+    clone_plain(plan).map_err(|errno| (SpawnStep::Fork, errno))
 }
 
 fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
     let mut args = clone_args(folder);
+    if plan.apart_from.is_some() {
+        args.flags |= libc::CLONE_FILES as u64;
+    }
     // SAFETY: a fork: the child gets a copy of our memory and runs `child::run`, which never returns and
     // makes raw system calls only.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
@@ -174,8 +213,9 @@ fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
 }
 
 fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
+    let table = if plan.apart_from.is_some() { libc::CLONE_FILES } else { 0 };
     // SAFETY: as in `clone_into`; flags SIGCHLD alone are fork(2).
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD | table, 0, 0, 0, 0) };
     forked(pid, plan)
 }
 
@@ -232,7 +272,11 @@ impl Surroundings {
         }
         // SAFETY: numbers only.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let low = (0..LOW).map(|_| null.try_clone()).collect::<io::Result<Vec<_>>>()?;
+        let low_end = 1 + low.iter().chain([&null]).map(AsRawFd::as_raw_fd).max().unwrap_or(0);
         Ok(Surroundings {
+            low,
+            low_end,
             null,
             keeper_pid: std::process::id() as i32,
             nice,
@@ -242,17 +286,43 @@ impl Surroundings {
     }
 }
 
-/// Reads what a child reported: `Ok(None)` not yet, `Ok(Some(None))` it executes, else step and errno.
-pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Option<Option<(SpawnStep, i32)>>> {
+impl Surroundings {
+    /// Puts a copy of this descriptor at a low number; `None`: all are lent.
+    fn lend(&mut self, fd: &OwnedFd) -> Option<OwnedFd> {
+        let mut low = self.low.pop()?;
+        match nix::unistd::dup3(fd, &mut low, OFlag::O_CLOEXEC) {
+            Ok(()) => Some(low),
+            Err(_) => {
+                self.low.push(low);
+                None
+            }
+        }
+    }
+
+    /// The child has a table of its own, or is dead: the number may be used again.
+    pub fn give_back(&mut self, low: Option<OwnedFd>) {
+        if let Some(mut low) = low
+            && nix::unistd::dup3(&self.null, &mut low, OFlag::O_CLOEXEC).is_ok()
+        {
+            self.low.push(low);
+        }
+    }
+}
+
+/// Reads what a child reports: 8 bytes, step and errno, or that it has a table of its own; at the end of
+/// file it executes its program.
+pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Report> {
     let mut bytes = [0_u8; 8];
     match nix::unistd::read(report, &mut bytes) {
         Ok(8) => {
             let [a, b, c, d, e, f, g, h] = bytes;
-            let step = super::ledger::step_of(u32::from_ne_bytes([a, b, c, d]));
-            Ok(Some(Some((step, i32::from_ne_bytes([e, f, g, h])))))
+            Ok(match u32::from_ne_bytes([a, b, c, d]) {
+                child::APART => Report::Apart,
+                step => Report::Failed(super::ledger::step_of(step), i32::from_ne_bytes([e, f, g, h])),
+            })
         }
-        Ok(_) => Ok(Some(None)),
-        Err(nix::errno::Errno::EAGAIN) => Ok(None),
+        Ok(_) => Ok(Report::Executes),
+        Err(nix::errno::Errno::EAGAIN) => Ok(Report::Nothing),
         Err(errno) => Err(errno.into()),
     }
 }

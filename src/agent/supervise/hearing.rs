@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{KEEPER_BATCH, RECONNECT, Supervisor, boot_moment};
+use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor, boot_moment};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::probe::{ProbeError, ProbeResult};
 use crate::agent::replica::wall_ms;
@@ -49,7 +49,13 @@ impl Supervisor {
         }
         let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
         match self.child.as_mut().map(Child::try_wait) {
-            Some(Ok(None)) => return,
+            Some(Ok(None)) => {
+                if now < self.start_at {
+                    // It has only just been started, and nothing goes on before it listens.
+                    self.connect_at = now.after(STARTING);
+                }
+                return;
+            }
             Some(Ok(Some(status))) => {
                 let log = self.parts.data_dir.join("keeper.log");
                 tracing::error!(%status, "the keeper has ended; {} says why", log.display());
@@ -63,7 +69,10 @@ impl Supervisor {
         // A keeper that ends at once must not be started in a tight loop.
         self.start_at = now.after(Duration::from_millis(200));
         match start_keeper(program, &self.parts.runtime_dir, &self.parts.data_dir, cgroup.as_deref()) {
-            Ok(child) => self.child = Some(child),
+            Ok(child) => {
+                self.child = Some(child);
+                self.connect_at = now.after(STARTING);
+            }
             Err(error) => tracing::error!(%error, program = %program.display(), "cannot start a keeper"),
         }
     }
