@@ -361,11 +361,14 @@ impl Host {
         if let Some(mut keeper) = self.keeper.take() {
             let _ = keeper.wait();
         }
-        if self.cgroup != "none" {
-            for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
+        // A cgroup is busy for a moment after its last process has died.
+        let games = PathBuf::from(&self.cgroup);
+        while self.cgroup != "none" && games.exists() && begun.elapsed() < PATIENCE {
+            for entry in fs::read_dir(&games).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(entry.path());
             }
-            let _ = fs::remove_dir(&self.cgroup);
+            let _ = fs::remove_dir(&games);
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
