@@ -52,11 +52,11 @@ impl State {
 
     /// Carries a plan out, and holds it to converge at once.
     fn plan_out(&mut self) -> Plan {
-        let before = plan(self);
+        let before = plan(self, &Liveness::default(), 0);
         for command in before.commands.clone() {
             self.accept(command);
         }
-        let again = plan(self);
+        let again = plan(self, &Liveness::default(), 0);
         assert_eq!(again.commands, [], "a plan of the planned state");
         // The words say what is in the way, and more may be by now.
         assert!(again.unplaced.keys().eq(before.unplaced.keys()), "{again:?} after {before:?}");
