@@ -1,6 +1,8 @@
 //! The rules of the source tree that no compiler checks: the cores are pure, files and functions are small,
 //! every module says what it is for.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 /// What a pure module lies under, below src/.
