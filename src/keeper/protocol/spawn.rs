@@ -108,7 +108,7 @@ pub enum SpawnStep {
 /// A failed spawn in words: what was being done, and why it failed.
 pub fn describe_failure(step: SpawnStep, errno: i32) -> String {
     let what = match step {
-        SpawnStep::Busy => return "another run of the instance is alive".to_owned(),
+        SpawnStep::Busy => return busy(errno).to_owned(),
         SpawnStep::Ledger => "writing the ledger",
         SpawnStep::Cgroup => "making the cgroup",
         SpawnStep::Limit => "setting a required limit",
@@ -126,5 +126,14 @@ pub fn describe_failure(step: SpawnStep, errno: i32) -> String {
     match errno {
         0 => format!("{what} failed"),
         _ => format!("{what}: {}", nix::errno::Errno::from_raw(errno).desc()),
+    }
+}
+
+fn busy(errno: i32) -> &'static str {
+    match errno {
+        libc::EEXIST => "the run number is in use",
+        libc::ETIME => "the fence deadline has passed",
+        libc::ESHUTDOWN => "the keeper is ending",
+        _ => "another run of the instance is alive",
     }
 }
