@@ -52,3 +52,6 @@ pub struct Now {
     /// A fresh random number, for jitter.
     pub chance: u32,
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,13 @@ mod rollout;
 
 use placement::Board;
 
+/// What a plan looks at besides the state: soft facts, which may be old or missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Liveness {
+    /// The players of runs that tell of them.
+    pub players: BTreeMap<InstanceId, u32>,
+}
+
 /// What the planner proposes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -22,31 +29,36 @@ pub struct Plan {
     pub commands: Vec<Command>,
     /// Instances that fit nowhere, and why.
     pub unplaced: BTreeMap<InstanceId, String>,
+    /// Updates wait for players to leave or a deadline to pass: plan again soon, although the state is the same.
+    pub waits: bool,
 }
 
-/// Plans the whole desired set.
-pub fn plan(state: &State) -> Plan {
+/// Plans the whole desired set; `now_ms` is milliseconds since 1970.
+pub fn plan(state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
     let mut board = Board::new(state);
     let mut changes = Vec::new();
     let mut unplaced = BTreeMap::new();
+    let mut waits = false;
     for instance in state.placements.keys().filter(|id| !state.wants(id)) {
         changes.push(PlaceChange::Remove { instance: instance.clone() });
-        board.forget(instance);
     }
     for (name, process) in &state.spec.processes {
         let hash = spec_hash(process);
-        let mut budget = rollout::budget(state, name, process, hash);
+        let mut budget = rollout::Budget::new(state, name, process, hash);
+        let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
         for instance in instances(state, name, process) {
-            match place(state, &board, &instance, process, hash, &mut budget) {
+            waits |= turn.waits(state, &instance, hash);
+            match place(state, &board, &instance, process, hash, &turn, &mut budget) {
                 Ok(None) => {}
                 Ok(Some(change)) => {
-                    board.note(&change);
+                    if let PlaceChange::Put { instance, host, .. } = &change {
+                        board.note(instance, host);
+                    }
                     changes.push(change);
                 }
                 Err(reason) => {
                     if state.placements.contains_key(&instance) {
                         changes.push(PlaceChange::Remove { instance: instance.clone() });
-                        board.forget(&instance);
                     }
                     unplaced.insert(instance, reason);
                 }
@@ -57,7 +69,7 @@ pub fn plan(state: &State) -> Plan {
         true => Vec::new(),
         false => vec![Command::Place { based_on: state.basis, changes }],
     };
-    Plan { commands, unplaced }
+    Plan { commands, unplaced, waits }
 }
 
 /// The wanted instances of a process, in order.
@@ -82,15 +94,16 @@ fn place(
     instance: &InstanceId,
     process: &Process,
     hash: SpecHash,
+    turn: &rollout::Turn<'_>,
     budget: &mut rollout::Budget,
 ) -> Result<Option<PlaceChange>, String> {
     let put = |host: &crate::spec::HostName, hash| {
         Some(PlaceChange::Put { instance: instance.clone(), host: host.clone(), hash })
     };
     if let Some(now) = state.placements.get(instance)
-        && board.may_stay(instance, process, &now.host)
+        && board.stays(instance, &now.host)
     {
-        let update = now.hash != hash && budget.take(instance);
+        let update = now.hash != hash && budget.take(instance, turn);
         return Ok(if update { put(&now.host, hash) } else { None });
     }
     let host = board.choose(instance, process)?;

@@ -33,6 +33,8 @@ pub struct State {
     pub basis: u64,
     /// The desired set.
     pub spec: Spec,
+    /// When a process was last changed so that its instances must be replaced, milliseconds since 1970.
+    pub changed_ms: BTreeMap<ProcessName, u64>,
     /// Counts that replace those of the spec.
     pub scales: BTreeMap<ProcessName, Scale>,
     /// What an operator has stopped.
@@ -143,3 +145,6 @@ pub struct Ended {
     /// The host will not start another run of the instance by itself: it is done.
     pub done: bool,
 }
+
+#[cfg(test)]
+mod tests;

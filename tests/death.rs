@@ -2,6 +2,9 @@
 //!
 //! The real program as agent and keeper, with small processes. Needs root (cgroups, mounts).
 
+// Helpers of tests, which clippy does not take for tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "death/host.rs"]
 mod host;
 

@@ -248,15 +248,8 @@ impl Host {
         self.connect()
     }
 
-    /// Connects to the keeper that runs now: an older one's socket may still lie there.
+    /// Connects as soon as it listens; until then an older one's socket may refuse.
     fn connect(&self) -> Agent {
-        until("the keeper listens", || {
-            let held = fs::File::open(self.runtime.join("keeper.lock")).map_err(|e| e.to_string())?;
-            match held.try_lock() {
-                Ok(()) => Err("nobody holds the lock".to_owned()),
-                Err(_) => Ok(()),
-            }
-        });
         Agent::connect(&self.runtime.join("keeper.sock"))
     }
 
@@ -544,7 +537,10 @@ fn a_runaway_dies_with_its_run() {
 fn a_followed_process_is_the_run() {
     on_both(|mut host| {
         let mut agent = host.greeted();
-        spawn(&agent, host.shell(1, "zone.1", "sh -c 'echo $$; sleep 0.3; exit 9' & sleep 0.1; exit 0"));
+        let waits =
+            |file: &str| format!("while ! [ -e {} ]; do sleep 0.02; done", host.logs.join(file).display());
+        let script = format!("sh -c 'echo $$; {}; exit 9' & {}; exit 0", waits("other"), waits("main"));
+        spawn(&agent, host.shell(1, "zone.1", &script));
         agent.spawned(1);
         let pid = until("the other process tells its pid", || {
             let log = host.log("zone.1", "stdout.log");
@@ -553,6 +549,12 @@ fn a_followed_process_is_the_run() {
         agent.send(&Request::Follow { run: RunId(1), pid: std::process::id() as i32 });
         agent.expect("a stranger is refused", |r| matches!(r, Reply::Refused { .. }).then_some(()));
         agent.send(&Request::Follow { run: RunId(1), pid });
+        agent.hello();
+        fs::write(host.logs.join("main"), "").unwrap();
+        let keeper = host.keeper_pid();
+        until_true("the first main process ends", || stat(pid).is_some_and(|s| s.parent == keeper));
+        assert_eq!(agent.hello().runs[0].stage, Stage::Running);
+        fs::write(host.logs.join("other"), "").unwrap();
         assert_eq!(agent.gone(1).0, End::Code(9));
     });
 }
@@ -582,7 +584,7 @@ fn ends_are_kept_until_acknowledged_and_strangers_are_turned_away() {
     )
     .unwrap();
     let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET)\n\
-                  s.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
+                  s.settimeout(20)\ns.connect(sys.argv[1])\nsys.exit(0 if s.recv(1)==b'' else 1)";
     fs::set_permissions(host.runtime.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o711))
         .unwrap();
     let mut stranger = Command::new("python3");
@@ -658,9 +660,18 @@ fn dies_at(mut host: Host, point: &str) {
         [] => assert_eq!((there.as_slice(), point), (&[] as &[i32], "after-acknowledge")),
         [RunRecord { stage: Stage::Gone { .. }, .. }] => {
             assert_eq!(there, [] as [i32; 0], "{point}: gone, and yet there");
+            if matches!(point, "before-gone" | "after-gone") {
+                let stage = listing.runs[0].stage;
+                assert_eq!(stage, Stage::Gone { end: KILLED, fenced: false }, "{point}: it was seen to end");
+            }
         }
         [RunRecord { stage: Stage::Running, pid, note, .. }] => {
-            assert!(there == [*pid] || (there.is_empty() && !alive(*pid)), "{point}: {there:?} {pid}");
+            // It may still be on its way into the exec, or out of the door.
+            until(&format!("{point}: one run or none"), || {
+                let there = processes_with(&seconds);
+                let right = there == [*pid] || (there.is_empty() && !alive(*pid));
+                if right { Ok(()) } else { Err(format!("{there:?}, main {pid}")) }
+            });
             assert_eq!(note, b"note");
             agent.send(&Request::Kill { run: RunId(1) });
             agent.gone(1);
@@ -670,6 +681,10 @@ fn dies_at(mut host: Host, point: &str) {
     // The instance is free, and what comes next is the only one.
     spawn(&agent, host.spawn_of(2, "zone.1", &["/bin/sleep", &seconds]));
     let pid = agent.spawned(2);
+    if point == "child-before-pid" {
+        // That child sleeps 0.3 s; if it went on then, it would show.
+        std::thread::sleep(Duration::from_millis(600));
+    }
     assert_eq!(processes_with(&seconds), [pid], "{point}");
 }
 
@@ -984,14 +999,24 @@ fn no_line_is_lost_when_the_keeper_is_killed() {
     assert_eq!(text.lines().count(), 60_000);
 }
 
+/// SIGSTOP, and wait until every thread stands.
+fn stop(pid: i32) {
+    // SAFETY: our own process.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    until_true("every thread stands", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let ids = threads.map(|t| t.file_name().to_str().unwrap().parse().unwrap());
+        ids.into_iter().all(|id| stat(id).is_none_or(|s| s.state == b'T'))
+    });
+}
+
 /// Bytes of all files of a stream.
-fn kept(folder: &Path, stream: &str) -> (u64, usize) {
+fn kept(folder: &Path, stream: &str) -> u64 {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    let sizes: Vec<u64> = files
+    files
         .filter(|e| e.file_name().to_str().unwrap().starts_with(stream))
         .filter_map(|e| Some(e.metadata().ok()?.len()))
-        .collect();
-    (sizes.iter().sum(), sizes.len())
+        .sum()
 }
 
 #[test]
@@ -1017,10 +1042,14 @@ fn a_flood_keeps_to_its_bound_and_leaves_room_for_others() {
         agent.gone(asked);
         host.log_has("quiet.1", &format!("line {asked}\n"));
         asked += 1;
+        // Held still while it is measured: a rename in between would count a file twice.
+        stop(host.keeper_pid());
         for run in [1, 2] {
-            let (bytes, _) = kept(&host.logs.join(format!("flood.{run}")), "stdout.log");
+            let bytes = kept(&host.logs.join(format!("flood.{run}")), "stdout.log");
             assert!(bytes <= size * u64::from(files) + 64 * 1024, "flood.{run} keeps {bytes} bytes");
         }
+        // SAFETY: our own keeper.
+        unsafe { libc::kill(host.keeper_pid(), libc::SIGCONT) };
         let sum = |r: &Reply| if let Reply::LogBytes { kept, .. } = r { *kept } else { 0 };
         total = agent.seen.iter().map(sum).sum::<u64>();
     }
@@ -1028,8 +1057,6 @@ fn a_flood_keeps_to_its_bound_and_leaves_room_for_others() {
         agent.send(&Request::Kill { run: RunId(run) });
         agent.gone(run);
     }
-    let (_, count) = kept(&host.logs.join("flood.1"), "stdout.log");
-    assert_eq!(count, 3);
     // Lines are whole, in every file.
     for name in ["stdout.log.1", "stdout.log.2"] {
         let text = host.log("flood.1", name);
@@ -1125,7 +1152,7 @@ fn a_full_tmpfs_refuses_spawns_and_harms_no_run() {
 fn a_keeper_that_is_told_to_end_leaves_the_runs_and_one_that_is_shut_down_does_not() {
     on_both(|mut host| {
         let mut agent = host.greeted();
-        spawn(&agent, host.spawn_of(1, "zone.1", &["/bin/sleep", "1000"]));
+        spawn(&agent, host.shell(1, "zone.1", "head -c 60000 /dev/zero; exec sleep 1000"));
         let pid = agent.spawned(1);
         // SAFETY: our own keeper.
         unsafe { libc::kill(host.keeper_pid(), libc::SIGTERM) };
@@ -1137,7 +1164,28 @@ fn a_keeper_that_is_told_to_end_leaves_the_runs_and_one_that_is_shut_down_does_n
         agent.gone(1);
         assert!(host.keeper_ends().success());
         assert!(!alive(pid));
+        assert!(!host.cgroup.exists(), "it leaves no cgroup");
+        assert_eq!(fs::read_dir(host.runtime.join("fifo")).unwrap().count(), 0);
     });
+}
+
+#[test]
+fn a_shutdown_keeps_the_last_words() {
+    let mut host = Host::new(true);
+    let agent = host.greeted();
+    let done = |run: u64| host.logs.join(format!("done{run}"));
+    for run in 1..=20 {
+        let script = format!("seq 1 5000; > {}; exec sleep 1000", done(run).display());
+        spawn(&agent, host.shell(run, &format!("zone.{run}"), &script));
+    }
+    // 24 kB fit a pipe: each has written all, wherever it is by now.
+    until_true("all have written", || (1..=20).all(|run| done(run).exists()));
+    agent.send(&Request::Shutdown);
+    assert!(host.keeper_ends().success());
+    for run in 1..=20 {
+        let text = host.log(&format!("zone.{run}"), "stdout.log");
+        assert!(text.ends_with("5000\n") && text.lines().count() == 5000, "zone.{run}: {} bytes", text.len());
+    }
 }
 
 #[test]
@@ -1188,7 +1236,7 @@ fn three_hundred_instances_start_die_and_start_again() {
 fn a_keeper_whose_own_cgroup_was_once_killed_spawns_all_the_same() {
     let mut host = Host::new(true);
     // Linux (seen on 6.18) kills what is then cloned into another cgroup.
-    let own = host.cgroup.with_extension("own");
+    let own = PathBuf::from(format!("{}-own", host.cgroup.display()));
     fs::create_dir(&own).unwrap();
     fs::write(own.join("cgroup.kill"), "1").unwrap();
     let mut command = Command::new("/bin/sh");

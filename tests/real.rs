@@ -6,5 +6,27 @@ mod agent;
 
 #[path = "real/games.rs"]
 mod games;
+#[path = "real/launch.rs"]
+mod launch;
+#[path = "real/lifecycle.rs"]
+mod lifecycle;
 #[path = "real/notify.rs"]
 mod notify;
+#[path = "real/update.rs"]
+mod update;
+
+/// `command = [...]` of a zone server that needs nothing but the binary. It can speak the process API.
+fn zone(more: &[&str]) -> String {
+    let program = env!("CARGO_BIN_EXE_bigbrother");
+    let base = [program, "demo-zone", "--port", "{port.game}", "--name", "{instance}"];
+    let words: Vec<String> = base.iter().chain(more).map(|word| format!("{word:?}")).collect();
+    format!("command = [{}]\nports = {{ game = \"udp\" }}\n", words.join(", "))
+}
+
+/// `command = [...]` of a Python program.
+fn python(script: &str) -> String {
+    agent::require("/usr/bin/python3", "python3");
+    // A command is a template.
+    let script = script.replace('{', "{{").replace('}', "}}");
+    format!("command = [\"/usr/bin/python3\", \"-u\", \"-c\", '''{script}''']\n")
+}

@@ -4,34 +4,60 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::handle::{AskError, Handle};
-use crate::plan::plan;
+use super::replica::wall_ms;
+use crate::plan::{Liveness, plan};
 use crate::spec::InstanceId;
 use crate::state::Rejected;
 
 /// Instances that fit nowhere, and why.
 pub type Unplaced = Arc<BTreeMap<InstanceId, String>>;
 
+/// How often it is looked whether an update that waits for players may go on.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Plans until nothing is left to do, then again whenever the state's basis moves.
-pub async fn run(handle: Handle, unplaced: watch::Sender<Unplaced>) {
+pub async fn run(
+    handle: Handle,
+    liveness: watch::Receiver<Arc<Liveness>>,
+    unplaced: watch::Sender<Unplaced>,
+) {
     let mut states = handle.state.clone();
     loop {
-        let basis = settle(&handle, &unplaced).await;
-        let moved = states.wait_for(|state| state.basis != basis).await;
-        if moved.is_err() {
-            return;
+        let Settled { basis, waits } = settle(&handle, &liveness, &unplaced).await;
+        let moved = states.wait_for(|state| state.basis != basis);
+        tokio::select! {
+            moved = moved => if moved.is_err() {
+                return;
+            },
+            () = tokio::time::sleep(PATIENCE), if waits => {}
         }
     }
 }
 
-/// Plans until a plan is empty; gives the basis of that plan.
-pub async fn settle(handle: &Handle, unplaced: &watch::Sender<Unplaced>) -> u64 {
+/// What an empty plan was made of.
+pub struct Settled {
+    /// The state's basis.
+    basis: u64,
+    /// See [`crate::plan::Plan::waits`].
+    waits: bool,
+}
+
+/// Plans until a plan is empty.
+pub async fn settle(
+    handle: &Handle,
+    liveness: &watch::Receiver<Arc<Liveness>>,
+    unplaced: &watch::Sender<Unplaced>,
+) -> Settled {
     loop {
         let state = handle.state.borrow().clone();
-        let plan = plan(&state);
+        let soft = liveness.borrow().clone();
+        let plan = plan(&state, &soft, wall_ms());
+        let settled = Settled { basis: state.basis, waits: plan.waits };
         unplaced.send_if_modified(|held| {
             let changed = **held != plan.unplaced;
             if changed {
@@ -40,19 +66,19 @@ pub async fn settle(handle: &Handle, unplaced: &watch::Sender<Unplaced>) -> u64 
             changed
         });
         if plan.commands.is_empty() {
-            return state.basis;
+            return settled;
         }
         for command in plan.commands {
             match handle.propose(command).await {
                 Ok(_) | Err(AskError::Rejected(Rejected::StalePlan { .. })) => {}
-                Err(AskError::Stopping) => return state.basis,
+                Err(AskError::Stopping) => return settled,
                 Err(error) => tracing::warn!(%error, "a plan was refused"),
             }
         }
         // The reply may overtake the new state on the watch.
         let mut states = handle.state.clone();
         if states.wait_for(|now| now.basis != state.basis).await.is_err() {
-            return state.basis;
+            return settled;
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Owns the [`State`]. It stands where Raft will stand, and has its shape: proposals are applied in order,
 //! the newest state goes out through a `watch`, and a reply is sent only when the change is on disk.
-//! Events of runs are not made durable: after a restart the host's inventory brings them back.
+//! Events of runs are not made durable: after a restart the host's inventory brings them back. The end of
+//! a launched instance that is done is, since nothing else would say so.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,7 +14,7 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::Proposal;
-use crate::state::{Command, Envelope, Rejected, Response, State};
+use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
 
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBst";
@@ -78,7 +79,7 @@ impl Replica {
             let mut durable = false;
             let mut answers = Vec::new();
             for Proposal { command, reply } in batch.drain(..) {
-                durable |= !matches!(command, Command::Events { .. } | Command::Inventory { .. });
+                durable |= is_durable(&command);
                 let envelope = Envelope { stamp_ms: wall_ms(), command };
                 answers.push((reply, Arc::make_mut(&mut self.state).apply(&envelope)));
             }
@@ -100,7 +101,19 @@ impl Replica {
     }
 }
 
-fn answer(answers: Vec<(oneshot::Sender<Result<Response, Rejected>>, Result<Response, Rejected>)>) {
+/// An inventory brings back what runs, but not that a launched instance is done: it would run again.
+fn is_durable(command: &Command) -> bool {
+    let done = |event: &Event| matches!(event.kind, EventKind::Stopped(Ended { done: true, .. }));
+    match command {
+        Command::Events { events, .. } => events.iter().any(done),
+        Command::Inventory { .. } => false,
+        _ => true,
+    }
+}
+
+type Answer = Result<Response, Rejected>;
+
+fn answer(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
     for (reply, result) in answers {
         // A proposer that went away has no use for the answer.
         let _ = reply.send(result);
@@ -160,6 +173,18 @@ mod tests {
         let (_, proposals) = mpsc::channel(8);
         let (_, states) = Replica::open(dir.path(), proposals).unwrap();
         assert!(states.borrow().paused.all);
+    }
+
+    #[test]
+    fn that_an_instance_is_done_is_kept_and_that_it_restarts_is_not() {
+        let stopped = |done| {
+            let kind = EventKind::Stopped(Ended { end: crate::keeper::protocol::End::Code(0), done });
+            let run = crate::keeper::protocol::RunId(1);
+            let events = vec![Event { instance: "dungeon.1".parse().unwrap(), run, kind }];
+            Command::Events { host: "alpha".parse().unwrap(), incarnation: 1, first_seq: 1, events }
+        };
+        assert!(is_durable(&stopped(true)));
+        assert!(!is_durable(&stopped(false)));
     }
 
     #[test]

@@ -117,15 +117,7 @@ impl Resolver {
     pub fn spawn(&mut self, order: Order<'_>) -> Result<Spawn, ResolveError> {
         let process = &order.want.process;
         let command = self.command(&order, &process.command, "command")?;
-        let logs = match &process.logs {
-            Logs::Files { size, files } => LogTarget::Files {
-                folder: self.logs().join(order.instance.to_string()).to_string_lossy().into_owned(),
-                size: *size,
-                files: *files,
-            },
-            Logs::Journald => LogTarget::Journald,
-            Logs::Null => LogTarget::Null,
-        };
+        let logs = self.log_target(order.instance, &process.logs);
         Ok(Spawn {
             run: order.run,
             instance: order.instance.clone(),
@@ -203,6 +195,19 @@ impl Resolver {
             address: &self.settings.address,
             data,
             args: order.want.args.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        }
+    }
+
+    /// Where the output of an instance goes.
+    pub fn log_target(&self, instance: &InstanceId, logs: &Logs) -> LogTarget {
+        match logs {
+            Logs::Files { size, files } => LogTarget::Files {
+                folder: self.logs().join(instance.to_string()).to_string_lossy().into_owned(),
+                size: *size,
+                files: *files,
+            },
+            Logs::Journald => LogTarget::Journald,
+            Logs::Null => LogTarget::Null,
         }
     }
 

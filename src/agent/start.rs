@@ -28,6 +28,7 @@ use crate::config::{Config, HostSettings};
 use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
+use crate::plan::Liveness;
 use crate::state::HostFacts;
 use crate::systemd::Systemd;
 
@@ -120,6 +121,7 @@ struct Tasks {
     launches: mpsc::Receiver<super::supervise::LaunchOrder>,
     launched: mpsc::Sender<super::supervise::LaunchDone>,
     unplaced: watch::Sender<planner::Unplaced>,
+    liveness: watch::Receiver<Arc<Liveness>>,
 }
 
 async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
@@ -127,7 +129,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, reports, reload, launches, launched, unplaced } = tasks;
+    let Tasks { replica, writer, reports, reload, launches, launched, unplaced, liveness } = tasks;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -143,11 +145,11 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     };
     let reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
     reload.begin(&config).await?;
-    planner::settle(&handle, &unplaced).await;
+    planner::settle(&handle, &liveness, &unplaced).await;
     // The loop that waits behind the gate ends only with the agent.
     let _ = open_gate.send(());
     tokio::spawn(reporter.run(reports));
-    tokio::spawn(planner::run(handle.clone(), unplaced));
+    tokio::spawn(planner::run(handle.clone(), liveness, unplaced));
     tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
     let (hang_up, hung_up) = mpsc::channel(1);
     tokio::spawn(reload.run(cgroups, hung_up));
@@ -195,6 +197,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (launches, to_launch) = mpsc::channel(256);
     let (launched, done) = mpsc::channel(256);
     let (unplaced, unplaced_seen) = watch::channel(planner::Unplaced::default());
+    let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
     let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
     let (replica, state) = Replica::open(&host.data_dir, proposed)?;
@@ -219,7 +222,16 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         reports: reports.clone(),
         requests: to_reload,
     };
-    let tasks = Tasks { replica, writer, reports: reported, reload, launches: to_launch, launched, unplaced };
+    let tasks = Tasks {
+        replica,
+        writer,
+        reports: reported,
+        reload,
+        launches: to_launch,
+        launched,
+        unplaced,
+        liveness,
+    };
     // The last three are replaced by the caller.
     let (_, gate) = oneshot::channel();
     let (_, shutdown) = watch::channel(false);
@@ -235,6 +247,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         reports,
         states: state,
         unplaced: unplaced_seen,
+        liveness: liveness_told,
         drift: drift_seen,
         requests: asked,
         reloads,

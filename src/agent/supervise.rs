@@ -1,8 +1,8 @@
 //! The supervision loop: the one place where this host's instances are watched and acted upon.
 //!
 //! Owns the host core, the keeper link, the process sockets, the prober, the book of ports and the
-//! chronicle; runs on a thread of its own. It turns what it hears into happenings ([`hearing`]), carries
-//! out the actions that follow ([`effects`]) and answers questions ([`answers`]). What is to be done is
+//! chronicle; runs on a thread of its own. It turns what it hears into happenings (`hearing`), carries
+//! out the actions that follow (`effects`) and answers questions (`answers`). What is to be done is
 //! decided in [`crate::host`], never here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,7 @@ use crate::host::{Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
+use crate::plan::Liveness;
 use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
 use crate::spec::{HostName, InstanceId};
 use crate::state::State;
@@ -77,6 +78,8 @@ pub struct Parts {
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
     pub unplaced: watch::Receiver<Unplaced>,
+    /// Soft facts for the planner.
+    pub liveness: watch::Sender<Arc<Liveness>>,
     /// The difference between file and cluster, if any.
     pub drift: watch::Receiver<Option<String>>,
     /// Questions of the API.
@@ -266,6 +269,7 @@ impl Supervisor {
                 self.systemd.tell("WATCHDOG=1");
             }
             self.count_socket_faults();
+            self.tell_planner();
             self.repeat_lost_reports();
         }
         if !self.met {
@@ -311,6 +315,22 @@ impl Supervisor {
         if self.parts.reports.try_send(report).is_err() {
             self.reports_lost = true;
         }
+    }
+
+    /// How many players there are where; told when it has changed.
+    fn tell_planner(&self) {
+        let told = self.host.instances().filter_map(|instance| {
+            let players = instance.status.get("players")?.as_u64()?;
+            Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
+        });
+        let liveness = Liveness { players: told.collect() };
+        self.parts.liveness.send_if_modified(|held| {
+            let changed = **held != liveness;
+            if changed {
+                *held = Arc::new(liveness);
+            }
+            changed
+        });
     }
 
     /// An inventory makes good what the full queue did not take.

@@ -14,6 +14,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render::{counted, span};
 use super::wait::{self, Goal, Instances, OutcomeView};
+use crate::http::view::DoneView;
 use crate::spec::{InstanceId, InvalidName, ProcessName};
 use crate::state::Target;
 
@@ -268,15 +269,9 @@ pub async fn launch(args: LaunchArgs, api: &Api, out: &Output) -> Result<Exit, F
 
 /// `reload`
 pub async fn reload(api: &Api, out: &Output) -> Result<Exit, Failure> {
-    let answer = api.post_json("/v1/reload", &json!({})).await?;
-    let message = match serde_json::from_slice::<ReloadedView>(&answer) {
-        Ok(view) => view.message,
-        // Plain text is as good.
-        Err(_) => String::from_utf8_lossy(&answer).trim().to_owned(),
-    };
-    out.answer(&ReloadedView { message: message.clone() }, |_| {
-        if message.is_empty() { "the file was read again".to_owned() } else { message }
-    })?;
+    let done: DoneView = api.post("/v1/reload", &json!({})).await?;
+    let view = ReloadedView { message: done.detail };
+    out.answer(&view, |_| view.message.clone())?;
     Ok(Exit::Ok)
 }
 

@@ -42,7 +42,7 @@ pub enum Action {
         /// Which run.
         run: RunId,
     },
-    /// Put a question to the run; [`super::fleet::Happening::Probed`] brings the answer.
+    /// Put a question to the run; [`super::Happening::Probed`] brings the answer.
     Probe {
         /// Which instance.
         instance: InstanceId,
@@ -78,6 +78,13 @@ pub enum Action {
     },
     /// The cgroup limits of the spec have changed: they are to hold for the living run.
     Limit {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
+    },
+    /// The bounds of the log files have changed.
+    Logs {
         /// Which instance.
         instance: InstanceId,
         /// Which run.

@@ -10,7 +10,7 @@ use super::lifecycle::Step;
 use super::{Action, Cause, Instance, Measure, Moment, Phase, Story};
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::ReadyMode;
-use crate::state::EventKind;
+use crate::state::{Ended, EventKind};
 
 /// For an adopted run whose process is not known here any more.
 const UNKNOWN_READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,7 +42,7 @@ impl Instance {
             early: false,
             ready: None,
             ready_ms: None,
-            watch: Watch::new(&want.process.heartbeat),
+            watch: Watch::default(),
             native: false,
             unarmed_told: false,
             announced: None,
@@ -121,7 +121,14 @@ impl Instance {
             Phase::Stopping { cause: Some(cause), .. } => cause,
             _ => Cause::Spawn,
         };
-        self.after_end(cause, End::Unknown, Some(why), cx);
+        let end = End::Unknown;
+        // The directory never heard of this run, but of the launch that it was for.
+        if self.after_end(cause, end, Some(why), cx) {
+            self.tell_directory(run, EventKind::Stopped(Ended { end, done: true }), cx);
+        }
+        if self.want.is_none() {
+            self.retire(cx);
+        }
     }
 
     /// A run of the keeper's table is taken over: one that this agent has not ordered itself.

@@ -95,7 +95,7 @@ impl Instance {
         self.unready(cx);
         // The keeper is ending what is left of the run.
         self.phase = Phase::Stopping { cause, until: None };
-        self.reason = Some("its main process has ended, others are being killed".to_owned());
+        self.reason.get_or_insert_with(|| "its main process has ended, others are being killed".to_owned());
     }
 
     pub(super) fn gone(&mut self, end: End, fenced: bool, cx: &mut Step<'_>) {
@@ -131,6 +131,7 @@ impl Instance {
         cx: &mut Step<'_>,
     ) -> bool {
         let run = self.run.take();
+        self.last_run = run.as_ref().map(|run| run.id).max(self.last_run);
         let ready = run.as_ref().and_then(|run| run.ready);
         let healthy_for = ready.map_or(Duration::ZERO, |ready| cx.now.at.since(ready));
         self.last_exit = Some(LastExit { cause, end, at_ms: cx.now.wall_ms, detail: detail.clone() });
@@ -138,8 +139,9 @@ impl Instance {
         self.reason = None;
         self.ended = Some((cx.now.at, cause));
         let Some(want) = self.want.clone() else {
+            // It may be wanted on another host now.
             self.phase = Phase::Stopped;
-            return true;
+            return false;
         };
         if want.paused {
             self.rest(cx);

@@ -10,7 +10,7 @@ use super::instance::{Note, Ports, Run};
 use super::lifecycle::{Happening, Step};
 use super::{Action, Instance, Moment, Now, Phase, Want, hang::Watch};
 use crate::keeper::protocol::{RunId, Stage};
-use crate::spec::{Heartbeat, HeartbeatMode, InstanceId, OnHang};
+use crate::spec::InstanceId;
 use crate::state::RunFact;
 
 /// A run in the keeper's table, with what the agent has found out about it.
@@ -75,7 +75,8 @@ impl Host {
         let known: Vec<InstanceId> = self.instances.keys().cloned().collect();
         for id in known {
             let want = wants.remove(&id);
-            if self.instances.get(&id).is_some_and(|instance| instance.want != want || want.is_none()) {
+            let news = |i: &Instance| i.want != want || want.is_none() || i.unheeded;
+            if self.instances.get(&id).is_some_and(news) {
                 self.step(&id, Happening::Wanted(want), now, &mut out);
             }
         }
@@ -145,14 +146,18 @@ impl Host {
     pub fn meet(&mut self, table: Vec<Found>, wants: &BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
-        for found in table {
-            self.last_run = self.last_run.max(found.run.0);
+        // Before a run that is ordered below, which cannot be listed.
+        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
+        // First of all, since what follows the end of one run may be another run of a new number.
+        self.last_run = listed.last().map_or(self.last_run, |run| self.last_run.max(run.0));
+        // The living first: the end of an older run of theirs must not start another.
+        let (over, living): (Vec<Found>, Vec<Found>) = table.into_iter().partition(over);
+        for found in living.into_iter().chain(over) {
             match self.runs.get(&found.run) {
                 Some(_) => self.meet_known(&found, now, &mut out),
                 None => self.meet_unknown(found, wants, now, &mut out),
             }
         }
-        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
         for run in lost {
             let end = crate::keeper::protocol::End::Unknown;
             out.extend(self.on_run(run, Happening::Gone { end, fenced: false }, now));
@@ -175,6 +180,11 @@ impl Host {
         if self.instance_of(found.run).is_some_and(killed) {
             out.push(Action::Kill { run: found.run });
         }
+        // So may a note; a new agent would then wait for a sign that was given long ago.
+        let Some(instance) = self.instance_of(found.run) else { return };
+        if instance.note() != found.note {
+            out.push(Action::Remember { instance: instance.id.clone(), run: found.run });
+        }
     }
 
     fn meet_unknown(
@@ -184,10 +194,13 @@ impl Host {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let over = matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. });
-        let taken = self.instances.get(&found.instance).is_some_and(|instance| instance.run.is_some());
+        let over = over(&found);
+        let held = self.instances.get(&found.instance);
+        let taken = held.is_some_and(|instance| instance.run.is_some());
+        // Listed again because the acknowledgement was lost.
+        let counted = held.is_some_and(|instance| instance.last_run >= Some(found.run));
         let want = wants.get(&found.instance);
-        if taken || (over && want.is_none()) {
+        if taken || (over && (counted || want.is_none())) {
             // The keeper holds one living run an instance, so an unknown second one is over or must go.
             let run = found.run;
             out.push(if over { Action::Acknowledge { run } } else { Action::Kill { run } });
@@ -196,12 +209,10 @@ impl Host {
         let id = found.instance.clone();
         let instance = self.instances.entry(id.clone()).or_insert_with(|| Instance::new(id.clone()));
         instance.process = want.map(|want| want.process.clone());
-        if over {
-            // What follows its end is decided now, so it must be known what is wanted.
-            instance.want = want.cloned();
-        }
-        let heartbeat = instance.process.as_ref().map(|process| &process.heartbeat);
-        let run = adopted(&found, heartbeat, now);
+        // What follows its end, now or before the next `desire`, depends on what is wanted.
+        instance.want = want.cloned();
+        instance.unheeded = true;
+        let run = adopted(&found, now);
         self.runs.insert(found.run, id.clone());
         instance.adopt(run, !over, &mut Step { now, last_run: &mut self.last_run, out });
         if let Some(happening) = stage(&found) {
@@ -263,6 +274,10 @@ impl Host {
     }
 }
 
+fn over(found: &Found) -> bool {
+    matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. })
+}
+
 fn stage(found: &Found) -> Option<Happening> {
     match found.stage {
         Stage::Spawning | Stage::Running => None,
@@ -274,18 +289,11 @@ fn stage(found: &Found) -> Option<Happening> {
     }
 }
 
-fn adopted(found: &Found, heartbeat: Option<&Heartbeat>, now: Now) -> Run {
-    let unknown = Heartbeat {
-        mode: HeartbeatMode::None,
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_secs(5),
-        on_hang: OnHang::Kill,
-        abort_timeout: Duration::from_secs(10),
-    };
-    let mut watch = Watch::new(heartbeat.unwrap_or(&unknown));
+fn adopted(found: &Found, now: Now) -> Run {
+    let mut watch = Watch::default();
     let note = found.note.clone();
     if let Some(note) = &note {
-        watch.timeout = Duration::from_millis(note.timeout_ms);
+        watch.own_timeout = note.own_timeout_ms.map(Duration::from_millis);
         watch.last = note.armed.then_some(now.at);
     }
     let ready = note.as_ref().is_some_and(|note| note.ready);

@@ -28,18 +28,19 @@ pub enum Answer {
 }
 
 /// The heartbeat of one run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watch {
-    /// Silence for this long is a hang; a process may change its own (`WATCHDOG_USEC`).
-    pub timeout: Duration,
+    /// Silence for this long is a hang, by the process's own word (`WATCHDOG_USEC`; zero: never). `None`:
+    /// as the spec says.
+    pub own_timeout: Option<Duration>,
     /// When it was last heard of; `None`: never.
     pub last: Option<Moment>,
     /// No judgement before this moment (EXTEND_TIMEOUT_USEC, a stall of the agent).
     grace: Moment,
     /// The question under way.
     asked: Option<Asked>,
-    /// Names the next question.
-    next_question: u64,
+    /// How many were put; names them.
+    questions: u64,
     /// When the next question is due.
     ask_at: Option<Moment>,
     /// What the last failed question said.
@@ -65,19 +66,6 @@ pub struct Question {
 }
 
 impl Watch {
-    /// The watch of a run that was just spawned.
-    pub fn new(heartbeat: &Heartbeat) -> Self {
-        Watch {
-            timeout: heartbeat.timeout,
-            last: None,
-            grace: Moment(0),
-            asked: None,
-            next_question: 1,
-            ask_at: None,
-            complaint: None,
-        }
-    }
-
     /// The run was heard of. Gives how late that was: the time beyond the declared interval.
     pub fn beat(&mut self, now: Moment, interval: Duration) -> Option<Duration> {
         let gap = self.last.map(|last| now.since(last));
@@ -89,9 +77,10 @@ impl Watch {
     /// The moment at which a ready run counts as hung; `None`: it is not watched, or has never beaten
     /// (READY alone arms nothing).
     pub fn deadline(&self, heartbeat: &Heartbeat) -> Option<Moment> {
-        match heartbeat.mode {
-            HeartbeatMode::None => None,
-            _ => Some(self.last?.after(self.timeout).max(self.grace)),
+        let own = self.own_timeout.filter(|_| !matches!(heartbeat.mode, HeartbeatMode::Probe(_)));
+        match (&heartbeat.mode, own) {
+            (HeartbeatMode::None, _) | (_, Some(Duration::ZERO)) => None,
+            _ => Some(self.last?.after(own.unwrap_or(heartbeat.timeout)).max(self.grace)),
         }
     }
 
@@ -103,6 +92,16 @@ impl Watch {
     /// The agent itself stood still: what it could not hear is no silence.
     pub fn stalled(&mut self, by: Duration) {
         self.last = self.last.map(|last| last.after(by));
+        self.grace = self.grace.after(by);
+    }
+
+    /// The spec has changed in a living run: another sign is watched from now on.
+    pub fn changed(&mut self, now: Moment, mode: &HeartbeatMode) {
+        let asks = matches!(mode, HeartbeatMode::Probe(_));
+        self.asked = None;
+        self.ask_at = asks.then_some(now);
+        // Silence counts from now where the agent itself asks, else from the first sign.
+        self.last = asks.then_some(now);
     }
 
     /// The run got ready: probes go over to the pace of the heartbeat.
@@ -119,29 +118,11 @@ impl Watch {
         }
     }
 
-    /// The spec's heartbeat has changed under a living run.
-    pub fn change(&mut self, now: Moment, before: &Heartbeat, after: &Heartbeat) {
-        if before.timeout != after.timeout {
-            self.timeout = after.timeout;
-        }
-        if before.mode != after.mode {
-            // Another sign of life: what was heard of the old one proves nothing about it.
-            self.last = None;
-            self.ready(now, after);
-        }
-    }
-
     /// The run is starting: questions begin if readiness is asked for.
     pub fn starting(&mut self, now: Moment, mode: &ReadyMode) {
         if matches!(mode, ReadyMode::Probe(_)) {
             self.ask_at = Some(now.after(KNOCK));
         }
-    }
-
-    /// No more questions (the run is ending).
-    pub fn cease(&mut self) {
-        self.ask_at = None;
-        self.asked = None;
     }
 
     /// When [`Watch::question`] has something to ask.
@@ -154,8 +135,8 @@ impl Watch {
         if self.ask_at.is_none_or(|at| at > now) {
             return None;
         }
-        let asked = Asked { number: self.next_question, at: now };
-        self.next_question += 1;
+        self.questions += 1;
+        let asked = Asked { number: self.questions, at: now };
         self.asked = Some(asked);
         let timeout = match pace {
             Pace::Starting => READY_ANSWER,

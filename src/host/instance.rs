@@ -38,6 +38,10 @@ pub struct Instance {
     pub status: Map<String, Value>,
     /// When the last run ended and why, until the next is spawned.
     pub ended: Option<(Moment, Cause)>,
+    /// The newest run of which nothing is left; its end is judged once, however often it is told.
+    pub last_run: Option<RunId>,
+    /// Its run was taken over, and what is wanted has not been compared with it yet.
+    pub unheeded: bool,
 }
 
 /// How far an instance is.
@@ -162,8 +166,8 @@ pub struct Note {
     pub ready: bool,
     /// It has beaten.
     pub armed: bool,
-    /// Milliseconds of silence that are a hang for it.
-    pub timeout_ms: u64,
+    /// Milliseconds of silence that are a hang, where it has said so itself (`WATCHDOG_USEC`).
+    pub own_timeout_ms: Option<u64>,
     /// How it is stopped when the spec does not know it any more.
     pub stop: Stop,
 }
@@ -183,6 +187,8 @@ impl Instance {
             reason: None,
             status: Map::new(),
             ended: None,
+            last_run: None,
+            unheeded: false,
         }
     }
 
@@ -193,7 +199,10 @@ impl Instance {
             hash: run.hash,
             ready: run.ready.is_some(),
             armed: run.watch.last.is_some(),
-            timeout_ms: u64::try_from(run.watch.timeout.as_millis()).unwrap_or(u64::MAX),
+            own_timeout_ms: run
+                .watch
+                .own_timeout
+                .map(|own| u64::try_from(own.as_millis()).unwrap_or(u64::MAX)),
             stop: self.process.as_ref().map_or_else(|| run.stop.clone(), |process| process.stop.clone()),
         })
     }

@@ -13,6 +13,7 @@
 //! is heard of it, `ending` how it ends and what follows. [`super::fleet`] calls [`Instance::step`]; what it pushes into [`Step::out`] is carried out by the
 //! supervision loop. A happening that means nothing in a phase changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -119,9 +120,9 @@ impl Instance {
             Happening::Stopping => self.says_stopping(cx),
             Happening::Trigger => self.hang("asked for it (WATCHDOG=trigger)".to_owned(), cx.now.at, cx),
             Happening::Extend(by) => self.extend(by, cx),
-            Happening::Timeout(timeout) => self.with_run(|run| run.watch.timeout = timeout),
+            Happening::Timeout(timeout) => self.changes_timeout(timeout, cx),
             Happening::MainPid(pid) => self.follow(pid, cx),
-            Happening::Connected(native) => self.with_run(|run| run.native = native),
+            Happening::Connected(native) => self.connected(native, cx),
             Happening::Status(status) => self.status = status,
             Happening::Text(text) => drop(self.status.insert("text".to_owned(), Value::from(text))),
             Happening::Probed { asked, answer, status } => self.probed(asked, answer, status, cx),
@@ -157,10 +158,8 @@ impl Instance {
             self.not_wanted(cx);
             return;
         };
-        let known = self.process.replace(want.process.clone());
-        if let Some(known) = known {
-            self.take_over(&known, &want.process, cx);
-        }
+        self.unheeded = false;
+        self.take_process(&want.process, cx);
         if want.paused {
             self.pause(cx);
             return;
@@ -170,6 +169,8 @@ impl Instance {
             Phase::Paused => {
                 self.tell_people(Story::Resumed, cx);
                 self.failures.clear();
+                // It takes its turn in the order of starts.
+                self.phase = Phase::Waiting;
                 self.start(cx);
             }
             Phase::Waiting => self.start(cx),
@@ -187,20 +188,25 @@ impl Instance {
         }
     }
 
-    /// What needs no restart takes effect on the living run.
-    pub(super) fn take_over(&mut self, known: &Process, now: &Process, cx: &mut Step<'_>) {
+    /// What needs no new run applies to the living one at once.
+    fn take_process(&mut self, process: &Arc<Process>, cx: &mut Step<'_>) {
+        let Some(before) = self.process.replace(process.clone()) else { return };
         let Some(run) = &mut self.run else { return };
-        if known.limits != now.limits {
+        if before.limits != process.limits {
             cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });
         }
-        if known.heartbeat != now.heartbeat && matches!(self.phase, Phase::Ready | Phase::Draining { .. }) {
-            run.watch.change(cx.now.at, &known.heartbeat, &now.heartbeat);
+        if before.logs != process.logs {
+            cx.out.push(Action::Logs { instance: self.id.clone(), run: run.id });
         }
-        if known.ready != now.ready
-            && let Phase::Starting { until } = &mut self.phase
-        {
-            *until = run.spawned.after(now.ready.timeout);
-            run.watch.starting(cx.now.at, &now.ready.mode);
+        match &mut self.phase {
+            Phase::Starting { until } if before.ready != process.ready => {
+                *until = run.spawned.after(process.ready.timeout);
+                run.watch.starting(cx.now.at, &process.ready.mode);
+            }
+            Phase::Ready | Phase::Draining { .. } if before.heartbeat.mode != process.heartbeat.mode => {
+                run.watch.changed(cx.now.at, &process.heartbeat.mode);
+            }
+            _ => {}
         }
     }
 

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::config::{Context, parse};
     use crate::keeper::protocol::{End, RunId};
-    use crate::plan::plan;
+    use crate::plan::{Liveness, plan};
     use crate::state::{Command, Ended, Envelope, Event, EventKind, HostFacts, Target};
 
     const FILE: &str = "[process.login]\ncommand = [\"/bin/login\"]\n\
@@ -146,7 +146,7 @@ mod tests {
         for command in commands() {
             apply(&mut state, command);
             seen.push(state.clone());
-            for command in plan(&state).commands {
+            for command in plan(&state, &Liveness::default(), 0).commands {
                 apply(&mut state, command);
                 seen.push(state.clone());
             }

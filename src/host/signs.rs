@@ -70,6 +70,39 @@ impl Instance {
         }
     }
 
+    /// A new agent must know it, too.
+    pub(super) fn changes_timeout(&mut self, timeout: Duration, cx: &mut Step<'_>) {
+        let Some(run) = &mut self.run else { return };
+        let before = run.watch.own_timeout.replace(timeout);
+        let id = run.id;
+        if before != Some(timeout) {
+            self.remember(id, cx);
+        }
+    }
+
+    /// A process that says hello while it is to end has not heard the message: nobody was connected then.
+    pub(super) fn connected(&mut self, native: bool, cx: &mut Step<'_>) {
+        let Some(run) = &mut self.run else { return };
+        let before = std::mem::replace(&mut run.native, native);
+        let (until, cause) = match self.phase {
+            Phase::Stopping { until: Some(until), cause: Some(cause) } if cause != Cause::Hang => {
+                (until, cause)
+            }
+            Phase::Draining { until, cause: Some(cause), confirm: Some(_) } => (until, cause),
+            _ => return,
+        };
+        if native && !before {
+            let reason = match (&self.want, cause) {
+                (None, _) => StopReason::Remove,
+                (_, Cause::Operator) => StopReason::Restart,
+                (Some(want), _) if want.paused => StopReason::Stop,
+                _ => StopReason::Update,
+            };
+            let (instance, run, within) = (self.id.clone(), run.id, until.since(cx.now.at));
+            cx.out.push(Action::Ask { instance, run, reason, within, signal: None });
+        }
+    }
+
     pub(super) fn follow(&mut self, pid: i32, cx: &mut Step<'_>) {
         let Some(run) = &mut self.run else { return };
         if run.pid != Some(pid) && pid > 0 {
@@ -171,6 +204,11 @@ impl Instance {
                 }
             }
             Phase::Stopping { until: Some(until), cause } if until <= now => {
+                // The kill is ours: one that said it was ending and did not is hung.
+                let cause = cause.or_else(|| {
+                    self.reason = Some("said that it was ending and did not end".to_owned());
+                    Some(Cause::Hang)
+                });
                 self.kill(cause, cx);
             }
             Phase::Backoff { until } if until <= now => self.start(cx),

@@ -3,7 +3,7 @@
 //! Owns nothing: it turns the ledger into a table. What is certain (the process of the record, by the
 //! identity rule of [`super::process`]) is adopted and watched; everything else that lies in our cgroups or
 //! carries our mark is killed and confirmed gone before the agent is told anything. Called once, before the
-//! socket is there; it may wait, up to [`PATIENCE_NS`].
+//! socket is there; it may wait, up to five seconds.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};

@@ -23,6 +23,7 @@ pub enum Output {
 
 /// Everything a child needs. The pointers outlive the fork, and the child has its own copy of what they
 /// point at (except the two ledger words, which are shared on purpose).
+#[derive(Clone, Copy)]
 pub struct Plan<'a> {
     /// It shares the keeper's table of descriptors, and keeps those below this number.
     pub apart_from: Option<RawFd>,
@@ -61,6 +62,9 @@ pub struct Plan<'a> {
 /// In place of a step in a report: the child has its own table of descriptors.
 pub const APART: u32 = u32::MAX;
 
+/// Where the report's descriptor is once the others are closed.
+const REPORT: RawFd = 3;
+
 /// Makes a system call and reports its failure as this step.
 macro_rules! call {
     ($plan:expr, $step:expr, $number:expr $(, $argument:expr)*) => {{
@@ -89,7 +93,7 @@ pub fn run(plan: &Plan<'_>) -> ! {
     if let Some(procs) = plan.cgroup_procs {
         call!(plan, SpawnStep::Cgroup, libc::SYS_write, procs, c"0".as_ptr(), 1_usize);
     }
-    descriptors(plan);
+    let plan = &descriptors(*plan);
     call!(plan, SpawnStep::WorkingDir, libc::SYS_chdir, plan.folder);
     call!(plan, SpawnStep::WorkingDir, libc::SYS_umask, plan.umask);
     write_ledger(plan);
@@ -111,7 +115,9 @@ fn take_own_table(plan: &Plan<'_>, end: RawFd) {
     call!(plan, SpawnStep::Descriptors, libc::SYS_write, plan.report, message.as_ptr(), 8_usize);
 }
 
-fn descriptors(plan: &Plan<'_>) {
+/// Sets 0, 1, 2 and closes what is the keeper's: an exec that hangs must hold neither the agent's connection
+/// nor a listener open once the keeper is dead. Only the report stays, as 3.
+fn descriptors(mut plan: Plan<'_>) -> Plan<'_> {
     let step = SpawnStep::Descriptors;
     call!(plan, step, libc::SYS_dup3, plan.stdin, 0, 0);
     for (output, number) in plan.outputs.iter().zip([1, 2]) {
@@ -124,9 +130,14 @@ fn descriptors(plan: &Plan<'_>) {
         };
         call!(plan, step, libc::SYS_dup3, from, number, 0);
     }
-    // Everything of the keeper is close-on-exec anyway; this catches what a library forgot. Linux 5.11.
+    if plan.report != REPORT {
+        call!(plan, step, libc::SYS_dup3, plan.report, REPORT, libc::O_CLOEXEC);
+        plan.report = REPORT;
+    }
+    // Before Linux 5.9 there is none; then close-on-exec, which everything of the keeper is, has to do.
     // SAFETY: numbers only.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    unsafe { libc::syscall(libc::SYS_close_range, REPORT + 1, u32::MAX, 0) };
+    plan
 }
 
 /// First the time, then the pid, then the look at the parent: a keeper that finds no pid here once the one
@@ -173,6 +184,11 @@ fn point(plan: &Plan<'_>, point: Point) {
             libc::syscall(libc::SYS_kill, plan.keeper_pid, libc::SIGKILL);
             while libc::syscall(libc::SYS_getppid) == c_long::from(plan.keeper_pid) {
                 libc::syscall(libc::SYS_sched_yield);
+            }
+            // A slow child: by now a new keeper may have read the ledger.
+            if point as u32 == Point::ChildBeforePid as u32 {
+                let pause = libc::timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+                libc::syscall(libc::SYS_nanosleep, std::ptr::from_ref(&pause), 0_usize);
             }
         }
     }

@@ -12,8 +12,8 @@ use super::process::{self, Stat};
 use super::protocol::RunId;
 use crate::spec::InstanceId;
 
-/// The variable: `BIGBROTHER_RUN=<hash of the runtime folder>:<run>:<instance>`.
-pub const COOKIE: &str = "BIGBROTHER_RUN";
+/// The variable: `BIGBROTHER_MARK=<hash of the runtime folder>:<run>:<instance>`.
+pub const COOKIE: &str = "BIGBROTHER_MARK";
 
 /// The variable of a run, as an environment entry.
 pub fn cookie(host: &str, run: RunId, instance: &InstanceId) -> String {

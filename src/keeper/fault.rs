@@ -7,7 +7,7 @@
 //! | point | when |
 //! |---|---|
 //! | `after-intent` | the ledger has the intent, nothing was forked |
-//! | `child-before-pid` | in the child, before it writes its pid; it goes on when the keeper is dead |
+//! | `child-before-pid` | in the child, before it writes its pid; it goes on 0.3 s after the keeper's death |
 //! | `child-after-pid` | in the child, its pid written, before it looks for its parent; likewise |
 //! | `child-before-exec` | in the child, right before the exec; likewise |
 //! | `after-clone` | the child exists, the keeper has noted nothing |

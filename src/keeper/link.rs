@@ -13,8 +13,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    accept4, bind, getsockopt, listen, recvmsg, sendmsg, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    UnixAddr, accept4, bind, getsockopt, listen, recvmsg, sendmsg, shutdown, socket, sockopt,
 };
 
 use super::protocol::{self, DecodeError, MAX_PACKET, Reply, Request};
@@ -128,6 +128,15 @@ impl Link {
         self.agent = None;
         self.greeted = false;
         self.waiting.clear();
+    }
+
+    /// Before the keeper ends: reads away what the agent has sent. Closed with something unread, the
+    /// connection would be reset, and the agent see that before the last words.
+    pub fn end(&mut self) {
+        if let Some(agent) = &self.agent {
+            let _ = shutdown(agent.as_raw_fd(), Shutdown::Read);
+        }
+        while matches!(self.receive(), Received::Request(..) | Received::Bad(_)) {}
     }
 
     /// Reads one packet.

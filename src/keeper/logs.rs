@@ -235,6 +235,14 @@ impl Fifos {
         Ok(())
     }
 
+    /// Has them copied to another target, if they are copied at all.
+    pub fn redirect(&mut self, copier: &mut Copier, target: &LogTarget) -> io::Result<()> {
+        match self.attached {
+            Some(_) => self.ready(copier, target, self.owner),
+            None => Ok(()),
+        }
+    }
+
     /// Ends copying and removes them.
     pub fn remove(&mut self, copier: &mut Copier) {
         for id in self.attached.take().into_iter().flat_map(|(_, ids)| ids) {

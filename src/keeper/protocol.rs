@@ -15,6 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::InstanceId;
 
+mod packet;
+mod spawn;
+#[cfg(test)]
+mod tests;
+
+pub use packet::{DecodeError, EncodeError, decode, encode};
+pub use spawn::{Account, LogTarget, Spawn, SpawnStep, describe_failure};
+
 /// Version of the messages below; another one is refused at the first byte.
 pub const VERSION: u8 = 1;
 
@@ -113,6 +121,13 @@ pub enum Request {
     },
     /// Kill all runs and exit.
     Shutdown,
+    /// Copy what a living run writes to another folder, or with other bounds; files only.
+    Logs {
+        /// Which run.
+        run: RunId,
+        /// As in [`Spawn::logs`].
+        logs: LogTarget,
+    },
 }
 
 /// Who gets a signal.
@@ -124,73 +139,6 @@ pub enum Target {
     Group,
     /// Every process of the run.
     All,
-}
-
-/// Everything that a spawn needs, resolved: the keeper looks nothing up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spawn {
-    /// The run's number.
-    pub run: RunId,
-    /// The instance that it is a life of; names the cgroup, the FIFOs and the log files.
-    pub instance: InstanceId,
-    /// Absolute path of the program.
-    pub program: String,
-    /// argv, the name included.
-    pub args: Vec<String>,
-    /// The whole environment as `KEY=value`.
-    pub env: Vec<String>,
-    /// The folder to start in.
-    pub working_dir: String,
-    /// Numbers to become; `None`: stay.
-    pub account: Option<Account>,
-    /// The file mode creation mask.
-    pub umask: u32,
-    /// The scheduling priority.
-    pub nice: i32,
-    /// (RLIMIT_ number, soft and hard value).
-    pub rlimits: Vec<(u32, u64)>,
-    /// Ignore SIGPIPE in the child.
-    pub ignore_sigpipe: bool,
-    /// (file, value) to write below the run's cgroup before it starts.
-    pub limits: Vec<(String, String)>,
-    /// Refuse the spawn when a limit cannot be written.
-    pub limits_required: bool,
-    /// Kill it when the fence deadline passes.
-    pub exclusive: bool,
-    /// Where stdout and stderr go.
-    pub logs: LogTarget,
-    /// Opaque bytes of the agent ([`MAX_NOTE`] at most), kept in the ledger and given back in [`Reply::Run`]:
-    /// what it must know to go on after a restart of either.
-    pub note: Vec<u8>,
-}
-
-/// Numbers of an account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Account {
-    /// User.
-    pub uid: u32,
-    /// Primary group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
-
-/// Where stdout and stderr of a run go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogTarget {
-    /// `stdout.log` and `stderr.log` in a folder, rotated.
-    Files {
-        /// The folder; made when it is missing.
-        folder: String,
-        /// Bytes of one file.
-        size: u64,
-        /// Files kept a stream, the current one included; at least 1.
-        files: u32,
-    },
-    /// A stream of the systemd journal.
-    Journald,
-    /// /dev/null.
-    Null,
 }
 
 /// Keeper to agent.
@@ -348,63 +296,6 @@ pub enum End {
     Unknown,
 }
 
-/// What a spawn was doing when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SpawnStep {
-    /// Another run of the instance is alive.
-    Busy,
-    /// The ledger has no free slot.
-    Ledger,
-    /// Making or cleaning the cgroup.
-    Cgroup,
-    /// Writing a required limit.
-    Limit,
-    /// Making the log FIFOs or connecting the journal.
-    Logs,
-    /// fork.
-    Fork,
-    /// setsid.
-    Session,
-    /// setrlimit.
-    Rlimit,
-    /// setpriority.
-    Nice,
-    /// dup2 or close_range.
-    Descriptors,
-    /// chdir.
-    WorkingDir,
-    /// setgroups or setgid.
-    Group,
-    /// setuid.
-    User,
-    /// execve.
-    Exec,
-}
-
-/// A failed spawn in words: what was being done, and why it failed.
-pub fn describe_failure(step: SpawnStep, errno: i32) -> String {
-    let what = match step {
-        SpawnStep::Busy => return "another run of the instance is alive".to_owned(),
-        SpawnStep::Ledger => "writing the ledger",
-        SpawnStep::Cgroup => "making the cgroup",
-        SpawnStep::Limit => "setting a required limit",
-        SpawnStep::Logs => "opening the logs",
-        SpawnStep::Fork => "fork",
-        SpawnStep::Session => "setsid",
-        SpawnStep::Rlimit => "setting resource limits",
-        SpawnStep::Nice => "setting the priority",
-        SpawnStep::Descriptors => "preparing descriptors",
-        SpawnStep::WorkingDir => "changing to the working folder",
-        SpawnStep::Group => "changing the group",
-        SpawnStep::User => "changing the user",
-        SpawnStep::Exec => "executing the program",
-    };
-    match errno {
-        0 => format!("{what} failed"),
-        _ => format!("{what}: {}", nix::errno::Errno::from_raw(errno).desc()),
-    }
-}
-
 /// What the keeper can do with cgroups on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CgroupSupport {
@@ -417,237 +308,4 @@ pub enum CgroupSupport {
     KillOnly,
     /// None: killpg and a walk over descendants.
     None,
-}
-
-/// A packet that is not a message.
-#[derive(Debug, thiserror::Error)]
-pub enum DecodeError {
-    /// No byte at all.
-    #[error("empty packet")]
-    Empty,
-    /// The other side speaks another version.
-    #[error("protocol version {0}, this program speaks {VERSION}")]
-    Version(u8),
-    /// Larger than [`MAX_PACKET`].
-    #[error("a packet of {0} bytes is over the limit of {MAX_PACKET}")]
-    TooLarge(usize),
-    /// Bytes that are no message.
-    #[error("malformed packet")]
-    Malformed(#[source] bincode::error::DecodeError),
-    /// Bytes after the message.
-    #[error("{0} bytes after the end of the message")]
-    Trailing(usize),
-}
-
-/// A message that does not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum EncodeError {
-    /// Larger than [`MAX_PACKET`].
-    #[error("a message of {0} bytes is over the limit of {MAX_PACKET}")]
-    TooLarge(usize),
-    /// bincode refused it.
-    #[error("cannot encode the message")]
-    Bincode(#[source] bincode::error::EncodeError),
-}
-
-fn layout() -> impl bincode::config::Config {
-    bincode::config::standard().with_fixed_int_encoding().with_little_endian().with_limit::<MAX_PACKET>()
-}
-
-/// The bytes of a message, version first.
-pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, EncodeError> {
-    let mut out = vec![VERSION];
-    bincode::serde::encode_into_std_write(message, &mut out, layout()).map_err(EncodeError::Bincode)?;
-    if out.len() > MAX_PACKET {
-        return Err(EncodeError::TooLarge(out.len()));
-    }
-    Ok(out)
-}
-
-/// The message of one packet.
-pub fn decode<M: for<'de> Deserialize<'de>>(packet: &[u8]) -> Result<M, DecodeError> {
-    if packet.len() > MAX_PACKET {
-        return Err(DecodeError::TooLarge(packet.len()));
-    }
-    let (version, body) = packet.split_first().ok_or(DecodeError::Empty)?;
-    if *version != VERSION {
-        return Err(DecodeError::Version(*version));
-    }
-    let (message, used) =
-        bincode::serde::decode_from_slice(body, layout()).map_err(DecodeError::Malformed)?;
-    if used != body.len() {
-        return Err(DecodeError::Trailing(body.len() - used));
-    }
-    Ok(message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|b| format!("{b:02x}")).collect()
-    }
-
-    /// Compares the bytes with the golden ones, and reads them back.
-    fn golden<M>(message: &M, bytes: &str)
-    where
-        M: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug,
-    {
-        let packet = encode(message).unwrap();
-        assert_eq!(hex(&packet), bytes.replace([' ', '\n'], ""), "{message:?}");
-        assert_eq!(&decode::<M>(&packet).unwrap(), message);
-    }
-
-    fn zone() -> InstanceId {
-        "zone.3".parse().unwrap()
-    }
-
-    const ZONE: &str = "0600000000000000 7a6f6e652e33";
-
-    fn spawn(logs: LogTarget) -> Spawn {
-        Spawn {
-            run: RunId(7),
-            instance: zone(),
-            program: "/p".into(),
-            args: vec!["a".into()],
-            env: vec!["K=v".into()],
-            working_dir: "/".into(),
-            account: Some(Account { uid: 1, gid: 2, groups: vec![3] }),
-            umask: 0o22,
-            nice: -5,
-            rlimits: vec![(7, 1024)],
-            ignore_sigpipe: true,
-            limits: vec![("pids.max".into(), "9".into())],
-            limits_required: false,
-            exclusive: true,
-            logs,
-            note: vec![0xAA],
-        }
-    }
-
-    #[test]
-    fn requests_have_their_golden_bytes() {
-        let run = RunId(7);
-        let seven = "0700000000000000";
-        golden(&Request::Hello { agent: "1.0".into() }, "01 00000000 0300000000000000 312e30");
-        golden(&Request::Ping, "01 01000000");
-        golden(&Request::Hold { instance: zone() }, &format!("01 02000000 {ZONE}"));
-        golden(&Request::Release { instance: zone() }, &format!("01 03000000 {ZONE}"));
-        let signal = Request::Signal { run, signal: 15, to: Target::Group };
-        golden(&signal, &format!("01 05000000 {seven} 0f000000 01000000"));
-        golden(&Request::Kill { run }, &format!("01 06000000 {seven}"));
-        golden(&Request::Acknowledge { run }, &format!("01 07000000 {seven}"));
-        golden(&Request::Follow { run, pid: 258 }, &format!("01 08000000 {seven} 02010000"));
-        golden(
-            &Request::Note { run, note: vec![1, 2] },
-            &format!("01 09000000 {seven} 0200000000000000 0102"),
-        );
-        golden(
-            &Request::Limit { run, limits: vec![("f".into(), "v".into())] },
-            &format!("01 0a000000 {seven} 0100000000000000 0100000000000000 66 0100000000000000 76"),
-        );
-        golden(&Request::Fence { deadline_ns: 1 << 40 }, "01 0b000000 0000000000010000");
-        golden(&Request::Upgrade { program: "/b".into() }, "01 0c000000 0200000000000000 2f62");
-        golden(&Request::Shutdown, "01 0d000000");
-    }
-
-    #[test]
-    fn a_spawn_has_its_golden_bytes() {
-        let head = format!(
-            "01 04000000 0700000000000000 {ZONE} 0200000000000000 2f70
-             0100000000000000 0100000000000000 61
-             0100000000000000 0300000000000000 4b3d76
-             0100000000000000 2f
-             01 01000000 02000000 0100000000000000 03000000
-             12000000 fbffffff
-             0100000000000000 07000000 0004000000000000
-             01
-             0100000000000000 0800000000000000 706964732e6d6178 0100000000000000 39
-             00 01"
-        );
-        let note = "0100000000000000 aa";
-        let files = LogTarget::Files { folder: "/l".into(), size: 10, files: 2 };
-        for (logs, bytes) in [
-            (files, "00000000 0200000000000000 2f6c 0a00000000000000 02000000"),
-            (LogTarget::Journald, "01000000"),
-            (LogTarget::Null, "02000000"),
-        ] {
-            golden(&Request::Spawn(Box::new(spawn(logs))), &format!("{head} {bytes} {note}"));
-        }
-    }
-
-    #[test]
-    fn replies_have_their_golden_bytes() {
-        let run = RunId(7);
-        let seven = "0700000000000000";
-        let full = CgroupSupport::Full { controllers: vec!["cpu".into()] };
-        for (cgroups, bytes) in [
-            (full, "00000000 0100000000000000 0300000000000000 637075"),
-            (CgroupSupport::KillOnly, "01000000"),
-            (CgroupSupport::None, "02000000"),
-        ] {
-            let welcome = Reply::Welcome { keeper: "1".into(), pid: 5, cgroups, fence_deadline_ns: 9 };
-            golden(&welcome, &format!("01 00000000 0100000000000000 31 05000000 {bytes} 0900000000000000"));
-        }
-        golden(&Reply::Held { instance: zone() }, &format!("01 01000000 {ZONE}"));
-        golden(
-            &Reply::Datagram { instance: zone(), pid: 5, data: vec![0x41] },
-            &format!("01 03000000 {ZONE} 05000000 0100000000000000 41"),
-        );
-        golden(&Reply::Listed { strays: vec![zone()] }, &format!("01 04000000 0100000000000000 {ZONE}"));
-        golden(&Reply::Spawned { run, pid: 5 }, &format!("01 05000000 {seven} 05000000"));
-        let failed = Reply::SpawnFailed { run, step: SpawnStep::Exec, errno: 2 };
-        golden(&failed, &format!("01 06000000 {seven} 0d000000 02000000"));
-        golden(&Reply::SpawnStuck { run }, &format!("01 07000000 {seven}"));
-        golden(&Reply::Exited { run, end: End::Code(3) }, &format!("01 08000000 {seven} 00000000 03000000"));
-        let end = End::Signal { signal: 11, core: true };
-        let gone = Reply::Gone { run, end, fenced: true };
-        golden(&gone, &format!("01 09000000 {seven} 01000000 0b000000 01 01"));
-        golden(
-            &Reply::Unenforced { run, files: vec!["f".into()] },
-            &format!("01 0a000000 {seven} 0100000000000000 0100000000000000 66"),
-        );
-        let refused = Reply::Refused { run: Some(run), reason: "r".into() };
-        golden(&refused, &format!("01 0b000000 01 {seven} 0100000000000000 72"));
-        golden(&Reply::LogBytes { kept: 1, dropped: 2 }, "01 0c000000 0100000000000000 0200000000000000");
-    }
-
-    #[test]
-    fn a_run_has_its_golden_bytes_in_every_stage() {
-        for (stage, bytes) in [
-            (Stage::Spawning, "00000000"),
-            (Stage::Running, "01000000"),
-            (Stage::Exited(End::Unknown), "02000000 02000000"),
-            (Stage::Gone { end: End::Code(1), fenced: false }, "03000000 00000000 01000000 00"),
-            (Stage::SpawnFailed { step: SpawnStep::Busy, errno: 16 }, "04000000 00000000 10000000"),
-        ] {
-            let record = RunRecord {
-                run: RunId(7),
-                instance: zone(),
-                pid: 5,
-                spawned_ns: 8,
-                stage,
-                exclusive: true,
-                note: vec![0xAA],
-            };
-            let tail = "01 0100000000000000 aa";
-            let head = format!("01 02000000 0700000000000000 {ZONE} 05000000 0800000000000000");
-            golden(&Reply::Run(record), &format!("{head} {bytes} {tail}"));
-        }
-    }
-
-    #[test]
-    fn what_is_no_message_is_told_apart() {
-        assert!(matches!(decode::<Request>(&[]), Err(DecodeError::Empty)));
-        assert!(matches!(decode::<Request>(&[2, 1, 0, 0, 0]), Err(DecodeError::Version(2))));
-        assert!(matches!(decode::<Request>(&[1, 1, 0, 0]), Err(DecodeError::Malformed(_))));
-        assert!(matches!(decode::<Request>(&[1, 1, 0, 0, 0, 9]), Err(DecodeError::Trailing(1))));
-        assert!(matches!(decode::<Request>(&vec![1; MAX_PACKET + 1]), Err(DecodeError::TooLarge(_))));
-        // A length that lies does not allocate.
-        let lie = [1, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 127];
-        assert!(matches!(decode::<Request>(&lie), Err(DecodeError::Malformed(_))));
-        let note = Request::Note { run: RunId(1), note: vec![0; MAX_PACKET] };
-        assert!(matches!(encode(&note), Err(EncodeError::TooLarge(_))));
-    }
 }

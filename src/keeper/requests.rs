@@ -13,7 +13,7 @@ use super::link::Received;
 use super::notify;
 use super::poll::Source;
 use super::process::{self, boottime_ns};
-use super::protocol::{Reply, Request, RunId, Stage, Target};
+use super::protocol::{LogTarget, Reply, Request, RunId, Stage, Target};
 use super::{Keeper, descent};
 use crate::spec::InstanceId;
 
@@ -78,6 +78,7 @@ impl Keeper {
             Request::Follow { run, pid } => self.follow(run, pid),
             Request::Note { run, note } => self.note(run, note),
             Request::Limit { run, limits } => self.limit(run, &limits),
+            Request::Logs { run, logs } => self.redirect(run, &logs),
             Request::Fence { deadline_ns } => {
                 self.ledger.set_fence_ns(deadline_ns);
                 self.fence_fired = false;
@@ -90,6 +91,15 @@ impl Keeper {
                     self.kill(run, false);
                 }
             }
+        }
+    }
+
+    /// Has a living run's output copied elsewhere. A run that writes to the journal or nowhere has no FIFOs.
+    fn redirect(&mut self, id: RunId, logs: &LogTarget) {
+        let instance = self.table.get(id).filter(|run| run.lives()).map(|run| run.record.instance.clone());
+        let Some(instance) = instance.and_then(|instance| self.instances.get_mut(&instance)) else { return };
+        if let Err(error) = instance.fifos.redirect(&mut self.copier, logs) {
+            self.refuse(Some(id), format!("cannot copy its output elsewhere: {error}"));
         }
     }
 

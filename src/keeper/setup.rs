@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::FcntlArg;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -26,6 +28,9 @@ use super::table::Table;
 use super::upgrade::Carried;
 use super::{Keeper, fault, memory};
 use crate::systemd::Systemd;
+
+/// How long a slow disk may hold up the keeper's own end.
+const LAST_WORDS_NS: u64 = 2_000_000_000;
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +102,8 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     let mut keeper = Keeper::new(options, signals, carried)?;
     memory::give_back();
     keeper.serve().map_err(kernel("epoll"))?;
-    keeper.copier.stop();
+    keeper.link.end();
+    keeper.tidy();
     Ok(())
 }
 
@@ -206,6 +212,26 @@ impl Keeper {
         Ok(keeper)
     }
 
+    /// Ends the copier; when no run is left, after the last words of all of them, and without a trace.
+    fn tidy(&mut self) {
+        if self.table.living().next().is_none() {
+            for (_, instance) in self.instances.iter_mut() {
+                instance.fifos.remove(&mut self.copier);
+                if let Some(cgroup) = &instance.cgroup {
+                    let _ = cgroup.remove();
+                }
+            }
+            // Refused while another instance's cgroup is there.
+            let _ = self.cgroups.root().map(fs::remove_dir);
+        }
+        self.copier.stop();
+        let until = boottime_ns() + LAST_WORDS_NS;
+        while !self.copier.stopped() && boottime_ns() < until {
+            self.copier.hand_over_owed();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn watch(&self) -> io::Result<()> {
         self.poll.add(&self.signals, Source::Signals, EpollFlags::EPOLLIN)?;
         self.poll.add(self.link.listener(), Source::Listener, EpollFlags::EPOLLIN)?;
@@ -239,10 +265,18 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
     let mut open = OpenOptions::new();
     let file = open.write(true).create(true).truncate(false).mode(0o600).open(dir.join("keeper.lock"));
     let file = file.map_err(bad_dir)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file.into()),
-        Err(fs::TryLockError::WouldBlock) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(bad_dir(source)),
+    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Ok(_) => Ok(file.into()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(KeeperError::Taken(dir.to_owned())),
+        Err(errno) => Err(bad_dir(errno.into())),
     }
 }
 

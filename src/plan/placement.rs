@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::spec::{HostName, InstanceId, InstanceKey, Process, Protocol, Strategy};
-use crate::state::{Host, PlaceChange, State};
+use crate::state::{Host, State};
 
 /// What is placed where while a plan is made.
 pub(super) struct Board<'a> {
@@ -19,32 +19,28 @@ struct Load {
 
 impl<'a> Board<'a> {
     pub(super) fn new(state: &'a State) -> Self {
-        let mut hosts: BTreeMap<&HostName, Load> = state.hosts.keys().map(|h| (h, Load::default())).collect();
-        for (id, placement) in &state.placements {
-            if let Some(load) = hosts.get_mut(&placement.host) {
-                load.instances.insert(id.clone());
+        let hosts = state.hosts.keys().map(|host| (host, Load::default())).collect();
+        let mut board = Board { state, hosts };
+        // Where not all can stay, the first ordinals do. What fits beside more fits beside less, so the
+        // placements that come out of a plan all stay in the next.
+        for (id, placement) in state.placements.iter().filter(|(id, _)| state.wants(id)) {
+            let process = state.spec.processes.get(&id.process);
+            if process.is_some_and(|process| board.unfit(id, process, &placement.host).is_none()) {
+                board.note(id, &placement.host);
             }
         }
-        Board { state, hosts }
+        board
     }
 
-    pub(super) fn forget(&mut self, instance: &InstanceId) {
-        for load in self.hosts.values_mut() {
-            load.instances.remove(instance);
-        }
-    }
-
-    pub(super) fn note(&mut self, change: &PlaceChange) {
-        let PlaceChange::Put { instance, host, .. } = change else { return };
-        self.forget(instance);
+    pub(super) fn note(&mut self, instance: &InstanceId, host: &HostName) {
         if let Some(load) = self.hosts.get_mut(host) {
             load.instances.insert(instance.clone());
         }
     }
 
-    /// True when the instance can go on where it is.
-    pub(super) fn may_stay(&self, instance: &InstanceId, process: &Process, host: &HostName) -> bool {
-        self.unfit(instance, process, host).is_none()
+    /// True when the instance goes on where it is.
+    pub(super) fn stays(&self, instance: &InstanceId, host: &HostName) -> bool {
+        self.hosts.get(host).is_some_and(|load| load.instances.contains(instance))
     }
 
     /// The best fit host, or why none fits.
@@ -81,7 +77,7 @@ impl<'a> Board<'a> {
 
     /// Why the host cannot have the instance; `None` when it can.
     fn unfit(&self, instance: &InstanceId, process: &Process, name: &HostName) -> Option<String> {
-        let host = &self.state.hosts.get(name)?;
+        let Some(host) = self.state.hosts.get(name) else { return Some("has not joined".to_owned()) };
         if let InstanceKey::Host(own) = &instance.key
             && own != name
         {

@@ -3,11 +3,45 @@
 //! An instance that is not ready counts as down, whichever spec it has: new runs that do not get ready
 //! use up the budget, so a bad rollout stops by itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use super::Liveness;
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{InstanceId, Process, ProcessName};
 use crate::state::State;
+
+/// Whose turn it is: with `update.when_empty` an instance that has players waits, until the deadline.
+pub(super) struct Turn<'a> {
+    players: Option<&'a BTreeMap<InstanceId, u32>>,
+}
+
+impl<'a> Turn<'a> {
+    pub(super) fn new(
+        state: &State,
+        name: &ProcessName,
+        process: &Process,
+        liveness: &'a Liveness,
+        now_ms: u64,
+    ) -> Self {
+        let since = state.changed_ms.get(name).copied().unwrap_or(now_ms);
+        let waited = Duration::from_millis(now_ms.saturating_sub(since));
+        let late = process.update.deadline.is_some_and(|deadline| waited >= deadline);
+        let careful = process.update.when_empty && !late;
+        Turn { players: careful.then_some(&liveness.players) }
+    }
+
+    /// True when nobody would be thrown out. A run that tells nothing of players counts as full.
+    fn has_come(&self, instance: &InstanceId) -> bool {
+        self.players.is_none_or(|players| players.get(instance) == Some(&0))
+    }
+
+    /// True when the instance has an old spec and its turn has not come.
+    pub(super) fn waits(&self, state: &State, instance: &InstanceId, wanted: SpecHash) -> bool {
+        let old = state.placements.get(instance).is_some_and(|placement| placement.hash != wanted);
+        old && !self.has_come(instance)
+    }
+}
 
 /// What a plan may still take down of one process.
 pub(super) struct Budget {
@@ -17,34 +51,36 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// The budget of a process at this moment.
+    pub(super) fn new(state: &State, name: &ProcessName, process: &Process, wanted: SpecHash) -> Budget {
+        let mut free = BTreeSet::new();
+        let mut down = 0;
+        for (id, placement) in state.placements.iter().filter(|(id, _)| id.process == *name) {
+            let entry = state.directory.get(id);
+            let ready = entry.is_some_and(|entry| entry.ready.is_some() && entry.hash == placement.hash);
+            if ready {
+                continue;
+            }
+            if placement.hash != wanted {
+                free.insert(id.clone());
+            }
+            // An operator's pause is no failure of the rollout.
+            if !state.paused.holds(id) {
+                down += 1;
+            }
+        }
+        Budget { left: (process.update.max_unavailable as usize).saturating_sub(down), free }
+    }
+
     /// True when the instance may be updated now.
-    pub(super) fn take(&mut self, instance: &InstanceId) -> bool {
+    pub(super) fn take(&mut self, instance: &InstanceId, turn: &Turn<'_>) -> bool {
         if self.free.contains(instance) {
             return true;
         }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
+        if self.left == 0 || !turn.has_come(instance) {
+            return false;
+        }
+        self.left -= 1;
+        true
     }
-}
-
-/// The budget of a process at this moment.
-pub(super) fn budget(state: &State, name: &ProcessName, process: &Process, wanted: SpecHash) -> Budget {
-    let mut free = BTreeSet::new();
-    let mut down = 0;
-    for (id, placement) in state.placements.iter().filter(|(id, _)| id.process == *name) {
-        let entry = state.directory.get(id);
-        let ready = entry.is_some_and(|entry| entry.ready.is_some() && entry.hash == placement.hash);
-        if ready {
-            continue;
-        }
-        if placement.hash != wanted {
-            free.insert(id.clone());
-        }
-        // An operator's pause is no failure of the rollout.
-        if !state.paused.holds(id) {
-            down += 1;
-        }
-    }
-    Budget { left: (process.update.max_unavailable as usize).saturating_sub(down), free }
 }

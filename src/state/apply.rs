@@ -61,6 +61,7 @@ impl State {
         if self.revision > 0 && *spec == self.spec {
             return Ok(Response::Revision(self.revision));
         }
+        self.note_changes(spec);
         self.spec = spec.clone();
         self.revision += 1;
         self.basis += 1;
@@ -75,6 +76,17 @@ impl State {
         self.paused.instances.retain(|id| processes.contains_key(&id.process));
         self.paused.except.retain(|id| processes.contains_key(&id.process));
         Ok(Response::Revision(self.revision))
+    }
+
+    /// From now on a rollout's `deadline` counts.
+    fn note_changes(&mut self, new: &Spec) {
+        self.changed_ms.retain(|name, _| new.processes.contains_key(name));
+        for (name, process) in &new.processes {
+            let before = self.spec.processes.get(name);
+            if before.is_some_and(|before| spec_hash(before) != spec_hash(process)) {
+                self.changed_ms.insert(name.clone(), self.now_ms);
+            }
+        }
     }
 
     fn scale(&mut self, process: &ProcessName, count: Option<u32>) -> Result<Response, Rejected> {

@@ -192,7 +192,7 @@ fn router(known: Arc<Known>) -> Router {
         .route("/v1/scale", post(scale))
         .route("/v1/launch", post(async || Json(json!({ "instance": "dungeon.7" }))))
         .route("/v1/announce", post(announce))
-        .route("/v1/reload", post(async || Json(json!({ "message": "2 keys changed" }))))
+        .route("/v1/reload", post(async || Json(json!({ "detail": "2 keys changed" }))))
         .layer(middleware::from_fn_with_state(Arc::clone(&known), write_down))
         .with_state(known)
 }

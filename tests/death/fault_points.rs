@@ -67,9 +67,6 @@ fn dies_at(cgroups: Cgroups, points: &[&str], disturb: impl Fn(&Host)) {
         assert_eq!(status.signal(), Some(libc::SIGKILL), "{point} was passed");
         host.own_keeper(None);
         let views = host.settled(&ALL);
-        for name in ALL {
-            assert_eq!(host.witnessed(name).last().copied(), views[name].pid, "{point}: {name}");
-        }
         // And it goes on as ever.
         let before = views["mute.0"].pid.unwrap();
         signal(before, libc::SIGKILL);
@@ -78,7 +75,6 @@ fn dies_at(cgroups: Cgroups, points: &[&str], disturb: impl Fn(&Host)) {
             super::host::expect(view.state == "ready" && view.pid != Some(before), &view)
         });
         host.settled(&ALL);
-        host.witnessed("mute.0");
     }
 }
 

@@ -377,7 +377,8 @@ impl Host {
         })
     }
 
-    /// Waits until each of these has exactly one live process, is ready, and nothing else is alive.
+    /// Waits until each of these has exactly one live process, the last that its witness wrote down, is ready, and
+    /// nothing else is alive.
     pub fn settled(&self, instances: &[&str]) -> BTreeMap<String, InstanceView> {
         until("every instance is ready, once", || {
             let views = self.ps()?;
@@ -387,6 +388,9 @@ impl Host {
                 expect(view.state == "ready", view)?;
                 let pids = games.get(*name).cloned().unwrap_or_default();
                 expect(pids.len() == 1 && view.pid == Some(pids[0]), (name, &pids, view))?;
+                // It may be ready before it has written itself down.
+                let last = self.witnessed(name).last().copied();
+                expect(last == view.pid, (name, last, view))?;
             }
             expect(games.len() == instances.len(), &games)?;
             Ok(views)

@@ -123,15 +123,7 @@ fn rounds(cgroups: Cgroups) {
         if !host.has_agent() {
             host.start();
         }
-        let views = host.settled(&ALL);
-        for name in ALL {
-            let runs = host.witnessed(name);
-            assert_eq!(
-                runs.last().copied(),
-                views[name].pid,
-                "{name}: the last run is the living one: {runs:?}"
-            );
-        }
+        host.settled(&ALL);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::agent::{Host, PATIENCE, alive, require, signal, until};
+use crate::agent::{Host, PATIENCE, alive, pid, require, signal, until};
 
 const GAMES: &str = r#"
 [process.teeworlds]
@@ -39,10 +39,6 @@ fn three_games() -> Host {
 
 fn port(instance: &Value) -> u16 {
     instance["ports"]["game"]["port"].as_u64().expect("a port") as u16
-}
-
-fn pid(instance: &Value) -> i32 {
-    instance["pid"].as_i64().expect("a pid") as i32
 }
 
 /// A question in the game's own protocol, and how its answer begins. Written here anew, so that the prober's

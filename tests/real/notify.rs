@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::agent::{Host, alive, require, signal, until};
+use crate::agent::{Host, alive, pid, require, signal, until};
 
 const REDIS: &str = r#"
 [process.redis]
@@ -21,10 +21,6 @@ fn redis() -> Host {
     require("/usr/bin/redis-server", "redis-server");
     require("/usr/bin/redis-cli", "redis-tools");
     Host::start(REDIS)
-}
-
-fn pid(instance: &Value) -> i32 {
-    instance["pid"].as_i64().expect("a pid") as i32
 }
 
 /// What redis itself says on its port.
@@ -153,12 +149,12 @@ heartbeat = {{ mode = "notify", interval = "1s", timeout = "2s" }}
         let beats = ages.windows(2).filter(|pair| pair[1] < pair[0]).count();
         if beats >= 3 { Ok(()) } else { Err(format!("{ages:?}")) }
     });
-    let pid = pid(&old);
-    assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).expect("alive").trim(), "systemd-network");
-    signal(pid, Signal::SIGSTOP);
+    let main = pid(&old);
+    assert_eq!(fs::read_to_string(format!("/proc/{main}/comm")).expect("alive").trim(), "systemd-network");
+    signal(main, Signal::SIGSTOP);
     let new = beating(Some(&old["run"]));
     assert_eq!(new["last_exit"]["cause"], "hang", "{new}");
-    assert!(!alive(pid));
+    assert!(!alive(main));
     let events = host.events("networkd.0");
     assert!(events.iter().any(|e| e["kind"] == "hang" && e["run"] == old["run"]), "{events:#?}");
 }

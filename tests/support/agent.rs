@@ -7,8 +7,6 @@
 #![allow(dead_code, reason = "each test binary uses its part of it")]
 
 use std::fs;
-use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,11 +16,20 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+// This file is taken by its path, so its parts are, too.
+#[path = "agent/cgroups.rs"]
+mod cgroups;
+#[path = "agent/ports.rs"]
+mod ports;
+#[path = "agent/ran.rs"]
+mod ran;
+
+use cgroups::{folders, games_cgroup};
+use ports::{PORTS, PortBlock};
+pub use ran::{Ran, finish};
+
 /// How long anything may take on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Ports of one host.
-const PORTS: u16 = 20;
-
 /// Waits until something is so; panics with what was seen last.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let began = Instant::now();
@@ -51,41 +58,9 @@ pub fn alive(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// A finished command.
-#[derive(Debug)]
-pub struct Ran {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
-}
-
-impl Ran {
-    /// What it printed; it must have succeeded.
-    pub fn json(&self) -> Value {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("no JSON ({e}): {self:?}"))
-    }
-}
-
-/// Ports that no other host under test uses: the first is bound for as long as this lives.
-struct PortBlock {
-    first: u16,
-    _holder: TcpListener,
-}
-
-impl PortBlock {
-    fn take() -> PortBlock {
-        // Below the ports that the kernel gives out by itself.
-        let blocks = 12_000 / PORTS;
-        let start = std::process::id() as u16 % blocks;
-        for n in 0..blocks {
-            let first = 20_000 + (start + n) % blocks * PORTS;
-            if let Ok(holder) = TcpListener::bind((Ipv4Addr::LOCALHOST, first)) {
-                return PortBlock { first, _holder: holder };
-            }
-        }
-        panic!("no free block of ports from 20000 to 31999");
-    }
+/// The main process of an instance as `ps --json` tells it.
+pub fn pid(instance: &Value) -> i32 {
+    instance["pid"].as_i64().unwrap_or_else(|| panic!("no process: {instance}")) as i32
 }
 
 /// See the module. Dropped, it takes everything along that it started.
@@ -93,6 +68,7 @@ pub struct Host {
     folder: TempDir,
     ports: PortBlock,
     agent: Option<Child>,
+    agent_args: Vec<String>,
     cgroup: Option<PathBuf>,
 }
 
@@ -107,9 +83,15 @@ impl Host {
     /// A folder with a cluster.toml, and no agent yet.
     pub fn prepare(processes: &str) -> Host {
         let folder = tempfile::Builder::new().prefix("bb-").tempdir().expect("a folder");
-        let host = Host { folder, ports: PortBlock::take(), agent: None, cgroup: None };
+        let host =
+            Host { folder, ports: PortBlock::take(), agent: None, agent_args: Vec::new(), cgroup: None };
         host.write(processes);
         host
+    }
+
+    /// Further arguments for the agent.
+    pub fn agent_args(&mut self, args: &[&str]) {
+        self.agent_args = args.iter().map(|arg| (*arg).to_owned()).collect();
     }
 
     pub fn folder(&self) -> &Path {
@@ -124,15 +106,25 @@ impl Host {
         self.folder().join("run")
     }
 
+    /// The folder of an instance's own, `{data}`.
+    pub fn data(&self, instance: &str) -> PathBuf {
+        self.folder().join("data/data").join(instance)
+    }
+
     /// Writes cluster.toml anew: the same host with these processes.
     pub fn write(&self, processes: &str) {
+        self.write_to(&self.config(), processes);
+    }
+
+    /// The same into another file.
+    pub fn write_to(&self, file: &Path, processes: &str) {
         let (folder, first) = (self.folder().display(), self.ports.first + 1);
         let text = format!(
             "[host]\nname = \"test\"\nlisten = \"127.0.0.1:7600\"\napi = \"\"\ndata_dir = \"{folder}/data\"\n\
              runtime_dir = \"{folder}/run\"\nports = \"{first}-{}\"\n\n{processes}",
             first + PORTS - 2
         );
-        fs::write(self.config(), text).expect("cluster.toml");
+        fs::write(file, text).expect("cluster.toml");
     }
 
     // ---- the agent's life
@@ -145,6 +137,7 @@ impl Host {
             .arg("agent")
             .arg("--config")
             .arg(self.config())
+            .args(&self.agent_args)
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("agent.log"))
@@ -218,6 +211,12 @@ impl Host {
         ran
     }
 
+    /// Writes cluster.toml anew and applies it.
+    pub fn apply(&self, processes: &str) -> Value {
+        self.write(processes);
+        self.ok(&["apply", self.config().to_str().expect("UTF-8"), "--json"]).json()
+    }
+
     /// `ps --json`
     pub fn ps(&self) -> Vec<Value> {
         self.run(&["ps", "--json"]).json().as_array().expect("an array").clone()
@@ -228,15 +227,28 @@ impl Host {
         self.ps().into_iter().find(|i| i["instance"] == name).unwrap_or_default()
     }
 
-    /// `events NAME --json`
+    /// `events NAME --json`; all of the host with the name "".
     pub fn events(&self, name: &str) -> Vec<Value> {
-        let ran = self.ok(&["events", name, "--json"]);
+        let ran = match name {
+            "" => self.ok(&["events", "--json"]),
+            _ => self.ok(&["events", name, "--json"]),
+        };
         ran.out.lines().map(|line| serde_json::from_str(line).expect("JSON a line")).collect()
     }
 
     /// The kinds of an instance's events, oldest first.
     pub fn kinds(&self, name: &str) -> Vec<String> {
         self.events(name).iter().map(|e| e["kind"].as_str().expect("a kind").to_owned()).collect()
+    }
+
+    /// All events in short, one a line, for the message of a failing test.
+    pub fn story(&self) -> String {
+        let line = |e: &Value| {
+            let text = |key: &str| e[key].as_str().unwrap_or_default().to_owned();
+            let (instance, kind) = (text("instance"), text("kind"));
+            format!("{} {instance} run {} {kind} {} {}\n", e["seq"], e["run"], text("cause"), text("detail"))
+        };
+        self.events("").iter().map(line).collect()
     }
 
     /// Waits until an instance is as wanted, and gives it.
@@ -321,7 +333,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.agent_log());
+            let told = self.run(&["events"]).out;
+            eprintln!("{told}\n{}", self.agent_log());
         }
         self.end_everything();
         if let Some(root) = &self.cgroup {
@@ -332,51 +345,4 @@ impl Drop for Host {
             }
         }
     }
-}
-
-/// The folder of a keeper's games: it holds the cgroups of the instances that it has started.
-fn games_cgroup(keeper: i32, runtime_dir: &Path) -> Option<PathBuf> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let own = read(&format!("/proc/{keeper}/cgroup"));
-    let root = bigbrother::keeper::cgroup::find_own(&read("/proc/self/mountinfo"), &own)?;
-    let hash = bigbrother::keeper::cgroup::hash_of(&fs::canonicalize(runtime_dir).ok()?);
-    Some(root.join(format!("bigbrother-{hash}")))
-}
-
-/// A folder and those below it, parents first.
-fn folders(root: &Path) -> Vec<PathBuf> {
-    let mut all = vec![root.to_owned()];
-    let mut at = 0;
-    while at < all.len() {
-        let below = fs::read_dir(&all[at]).into_iter().flatten().flatten();
-        let below: Vec<PathBuf> = below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
-        all.extend(below);
-        at += 1;
-    }
-    all
-}
-
-/// Waits for the end of a command, and kills one that does not end.
-pub fn finish(mut child: Child, args: &[&str]) -> Ran {
-    let read = |mut from: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            from.read_to_string(&mut text).expect("text");
-            text
-        })
-    };
-    let out = read(Box::new(child.stdout.take().expect("piped")));
-    let err = read(Box::new(child.stderr.take().expect("piped")));
-    let began = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("our child") {
-            break status;
-        }
-        if began.elapsed() > PATIENCE * 2 {
-            child.kill().expect("our child");
-            panic!("{args:?} does not end; it said {:?} and {:?}", out.join(), err.join());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    Ran { code: status.code(), out: out.join().expect("read"), err: err.join().expect("read") }
 }

@@ -89,6 +89,13 @@ impl Supervisor {
                     self.send(&Request::Limit { run, limits });
                 }
             }
+            Action::Logs { instance, run } => {
+                let process = self.host.instance(&instance).and_then(|known| known.process.clone());
+                if let Some(process) = process {
+                    let logs = self.parts.resolver.log_target(&instance, &process.logs);
+                    self.send(&Request::Logs { run, logs });
+                }
+            }
             Action::Remember { instance, run } => {
                 if let Some(note) = self.note(&instance) {
                     self.send(&Request::Note { run, note });
@@ -125,7 +132,9 @@ impl Supervisor {
         let note = self.note(instance).unwrap_or_default();
         let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
         let spawn = self.parts.resolver.spawn(order)?;
-        if let Some(link) = &mut self.link {
+        // Before the table of a new connection is complete, a run that it cannot hold would pass for lost,
+        // and be started twice.
+        if let Some(link) = self.link.as_mut().filter(|_| self.met) {
             link.send(&Request::Spawn(Box::new(spawn)))?;
         }
         Ok(())

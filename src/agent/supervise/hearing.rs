@@ -1,6 +1,7 @@
 //! What the loop hears: the keeper, the process sockets, the probes. Turned into happenings, no more.
 
 use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -41,16 +42,28 @@ impl Supervisor {
             if link.send(&Request::Hello { agent }).is_ok() {
                 self.listing = Listing::default();
                 self.link = Some(link);
+                // Nothing is decided until its table is complete.
+                self.met = false;
                 return;
             }
         }
         let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
-        let running = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-        if running && now < self.start_at {
-            // It has only just been started, and nothing goes on before it listens.
-            self.connect_at = now.after(STARTING);
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => {
+                if now < self.start_at {
+                    // It has only just been started, and nothing goes on before it listens.
+                    self.connect_at = now.after(STARTING);
+                }
+                return;
+            }
+            Some(Ok(Some(status))) => {
+                let log = self.parts.data_dir.join("keeper.log");
+                tracing::error!(%status, "the keeper has ended; {} says why", log.display());
+                self.child = None;
+            }
+            _ => {}
         }
-        if running || now < self.start_at {
+        if now < self.start_at {
             return;
         }
         // A keeper that ends at once must not be started in a tight loop.

@@ -62,6 +62,12 @@ pub(super) enum Sent {
 }
 
 impl Connection {
+    /// It has said nothing yet, not even something that waits to be read.
+    pub fn is_silent(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        !self.spoke && !matches!(recv(self.socket.as_raw_fd(), &mut [0], flags), Ok(1))
+    }
+
     pub(super) fn new(id: ConnId, socket: OwnedFd, pid: i32) -> Self {
         Connection {
             id,

@@ -140,11 +140,10 @@ impl Endpoint {
         if let Some(at) = self.connections.iter().position(Option::is_none) {
             return Some(at);
         }
-        let silent = self
-            .connections
-            .iter()
-            .enumerate()
-            .filter_map(|(at, connection)| connection.as_ref().filter(|c| !c.spoke).map(|c| (c.id, at)));
+        let silent =
+            self.connections.iter().enumerate().filter_map(|(at, connection)| {
+                connection.as_ref().filter(|c| c.is_silent()).map(|c| (c.id, at))
+            });
         let (_, at) = silent.min()?;
         round.counters.refused_connections += 1;
         if let Some(connection) = &self.connections[at] {

@@ -1,0 +1,226 @@
+//! The keeper's table: a new agent, a new keeper, and what was lost between them.
+
+use super::*;
+use crate::host::instance::Note;
+use crate::keeper::protocol::SpawnStep;
+
+const NATIVE: &str = "heartbeat = { mode = \"native\", interval = \"1s\", timeout = \"5s\" }";
+
+fn found(rig: &Rig, run: u64, stage: Stage) -> Found {
+    let stop = rig.want.process.stop.clone();
+    let note = Note { hash: rig.want.hash, ready: true, armed: true, own_timeout_ms: None, stop };
+    Found {
+        instance: zone(),
+        run: RunId(run),
+        pid: 100,
+        stage,
+        note: Some(note),
+        ports: Ports::new(),
+        spawned_ms: 1,
+    }
+}
+
+fn gone(end: End) -> Stage {
+    Stage::Gone { end, fenced: false }
+}
+
+impl Rig {
+    fn meet(&mut self, table: Vec<Found>) -> Vec<Action> {
+        let wants = BTreeMap::from([(zone(), self.want.clone())]);
+        self.host.meet(table, &wants, self.now())
+    }
+
+    /// What the keeper would list of the run as it is.
+    fn listed(&self, stage: Stage) -> Found {
+        Found { note: self.instance().note(), ..found(self, self.run().0, stage) }
+    }
+}
+
+#[test]
+fn a_living_run_is_taken_over_and_watched() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 7, Stage::Running)];
+    assert_eq!(orders(rig.meet(table)), []);
+    assert_eq!(orders(rig.heed()), []);
+    assert_eq!((rig.phase(), rig.run()), (Phase::Ready, RunId(7)));
+    assert_eq!(rig.host.last_run(), 7);
+    assert!(rig.host.inventory()[&zone()].ready);
+    assert_eq!(orders(rig.wait(ms(4_999))), []);
+    assert_eq!(orders(rig.wait(ms(1))), [kill(7)], "it was armed");
+    assert_eq!(orders(rig.gone(KILLED)), [ack(7), spawn(8)]);
+}
+
+#[test]
+fn its_own_timeout_is_taken_over() {
+    let mut rig = Rig::idle(&NATIVE.replace("native", "notify"));
+    let mut run = found(&rig, 7, Stage::Running);
+    run.note.as_mut().unwrap().own_timeout_ms = Some(60_000);
+    rig.meet(vec![run]);
+    assert_eq!(orders(rig.wait(ms(59_999))), []);
+    assert_eq!(orders(rig.wait(ms(1))), [kill(7)]);
+}
+
+#[test]
+fn one_that_ended_while_nobody_listened_is_judged_by_its_exit() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 7, gone(End::Code(3)))];
+    let actions = rig.meet(table);
+    assert!(told(&actions).contains(&stopped(End::Code(3), false)), "{actions:?}");
+    assert_eq!(orders(actions), [ack(7), spawn(8)]);
+    assert_eq!(rig.instance().last_exit.as_ref().unwrap().end, End::Code(3));
+}
+
+#[test]
+fn one_that_could_not_be_started_is_a_failed_spawn() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 7, Stage::SpawnFailed { step: SpawnStep::Exec, errno: 2 })];
+    assert_eq!(orders(rig.meet(table)), [ack(7)]);
+    assert!(matches!(rig.phase(), Phase::Backoff { .. }));
+    assert_eq!(rig.instance().last_exit.as_ref().unwrap().cause, Cause::Spawn);
+}
+
+#[test]
+fn one_whose_main_process_ended_is_waited_for() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 7, Stage::Exited(End::Code(3)))];
+    assert_eq!(orders(rig.meet(table)), []);
+    assert_eq!(orders(rig.heed()), []);
+    assert_eq!(orders(rig.gone(End::Code(3))), [ack(7), spawn(8)]);
+}
+
+#[test]
+fn one_that_ends_before_the_wants_are_heeded_is_neither_released_nor_done() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 7, Stage::Running)];
+    rig.meet(table);
+    let actions = rig.gone(CRASHED);
+    assert!(told(&actions).contains(&stopped(CRASHED, false)), "{actions:?}");
+    assert_eq!(orders(actions), [ack(7), spawn(8)]);
+}
+
+#[test]
+fn what_is_wanted_is_compared_with_what_was_taken_over() {
+    let mut rig = Rig::idle(NATIVE);
+    rig.want.paused = true;
+    let table = vec![found(&rig, 7, Stage::Running)];
+    rig.meet(table);
+    assert_eq!(orders(rig.heed()), [ask(7, StopReason::Stop, s(10), Some(15))]);
+    let mut rig = Rig::idle(NATIVE);
+    let mut run = found(&rig, 7, Stage::Running);
+    run.note.as_mut().unwrap().hash.0 += 1;
+    rig.meet(vec![run]);
+    assert_eq!(orders(rig.heed()), [ask(7, StopReason::Update, s(10), Some(15))]);
+    assert_eq!(rig.heed(), []);
+}
+
+#[test]
+fn what_nobody_wants_is_stopped_or_forgotten() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 7, Stage::Running)];
+    rig.host.meet(table, &BTreeMap::new(), rig.now());
+    let stop = ask(7, StopReason::Remove, s(10), Some(15));
+    assert_eq!(orders(rig.remove()), [stop], "by what its note says");
+    assert_eq!(orders(rig.gone(End::Code(0))), [ack(7), Action::Release { instance: zone() }]);
+    let table = vec![found(&rig, 8, gone(KILLED))];
+    assert_eq!(rig.host.meet(table, &BTreeMap::new(), rig.now()), [ack(8)]);
+}
+
+#[test]
+fn one_without_a_readable_note_is_not_ready_and_not_counted_as_such() {
+    let mut rig = Rig::idle(NATIVE);
+    let run = Found { note: None, ..found(&rig, 7, Stage::Running) };
+    rig.meet(vec![run]);
+    assert!(matches!(rig.phase(), Phase::Starting { .. }));
+    assert!(!rig.host.inventory()[&zone()].ready);
+}
+
+#[test]
+fn one_that_the_new_keeper_does_not_know_has_ended_unseen() {
+    let mut rig = Rig::ready(NATIVE);
+    let actions = rig.meet(Vec::new());
+    assert!(told(&actions).contains(&stopped(End::Unknown, false)), "{actions:?}");
+    assert_eq!(orders(actions), [ack(1), spawn(2)]);
+    assert_eq!(rig.instance().last_exit.as_ref().unwrap().cause, Cause::Unknown);
+}
+
+#[test]
+fn a_known_run_goes_on_over_a_new_keeper() {
+    let mut rig = Rig::ready(NATIVE);
+    let table = vec![rig.listed(Stage::Running)];
+    assert_eq!(rig.meet(table), []);
+    assert_eq!((rig.phase(), rig.run()), (Phase::Ready, RunId(1)));
+    assert_eq!(rig.heed(), []);
+    let table = vec![rig.listed(gone(End::Code(4)))];
+    assert_eq!(orders(rig.meet(table)), [ack(1), spawn(2)]);
+}
+
+#[test]
+fn a_run_whose_start_was_not_heard_of_is_started() {
+    let mut rig = Rig::ordered(NATIVE);
+    let table = vec![rig.listed(Stage::Running)];
+    assert!(matches!(told(&rig.meet(table))[..], [EventKind::Started { .. }]));
+    assert_eq!(rig.instance().run.as_ref().unwrap().pid, Some(100));
+}
+
+#[test]
+fn a_note_that_was_lost_with_the_old_keeper_is_written_again() {
+    let mut rig = Rig::started(NATIVE);
+    let stale = rig.listed(Stage::Running);
+    rig.make_ready();
+    assert_eq!(rig.meet(vec![stale]), [Action::Remember { instance: zone(), run: RunId(1) }]);
+}
+
+#[test]
+fn an_ordered_kill_is_repeated_to_a_new_keeper() {
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(s(5))), [kill(1)]);
+    let table = vec![rig.listed(Stage::Running)];
+    assert_eq!(rig.meet(table), [kill(1)]);
+    assert_eq!(orders(rig.gone(KILLED)), [ack(1), spawn(2)]);
+}
+
+#[test]
+fn an_end_whose_acknowledgement_was_lost_counts_once() {
+    let mut rig = Rig::ready(NATIVE);
+    rig.gone(CRASHED);
+    rig.spawned();
+    rig.gone(CRASHED);
+    let before = (rig.phase(), rig.instance().failures.clone(), rig.instance().restarts);
+    assert!(matches!(before.0, Phase::Backoff { .. }));
+    let table = vec![found(&rig, 1, gone(CRASHED)), found(&rig, 2, gone(CRASHED))];
+    assert_eq!(rig.meet(table), [ack(1), ack(2)]);
+    assert_eq!((rig.phase(), rig.instance().failures.clone(), rig.instance().restarts), before);
+    rig.wait(ms(100));
+    rig.spawned();
+    let table = vec![found(&rig, 2, gone(CRASHED)), rig.listed(Stage::Running)];
+    assert_eq!(rig.meet(table), [ack(2)], "beside the run that followed");
+    assert_eq!(rig.run(), RunId(3));
+}
+
+#[test]
+fn the_end_of_an_older_run_starts_nothing_beside_a_living_one() {
+    let mut rig = Rig::idle(NATIVE);
+    let table = vec![found(&rig, 3, gone(CRASHED)), found(&rig, 4, Stage::Running)];
+    assert_eq!(orders(rig.meet(table)), [ack(3)]);
+    assert_eq!(rig.run(), RunId(4));
+}
+
+#[test]
+fn numbers_of_the_table_are_not_used_twice() {
+    let mut rig = Rig::idle(NATIVE);
+    let other = Found { instance: "zone.1".parse().unwrap(), ..found(&rig, 9, Stage::Running) };
+    let table = vec![found(&rig, 3, gone(CRASHED)), other];
+    assert_eq!(orders(rig.meet(table)), [ack(3), spawn(10)]);
+}
+
+#[test]
+fn the_end_of_an_unknown_run_is_acknowledged_and_nothing_else_of_it_is_heard() {
+    let mut rig = Rig::ready(NATIVE);
+    let now = rig.now();
+    let end = Happening::Gone { end: KILLED, fenced: false };
+    assert_eq!(rig.host.on_run(RunId(77), end, now), [ack(77)]);
+    assert_eq!(rig.host.on_run(RunId(77), Happening::SpawnFailed(String::new()), now), [ack(77)]);
+    assert_eq!(rig.host.on_run(RunId(77), Happening::Exited(KILLED), now), []);
+    assert_eq!(rig.phase(), Phase::Ready);
+}

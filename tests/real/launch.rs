@@ -1,0 +1,143 @@
+//! Instances on demand: launched by an operator and by a game process, gone when done.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::agent::{Host, pid, until};
+use crate::{python, zone};
+
+/// A dungeon writes down its map, and ends with 0 when a file says so.
+const DUNGEON: &str = r#"
+[process.dungeon]
+command = ["/bin/sh", "-c", "printf %s '{arg.map}' > map; until test -e done; do sleep 0.05; done"]
+on_demand = { max = 2 }
+ready = { mode = "spawned", after = "50ms" }
+heartbeat = { mode = "none" }
+"#;
+
+fn launched(host: &Host, map: &str, key: &str) -> String {
+    let map = format!("map={map}");
+    let args = ["launch", "dungeon", "--arg", &map, "--key", key, "--json"];
+    host.ok(&args).json()["instance"].as_str().expect("a name").to_owned()
+}
+
+fn map_of(host: &Host, dungeon: &str) -> String {
+    until(&format!("{dungeon} has its argument"), || {
+        match fs::read_to_string(host.data(dungeon).join("map")) {
+            Ok(map) if !map.is_empty() => Ok(map),
+            other => Err(format!("{other:?}")),
+        }
+    })
+}
+
+#[test]
+fn a_launched_dungeon_has_its_arguments_and_is_gone_when_it_is_done() {
+    let host = Host::start(DUNGEON);
+    assert_eq!(host.ps(), [Value::Null; 0], "nothing runs unasked");
+    let cave = launched(&host, "cave", "party-1");
+    host.ready(&cave);
+    assert_eq!(map_of(&host, &cave), "cave");
+    // Tried again, it is the same; another key is another.
+    assert_eq!(launched(&host, "cave", "party-1"), cave);
+    let tower = launched(&host, "tower", "party-2");
+    assert_ne!(tower, cave);
+    assert_eq!(map_of(&host, &tower), "tower");
+    let refused = host.run(&["launch", "dungeon", "--arg", "map=pit", "--key", "party-3"]);
+    assert_eq!(refused.code, Some(4), "a third beside max = 2: {refused:?}");
+    let missing = host.run(&["launch", "dungeon", "--key", "party-4"]);
+    assert_eq!(missing.code, Some(4), "without an argument: {missing:?}");
+
+    fs::write(host.data(&cave).join("done"), "").expect("a file");
+    until("the cave is gone", || {
+        let names: Vec<Value> = host.ps().iter().map(|i| i["instance"].clone()).collect();
+        if names == [json!(tower)] { Ok(()) } else { Err(format!("{names:?}")) }
+    });
+    let events = host.events(&cave);
+    let exited: Vec<&Value> = events.iter().filter(|e| e["kind"] == "exited").collect();
+    assert_eq!(exited.len(), 1, "{events:#?}");
+    assert_eq!(exited[0]["cause"], "exit", "{events:#?}");
+    // There is room again, numbers are not used twice, and the key of a finished one is free.
+    let next = launched(&host, "cave", "party-1");
+    assert!(next != cave && next != tower, "{next}");
+    host.ready(&next);
+}
+
+#[test]
+fn a_dungeon_that_crashes_comes_back_as_itself() {
+    let host = Host::start(DUNGEON);
+    let cave = launched(&host, "cave", "party-1");
+    let old = host.ready(&cave);
+    crate::agent::signal(pid(&old), nix::sys::signal::Signal::SIGKILL);
+    let new = host.ready_again(&old);
+    assert_eq!(new["last_exit"]["cause"], "signal", "{new}");
+}
+
+/// A lobby that launches over its own process socket and writes down each answer.
+const LOBBY: &str = r#"
+import json, os, socket
+agent = socket.socket(socket.AF_UNIX)
+agent.connect(os.environ["BIGBROTHER_SOCKET"])
+lines = agent.makefile("r")
+def ask(id, method, **params):
+    message = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
+    agent.sendall(json.dumps(message).encode() + b"\n")
+    for line in lines:
+        answer = json.loads(line)
+        if answer.get("id") == id: return answer
+ask(0, "hello", client="lobby", version="1", state="ready")
+def launch(id, process, key): return ask(id, "launch", process=process, args={"map": "sewers"}, key=key)
+answers = [launch(1, "dungeon", "a"), launch(2, "dungeon", "a"), launch(3, "dungeon", "b"),
+    launch(4, "dungeon", "c"), launch(5, "raid", "d")]
+with open("answers.new", "w") as file: json.dump(answers, file)
+os.rename("answers.new", "answers")
+for line in lines:
+    if json.loads(line).get("method") == "shutdown": break
+"#;
+
+#[test]
+fn a_game_process_launches_over_its_socket() {
+    let host = Host::start(&format!(
+        "{DUNGEON}\n[process.raid]\n{}on_demand = {{ max = 1 }}\n\n[process.lobby]\n{}launch = [\"dungeon\"]\n\
+         ready = {{ mode = \"native\" }}\nheartbeat = {{ mode = \"none\" }}\n",
+        zone(&[]),
+        python(LOBBY)
+    ));
+    let answers: Value = until("the lobby has its answers", || {
+        let text = fs::read(host.data("lobby.0").join("answers")).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&text).map_err(|e| e.to_string())
+    });
+    let first = answers[0]["result"]["instance"].as_str().unwrap_or_else(|| panic!("{answers:#}"));
+    assert_eq!(answers[1]["result"]["instance"], first, "the same key: {answers:#}");
+    let second = answers[2]["result"]["instance"].as_str().unwrap_or_else(|| panic!("{answers:#}"));
+    assert_ne!(second, first);
+    assert_eq!(answers[3]["error"]["code"], -32003, "over max: {answers:#}");
+    assert_eq!(answers[4]["error"]["code"], -32001, "not allowed to: {answers:#}");
+    for dungeon in [first, second] {
+        host.ready(dungeon);
+        assert_eq!(map_of(&host, dungeon), "sewers");
+    }
+    // The lobby ends when it is asked to; what it launched is not its child.
+    host.ok(&["stop", "lobby"]);
+    assert_eq!(host.instance("lobby.0")["last_exit"]["code"], 0);
+    host.ready(first);
+}
+
+#[test]
+fn the_example_client_in_python_is_a_good_citizen() {
+    crate::agent::require("/usr/bin/python3", "python3");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
+    let host = Host::start(&format!(
+        "[process.game]\ncommand = [\"/usr/bin/python3\", \"-u\", {script:?}]\n\
+         heartbeat = {{ mode = \"native\", interval = \"200ms\", timeout = \"5s\" }}\n"
+    ));
+    let old = host.wait("game.0", "ready, beating and telling its status", |i| {
+        i["state"] == "ready" && i["heartbeat"]["age_ms"].is_u64() && i["status"]["capacity"] == 8
+    });
+    crate::agent::signal(pid(&old), nix::sys::signal::Signal::SIGSTOP);
+    let new = host.ready_again(&old);
+    assert_eq!(new["last_exit"]["cause"], "hang", "{new}");
+    host.ok(&["stop", "game"]);
+    let stopped = host.instance("game.0");
+    assert_eq!((&stopped["last_exit"]["cause"], &stopped["last_exit"]["code"]), (&"stop".into(), &0.into()));
+}
