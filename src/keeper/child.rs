@@ -59,11 +59,11 @@ pub struct Plan<'a> {
     pub report: RawFd,
 }
 
-/// Where the report's descriptor is once the others are closed.
-const REPORT: RawFd = 3;
-
 /// In place of a step in a report: the child has its own table of descriptors.
 pub const APART: u32 = u32::MAX;
+
+/// Where the report's descriptor is once the others are closed.
+const REPORT: RawFd = 3;
 
 /// Makes a system call and reports its failure as this step.
 macro_rules! call {

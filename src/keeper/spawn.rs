@@ -326,3 +326,27 @@ pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Report> {
         Err(errno) => Err(errno.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn low_numbers_are_lent_and_come_back() {
+        let mut around = Surroundings::new().unwrap();
+        let (_read, write) = nix::unistd::pipe().unwrap();
+        let lent: Vec<OwnedFd> = std::iter::from_fn(|| around.lend(&write)).collect();
+        assert_eq!(lent.len(), LOW);
+        assert!(lent.iter().all(|fd| fd.as_raw_fd() < around.low_end), "below {}", around.low_end);
+        for fd in lent {
+            nix::unistd::write(&fd, b"x").expect("it is the pipe");
+            around.give_back(Some(fd));
+        }
+        assert_eq!(around.low.len(), LOW);
+        let back = around.low.last().unwrap();
+        assert_ne!(
+            nix::sys::stat::fstat(back).unwrap().st_ino,
+            nix::sys::stat::fstat(&write).unwrap().st_ino
+        );
+    }
+}
