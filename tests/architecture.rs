@@ -85,7 +85,7 @@ impl Source {
     fn is_pure(&self) -> bool {
         let under =
             |place: &&str| self.path == **place || place.ends_with('/') && self.path.starts_with(*place);
-        PURE.iter().any(|place| under(place)) && !self.is_test()
+        PURE.iter().any(under) && !self.is_test()
     }
 }
 
