@@ -15,7 +15,7 @@
 //! | [`adopt`] | taking over from a keeper that was killed |
 //! | [`upgrade`] | executing a new program in place |
 //! | [`spawn`], [`child`] | from a request to a program |
-//! | [`runs`] | the life of a run: spawned, ended, killed, gone |
+//! | [`runs`], [`kills`] | the life of a run: spawned, ended, killed, gone |
 //! | [`requests`] | what the agent asks |
 //! | [`cgroup`], [`descent`], [`process`] | what belongs to a run, and how to kill it |
 //! | [`logs`] | FIFOs, the copier, rotation |
@@ -48,6 +48,7 @@ pub mod child;
 pub mod descent;
 pub mod fault;
 pub mod instance;
+pub mod kills;
 pub mod ledger;
 pub mod link;
 pub mod logs;

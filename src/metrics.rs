@@ -9,18 +9,20 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::core::{Collector, GenericCounterVec, GenericGaugeVec};
+use prometheus::core::{GenericCounterVec, GenericGaugeVec};
 use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
 };
 
 use crate::agent::handle::HostSnapshot;
 use crate::spec::Probe;
 
+mod family;
 mod fault;
 mod usage;
 
+use family::{closed, counter, gauge, histogram, histogram_opts, int_gauge, int_gauge_vec, opts, registered};
 pub use fault::{SocketFault, SpawnFault};
 use usage::{Reading, Usage};
 
@@ -370,47 +372,4 @@ impl ReadAtScrape {
         self.host_memory.set(host.memory_bytes);
         self.host_memory_available.set(host.available_bytes);
     }
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("bigbrother_{name}"), help)
-}
-
-fn histogram_opts(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
-    HistogramOpts::new(format!("bigbrother_{name}"), help).buckets(buckets.to_vec())
-}
-
-fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
-    let metric = metric.expect("names and labels in this file are legal");
-    registry.register(Box::new(metric.clone())).expect("names in this file are unique");
-    metric
-}
-
-fn counter(r: &Registry, name: &str, help: &str) -> IntCounter {
-    registered(r, IntCounter::with_opts(opts(name, help)))
-}
-
-fn gauge(r: &Registry, name: &str, help: &str) -> Gauge {
-    registered(r, Gauge::with_opts(opts(name, help)))
-}
-
-fn int_gauge(r: &Registry, name: &str, help: &str) -> IntGauge {
-    registered(r, IntGauge::with_opts(opts(name, help)))
-}
-
-fn int_gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    registered(r, IntGaugeVec::new(opts(name, help), labels))
-}
-
-fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    registered(r, Histogram::with_opts(histogram_opts(name, help, buckets)))
-}
-
-/// A counter with one label whose values are all there from the start, at 0, so that rates are right.
-fn closed(r: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
-    let counters = registered(r, IntCounterVec::new(opts(name, help), &[label]));
-    for value in values {
-        counters.with_label_values(&[*value]);
-    }
-    counters
 }

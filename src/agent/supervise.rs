@@ -1,7 +1,7 @@
 //! The supervision loop: the one place where this host's instances are watched and acted upon.
 //!
 //! Owns the host core, the keeper link, the process sockets, the prober, the book of ports and the
-//! chronicle; runs on a thread of its own. It turns what it hears into happenings (`hearing`), carries
+//! chronicle; runs on a thread of its own. It turns what it hears into happenings (`meeting`, `hearing`), carries
 //! out the actions that follow (`effects`) and answers questions (`answers`). What is to be done is
 //! decided in [`crate::host`], never here.
 
@@ -38,6 +38,7 @@ use crate::systemd::Systemd;
 mod answers;
 mod effects;
 mod hearing;
+mod meeting;
 mod watchers;
 
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
@@ -111,7 +112,7 @@ pub struct Supervisor {
     link: Option<Link>,
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
-    listing: hearing::Listing,
+    listing: meeting::Listing,
     child: Option<Child>,
     connect_at: Moment,
     start_at: Moment,
@@ -161,7 +162,7 @@ impl Supervisor {
             link: None,
             keeper: None,
             cgroups: CgroupSupport::None,
-            listing: hearing::Listing::default(),
+            listing: meeting::Listing::default(),
             child: None,
             connect_at: now,
             start_at: now,

@@ -1,0 +1,271 @@
+//! The keeper, as the loop hears it: connecting, its table, what it tells of runs.
+
+use std::os::fd::OwnedFd;
+use std::process::Child;
+use std::time::Duration;
+
+use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor, boot_moment};
+use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
+use crate::agent::replica::wall_ms;
+use crate::agent::reporter::Report;
+use crate::host::fleet::Found;
+use crate::host::instance::Note;
+use crate::host::{Happening, Moment};
+use crate::http::view::KeeperView;
+use crate::keeper::protocol::{Account, CgroupSupport, Reply, Request, RunId, RunRecord, describe_failure};
+use crate::metrics::SpawnFault;
+use crate::spec::InstanceId;
+
+/// What a keeper has said about its table so far.
+#[derive(Default)]
+pub(super) struct Listing {
+    runs: Vec<RunRecord>,
+    held: Vec<(InstanceId, [OwnedFd; 2])>,
+    datagrams: Vec<(InstanceId, i32, Vec<u8>)>,
+}
+
+impl Supervisor {
+    /// Looks for a keeper, and starts one where that is this agent's task.
+    pub(super) fn connect(&mut self, now: Moment) {
+        self.connect_at = now.after(RECONNECT);
+        if let Ok(mut link) = Link::connect(&self.parts.runtime_dir) {
+            let agent = env!("CARGO_PKG_VERSION").to_owned();
+            if link.send(&Request::Hello { agent }).is_ok() {
+                self.listing = Listing::default();
+                self.link = Some(link);
+                // Nothing is decided until its table is complete.
+                self.met = false;
+                return;
+            }
+        }
+        let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => {
+                if now < self.start_at {
+                    // It has only just been started, and nothing goes on before it listens.
+                    self.connect_at = now.after(STARTING);
+                }
+                return;
+            }
+            Some(Ok(Some(status))) => {
+                let log = self.parts.data_dir.join("keeper.log");
+                tracing::error!(%status, "the keeper has ended; {} says why", log.display());
+                self.child = None;
+            }
+            _ => {}
+        }
+        if now < self.start_at {
+            return;
+        }
+        // A keeper that ends at once must not be started in a tight loop.
+        self.start_at = now.after(Duration::from_millis(200));
+        match start_keeper(program, &self.parts.runtime_dir, &self.parts.data_dir, cgroup.as_deref()) {
+            Ok(child) => {
+                self.child = Some(child);
+                self.connect_at = now.after(STARTING);
+            }
+            Err(error) => tracing::error!(%error, program = %program.display(), "cannot start a keeper"),
+        }
+    }
+
+    pub(super) fn lose_keeper(&mut self, error: &LinkError) {
+        if self.link.take().is_some() {
+            tracing::warn!(error = error as &dyn std::error::Error, "lost the keeper");
+            self.parts.metrics.keeper_lost();
+        }
+        self.keeper = None;
+    }
+
+    pub(super) fn hear_keeper(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        match link.receive(KEEPER_BATCH) {
+            Ok(received) => received.into_iter().for_each(|message| self.hear_reply(message)),
+            Err(error) => self.lose_keeper(&error),
+        }
+    }
+
+    fn hear_reply(&mut self, Received { reply, descriptors }: Received) {
+        match reply {
+            Reply::Welcome { keeper, pid, cgroups, .. } => self.hear_welcome(keeper, pid, cgroups),
+            Reply::Held { instance } => {
+                if let Ok(pair) = <[OwnedFd; 2]>::try_from(descriptors) {
+                    self.listing.held.push((instance, pair));
+                }
+            }
+            Reply::Run(record) => self.listing.runs.push(record),
+            Reply::Datagram { instance, pid, data } => {
+                self.listing.datagrams.push((instance, pid, data));
+                if self.met && self.keeper.is_some() {
+                    self.hear_datagrams();
+                }
+            }
+            Reply::Listed { strays } => self.meet(strays),
+            Reply::Spawned { run, pid } => self.hear_spawned(run, pid),
+            Reply::SpawnFailed { run, step, errno } => {
+                self.parts.metrics.spawn_failed(SpawnFault::Step(step));
+                let why = self.explain(run, describe_failure(step, errno));
+                self.happens(run, Happening::SpawnFailed(why));
+            }
+            Reply::SpawnStuck { run } => {
+                self.parts.metrics.spawn_failed(SpawnFault::Stuck);
+                self.happens(run, Happening::SpawnStuck);
+            }
+            Reply::Exited { run, end } => self.happens(run, Happening::Exited(end)),
+            Reply::Gone { run, end, fenced } => self.happens(run, Happening::Gone { end, fenced }),
+            Reply::Unenforced { run, files } => {
+                self.parts.metrics.limits_unenforced(&files);
+                if let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) {
+                    self.parts.chronicle.unenforced(instance, run.0, &files, wall_ms());
+                }
+            }
+            Reply::Refused { run, reason } => {
+                tracing::warn!(run = run.map(|run| run.0), reason, "the keeper refused a request");
+            }
+            Reply::LogBytes { kept, dropped } => self.parts.metrics.logged(kept, dropped),
+        }
+    }
+
+    pub(super) fn happens(&mut self, run: RunId, happening: Happening) {
+        let actions = self.host.on_run(run, happening, self.now());
+        self.carry_out(actions);
+    }
+
+    fn hear_welcome(&mut self, version: String, pid: i32, cgroups: CgroupSupport) {
+        let words = match &cgroups {
+            CgroupSupport::Full { .. } => "full",
+            CgroupSupport::KillOnly => "kill-only",
+            CgroupSupport::None => "none",
+        };
+        tracing::info!(pid, version, cgroups = words, "met the keeper");
+        self.keeper = Some(KeeperView { pid, version, cgroups: words.to_owned() });
+        self.cgroups = cgroups;
+    }
+
+    /// The keeper's table is complete: from here on it and the core agree.
+    fn meet(&mut self, strays: Vec<InstanceId>) {
+        for instance in strays {
+            tracing::warn!(%instance, "the keeper killed leftovers without a certain record");
+        }
+        let listing = std::mem::take(&mut self.listing);
+        self.adopt_sockets(listing.held, &listing.runs);
+        let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
+        if let Some(met) = self.parts.met.take() {
+            // The agent's start waits for this; if it has given up, it is ending.
+            let _ = met.send(self.cgroups.clone());
+        }
+        self.listing.datagrams = listing.datagrams;
+        self.met_table(table);
+    }
+
+    fn met_table(&mut self, table: Vec<Found>) {
+        let state = self.parts.states.borrow().clone();
+        let wants = crate::host::wants(&state, &self.parts.name);
+        let pids: Vec<(InstanceId, i32)> = table.iter().map(|f| (f.instance.clone(), f.pid)).collect();
+        let actions = self.host.meet(table, &wants, self.now());
+        self.met = true;
+        self.carry_out(actions);
+        for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
+            self.open_lost_sockets(&instance);
+            self.identify(&instance, pid);
+        }
+        self.hear_datagrams();
+        self.report(Report::Inventory(self.host.inventory()));
+        self.grounds = None;
+        self.desire();
+    }
+
+    fn hear_datagrams(&mut self) {
+        for (instance, pid, data) in std::mem::take(&mut self.listing.datagrams) {
+            if let Some(event) = self.sockets.replay(&instance, pid, &data) {
+                self.hear_said(vec![event]);
+            }
+        }
+    }
+
+    /// Sockets that the keeper held while there was no agent; a new keeper is given ours.
+    fn adopt_sockets(&mut self, held: Vec<(InstanceId, [OwnedFd; 2])>, runs: &[RunRecord]) {
+        let mut known: Vec<InstanceId> = Vec::new();
+        for (instance, [listener, notify]) in held {
+            known.push(instance.clone());
+            if self.sockets.descriptors(&instance).is_some() {
+                continue;
+            }
+            let identity = self.identity(None);
+            if let Err(error) = self.sockets.adopt(&instance, listener, notify, identity) {
+                tracing::error!(%instance, %error, "cannot take over its sockets");
+            }
+        }
+        let missing: Vec<InstanceId> = self
+            .host
+            .instances()
+            .map(|instance| instance.id.clone())
+            .chain(runs.iter().map(|record| record.instance.clone()))
+            .filter(|id| !known.contains(id))
+            .collect();
+        for instance in missing {
+            if let Err(error) = self.hold_again(&instance) {
+                tracing::error!(%instance, %error, "the keeper cannot hold its sockets");
+            }
+        }
+    }
+
+    /// Sockets that died with the agent and the keeper before: the run finds new ones at the same path.
+    fn open_lost_sockets(&mut self, instance: &InstanceId) {
+        if self.sockets.descriptors(instance).is_some() {
+            return;
+        }
+        let account = self.account(instance);
+        if let Err(error) = self.open_sockets(instance, account.as_ref()) {
+            tracing::error!(%instance, %error, "cannot open the sockets of an adopted run");
+        }
+    }
+
+    /// The account of an instance's run; `None`: the agent's own.
+    fn account(&mut self, instance: &InstanceId) -> Option<Account> {
+        let process = self.host.instance(instance).and_then(|known| known.process.clone())?;
+        self.parts.resolver.account(&process).ok().flatten()
+    }
+
+    fn found(&mut self, record: RunRecord) -> Found {
+        let note = bincode::serde::decode_from_slice::<Note, _>(&record.note, bincode::config::standard());
+        let age = boot_moment().since(Moment(record.spawned_ns));
+        Found {
+            ports: self.parts.book.ports(&record.instance),
+            instance: record.instance,
+            run: record.run,
+            pid: record.pid,
+            stage: record.stage,
+            note: note.ok().map(|(note, _)| note),
+            spawned_ms: wall_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0)),
+        }
+    }
+
+    fn hear_spawned(&mut self, run: RunId, pid: i32) {
+        let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
+        self.identify(&instance, pid);
+        let ports = self.parts.book.ports(&instance);
+        self.happens(run, Happening::Spawned { pid, ports });
+    }
+
+    /// From now on only the run's own processes may speak on its sockets.
+    fn identify(&mut self, instance: &InstanceId, pid: i32) {
+        // Not from `wants`: a new agent meets its runs before it wants anything.
+        let account = self.account(instance);
+        let mut identity = self.identity(account.as_ref());
+        identity.main_pid = pid;
+        if self.cgroups != CgroupSupport::None {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            identity.cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+        }
+        self.sockets.identify(instance, identity);
+    }
+
+    /// Adds to a failed exec what was to be executed.
+    fn explain(&self, run: RunId, why: String) -> String {
+        let process = self.host.instance_of(run).and_then(|instance| instance.process.as_ref());
+        match process.and_then(|process| process.command.first()) {
+            Some(program) => format!("{why} ({program})"),
+            None => why,
+        }
+    }
+}
