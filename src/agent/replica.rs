@@ -67,7 +67,10 @@ impl Replica {
         proposals: mpsc::Receiver<Proposal>,
     ) -> Result<(Replica, watch::Receiver<Arc<State>>), OpenError> {
         let file = data_dir.join("state.bin");
-        let state = Arc::new(read(&file)?);
+        let mut state = read(&file)?;
+        // What ran when this was written says nothing about now: the host's inventory does.
+        state.directory.clear();
+        let state = Arc::new(state);
         let (out, states) = watch::channel(state.clone());
         Ok((Replica { state, file, proposals, out }, states))
     }

@@ -54,22 +54,32 @@ impl Reporter {
             {
                 batch.push(report);
             }
-            let mut events = Vec::new();
-            for report in batch.drain(..) {
-                match report {
-                    Report::Event(event) => events.push(event),
-                    Report::Inventory(runs) => {
-                        self.send_events(std::mem::take(&mut events)).await;
-                        self.send_inventory(runs).await;
-                    }
-                    Report::Facts(facts) => {
-                        self.send_events(std::mem::take(&mut events)).await;
-                        self.rejoin(facts).await;
-                    }
+            self.deliver(batch.drain(..)).await;
+        }
+    }
+
+    /// Delivers what is there already: the inventory of the first meeting with the keeper.
+    pub async fn catch_up(&mut self, reports: &mut mpsc::Receiver<Report>) {
+        let waiting: Vec<Report> = std::iter::from_fn(|| reports.try_recv().ok()).collect();
+        self.deliver(waiting.into_iter()).await;
+    }
+
+    async fn deliver(&mut self, reports: impl Iterator<Item = Report>) {
+        let mut events = Vec::new();
+        for report in reports {
+            match report {
+                Report::Event(event) => events.push(event),
+                Report::Inventory(runs) => {
+                    self.send_events(std::mem::take(&mut events)).await;
+                    self.send_inventory(runs).await;
+                }
+                Report::Facts(facts) => {
+                    self.send_events(std::mem::take(&mut events)).await;
+                    self.rejoin(facts).await;
                 }
             }
-            self.send_events(events).await;
         }
+        self.send_events(events).await;
     }
 
     async fn rejoin(&mut self, facts: HostFacts) {

@@ -129,7 +129,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, reports, reload, launches, launched, unplaced, liveness } = tasks;
+    let Tasks { replica, writer, mut reports, reload, launches, launched, unplaced, liveness } = tasks;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -141,9 +141,14 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let mut signals = Signals::new()?;
     let cgroups = tokio::select! {
         met = keeper_met => met.map_err(|_| AgentError::Supervision)?,
-        () = signals.end() => CgroupSupport::None,
+        () = signals.end() => {
+            let _ = shutdown.send(true);
+            return Ok(());
+        }
     };
-    let reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
+    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
+    // The first plan must know what runs.
+    reporter.catch_up(&mut reports).await;
     reload.begin(&config).await?;
     planner::settle(&handle, &liveness, &unplaced).await;
     // The loop that waits behind the gate ends only with the agent.

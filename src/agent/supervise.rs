@@ -48,6 +48,8 @@ pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
 const TURN: Duration = Duration::from_secs(1);
 /// A turn that comes this much too late was a stall.
 const STALL: Duration = Duration::from_millis(250);
+/// How soon after a stall the keeper has handed over what it took meanwhile.
+const HANDED_OVER: Duration = Duration::from_millis(250);
 /// Messages of the keeper taken in one turn.
 const KEEPER_BATCH: usize = 64;
 /// How often a keeper that is not there is looked for.
@@ -130,6 +132,8 @@ pub struct Supervisor {
     met: bool,
     reports_lost: bool,
     turned: Moment,
+    /// When the present turn is over at the latest.
+    expected: Moment,
     pinged: Moment,
     counted: crate::process_api::socket::Counters,
     systemd: Systemd,
@@ -179,6 +183,7 @@ impl Supervisor {
             met: false,
             reports_lost: false,
             turned: now,
+            expected: now,
             pinged: now,
             counted: Default::default(),
             systemd: Systemd::from_environment(),
@@ -191,6 +196,7 @@ impl Supervisor {
         let mut more = false;
         loop {
             let wait = if more { Duration::ZERO } else { self.wait() };
+            self.expected = moment().after(wait);
             match self.wake(wait).await {
                 Wake::End => return,
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
@@ -235,7 +241,8 @@ impl Supervisor {
     fn wait(&self) -> Duration {
         let now = moment();
         let mut next = self.turned.after(TURN);
-        if let Some(due) = self.host.next_due() {
+        // Without a keeper nothing can be carried out, so nothing falls due.
+        if let Some(due) = self.host.next_due().filter(|_| self.met) {
             next = next.min(due);
         }
         if self.link.is_none() {
@@ -247,14 +254,15 @@ impl Supervisor {
     /// When this thread itself stood still, silence of the processes proves nothing.
     fn notice_stall(&mut self) {
         let now = moment();
-        let late = now.since(self.turned).saturating_sub(TURN);
+        let late = now.since(self.expected);
         self.turned = now;
         if late < STALL {
             return;
         }
         tracing::warn!(?late, "the agent stood still; heartbeat deadlines move by as much");
         self.parts.metrics.stalled(late);
-        let actions = self.host.stalled(late, self.now());
+        // The keeper may have taken beats meanwhile, which it hands over once it hears of this agent again.
+        let actions = self.host.stalled(late + HANDED_OVER, self.now());
         self.carry_out(actions);
     }
 

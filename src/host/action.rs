@@ -275,7 +275,7 @@ pub enum Measure {
     Restarted {
         /// Why the run before ended.
         cause: Cause,
-        /// From that end to the order to spawn.
+        /// From that end (of a hung run: its deadline) to the new run's program.
         took: Duration,
     },
     /// A hung run is being killed, this long after its deadline.

@@ -24,10 +24,7 @@ impl Instance {
         }
         *cx.last_run += 1;
         let run = RunId(*cx.last_run);
-        if let Some((ended, cause)) = self.ended.take() {
-            self.restarts += 1;
-            cx.out.push(Action::Measure(Measure::Restarted { cause, took: cx.now.at.since(ended) }));
-        }
+        self.restarts += u64::from(self.ended.is_some());
         self.reason = None;
         self.status = Map::new();
         self.phase = Phase::Starting { until: cx.now.at.after(want.process.ready.timeout) };
@@ -62,6 +59,9 @@ impl Instance {
         let kind = EventKind::Started { hash: run.hash, ports: run.ports.clone() };
         self.tell_directory(id, kind, cx);
         self.tell_people(Story::Started { pid }, cx);
+        if let Some((ended, cause)) = self.ended.take() {
+            cx.out.push(Action::Measure(Measure::Restarted { cause, took: cx.now.at.since(ended) }));
+        }
         self.ripen(cx);
         if self.run.as_ref().is_some_and(|run| run.early) {
             self.become_ready(cx);

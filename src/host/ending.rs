@@ -27,6 +27,7 @@ impl Instance {
         }
         self.unready(cx);
         let Some(id) = self.run.as_ref().map(|run| run.id) else { return };
+        self.hung = Some(deadline);
         let instance = self.id.clone();
         cx.out.push(Action::Measure(Measure::HangKill(cx.now.at.since(deadline))));
         cx.out.push(Action::Evidence { instance, run: id, finding: finding.clone() });
@@ -137,7 +138,7 @@ impl Instance {
         self.last_exit = Some(LastExit { cause, end, at_ms: cx.now.wall_ms, detail: detail.clone() });
         self.status = Map::new();
         self.reason = None;
-        self.ended = Some((cx.now.at, cause));
+        self.ended = Some((self.hung.take().unwrap_or(cx.now.at), cause));
         let Some(want) = self.want.clone() else {
             // It may be wanted on another host now.
             self.phase = Phase::Stopped;

@@ -36,6 +36,8 @@ pub struct Instance {
     pub reason: Option<String>,
     /// What the run says about itself.
     pub status: Map<String, Value>,
+    /// When the run that is being killed should have beaten at the latest.
+    pub hung: Option<Moment>,
     /// When the last run ended and why, until the next is spawned.
     pub ended: Option<(Moment, Cause)>,
     /// The newest run of which nothing is left; its end is judged once, however often it is told.
@@ -186,6 +188,7 @@ impl Instance {
             last_exit: None,
             reason: None,
             status: Map::new(),
+            hung: None,
             ended: None,
             last_run: None,
             unheeded: false,

@@ -128,7 +128,8 @@ pub struct EventView {
     /// Of which run; null where none is concerned.
     pub run: Option<u64>,
     /// `started`, `ready`, `draining`, `stopping`, `hang`, `exited`, `stopped`, `backoff`, `failed`, `paused`,
-    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unenforced`, `adopted`, `announce`.
+    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unarmed`, `unenforced`, `adopted`,
+    /// `announce`.
     pub kind: String,
     /// The cause of an end; see [`ExitView::cause`].
     pub cause: Option<String>,

@@ -269,6 +269,13 @@ impl Sockets {
 
     /// A datagram that the keeper took while no agent listened, read like one of our own.
     pub fn replay(&mut self, instance: &InstanceId, pid: i32, datagram: &[u8]) -> Option<SocketEvent> {
+        // Its account the socket's mode has checked.
+        if let Some(endpoint) = self.endpoint(instance)
+            && endpoint.identity.admit(pid, endpoint.identity.uid).is_err()
+        {
+            self.counters.strangers += 1;
+            return None;
+        }
         let said = match notify::read(datagram) {
             // Its descriptor is closed long since.
             Ok(notice) if notice.barrier => return None,

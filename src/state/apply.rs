@@ -195,6 +195,10 @@ impl State {
                     let placement = Placement { host: host.clone(), generation: self.index, hash: *hash };
                     self.placements.insert(instance.clone(), placement);
                 }
+                // One that only fits nowhere for now stays paused.
+                PlaceChange::Remove { instance } if self.wants(instance) => {
+                    self.placements.remove(instance);
+                }
                 PlaceChange::Remove { instance } => {
                     self.placements.remove(instance);
                     self.paused.instances.remove(instance);

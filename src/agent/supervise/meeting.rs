@@ -12,7 +12,9 @@ use crate::host::fleet::Found;
 use crate::host::instance::Note;
 use crate::host::{Happening, Moment};
 use crate::http::view::KeeperView;
-use crate::keeper::protocol::{Account, CgroupSupport, Reply, Request, RunId, RunRecord, describe_failure};
+use crate::keeper::protocol::{
+    Account, CgroupSupport, Reply, Request, RunId, RunRecord, Stage, describe_failure,
+};
 use crate::metrics::SpawnFault;
 use crate::spec::InstanceId;
 
@@ -73,6 +75,7 @@ impl Supervisor {
             tracing::warn!(error = error as &dyn std::error::Error, "lost the keeper");
             self.parts.metrics.keeper_lost();
         }
+        self.met = false;
         self.keeper = None;
     }
 
@@ -149,17 +152,22 @@ impl Supervisor {
         let listing = std::mem::take(&mut self.listing);
         self.adopt_sockets(listing.held, &listing.runs);
         let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
-        if let Some(met) = self.parts.met.take() {
-            // The agent's start waits for this; if it has given up, it is ending.
-            let _ = met.send(self.cgroups.clone());
-        }
         self.listing.datagrams = listing.datagrams;
         self.met_table(table);
+        if let Some(met) = self.parts.met.take() {
+            // The agent's start waits for this and for the inventory; if it has given up, it is ending.
+            let _ = met.send(self.cgroups.clone());
+        }
     }
 
     fn met_table(&mut self, table: Vec<Found>) {
         let state = self.parts.states.borrow().clone();
         let wants = crate::host::wants(&state, &self.parts.name);
+        // What an ended run has said is not to count for the one that follows it.
+        let alive = |id: &InstanceId| {
+            table.iter().any(|f| f.instance == *id && matches!(f.stage, Stage::Spawning | Stage::Running))
+        };
+        self.listing.datagrams.retain(|(id, _, _)| alive(id));
         let pids: Vec<(InstanceId, i32)> = table.iter().map(|f| (f.instance.clone(), f.pid)).collect();
         let actions = self.host.meet(table, &wants, self.now());
         self.met = true;
