@@ -191,6 +191,26 @@ mod tests {
     }
 
     #[test]
+    fn what_ran_when_it_was_written_is_not_taken_for_running() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::default();
+        let entry = crate::state::Entry {
+            host: "alpha".parse().unwrap(),
+            run: crate::keeper::protocol::RunId(1),
+            hash: Default::default(),
+            address: String::new(),
+            ports: Default::default(),
+            started: 1,
+            ready: Some(2),
+        };
+        state.directory.insert("zone.0".parse().unwrap(), entry);
+        write(&dir.path().join("state.bin"), &state).unwrap();
+        let (_, proposals) = mpsc::channel(8);
+        let (_, states) = Replica::open(dir.path(), proposals).unwrap();
+        assert!(states.borrow().directory.is_empty());
+    }
+
+    #[test]
     fn a_damaged_or_foreign_file_is_refused_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.bin");

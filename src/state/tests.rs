@@ -290,6 +290,20 @@ fn start_renews_the_generation_and_generations_only_grow() {
 }
 
 #[test]
+fn what_fits_nowhere_for_a_while_stays_paused() {
+    let mut state = ready();
+    state.take(Command::Pause { target: Target::Instance(id("zone.0")) }).unwrap();
+    let remove = |instance: &str| PlaceChange::Remove { instance: id(instance) };
+    let changes = vec![remove("zone.0")];
+    state.take(Command::Place { based_on: state.basis, changes }).unwrap();
+    assert!(state.paused.holds(&id("zone.0")), "it is still wanted, and an operator stopped it");
+    state.take(Command::Scale { process: name("zone"), count: Some(0) }).unwrap();
+    let changes = vec![remove("zone.0")];
+    state.take(Command::Place { based_on: state.basis, changes }).unwrap();
+    assert!(!state.paused.holds(&id("zone.0")), "it is not wanted any more");
+}
+
+#[test]
 fn a_refused_target_pauses_nothing() {
     let mut state = ready();
     let before = content(&state);

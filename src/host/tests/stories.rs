@@ -168,6 +168,30 @@ fn a_changed_timeout_applies_to_the_living_run() {
     assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
 }
 
+/// How long the instance was without a run, as the metrics are told.
+fn restarted(actions: &[Action]) -> Option<(Cause, Duration)> {
+    actions.iter().find_map(|action| match action {
+        Action::Measure(Measure::Restarted { cause, took }) => Some((*cause, *took)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_restart_takes_from_the_end_or_the_hangs_deadline_to_the_new_program() {
+    let mut rig = Rig::ready(NATIVE);
+    assert_eq!(restarted(&rig.gone(CRASHED)), None, "the new run is ordered, not there");
+    rig.wait(ms(7));
+    assert_eq!(restarted(&rig.spawned()), Some((Cause::Signal, ms(7))));
+    rig.make_ready();
+    rig.on(Happening::Beat);
+    rig.wait(s(5));
+    rig.wait(ms(2));
+    rig.gone(KILLED);
+    rig.wait(s(1));
+    let Some((cause, took)) = restarted(&rig.spawned()) else { panic!("nothing was measured") };
+    assert_eq!((cause, took >= ms(1_002)), (Cause::Hang, true), "{took:?}");
+}
+
 #[test]
 fn a_run_that_was_told_its_watchdog_keeps_it_when_the_spec_asks_for_less() {
     let mut rig = Rig::ready(NOTIFY);
