@@ -208,7 +208,7 @@ pub enum WatchChange {
 /// The notification `shutdown`: save the world and end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shutdown {
-    /// In words: `stopped by an operator`, `rolling update`.
+    /// `stop`, `restart`, `update`, `remove` or `drain-timeout`.
     pub reason: String,
     /// Milliseconds from now until the process is killed.
     pub deadline_ms: u64,
