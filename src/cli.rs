@@ -80,9 +80,9 @@ enum Command {
     /// Replace runs by new ones.
     Restart(operate::RestartArgs),
     /// Stop instances until `start`; restarts and reboots do not bring them back.
-    Stop(operate::StopArgs),
+    Stop(operate::TargetArgs),
     /// Let stopped and failed instances run again.
-    Start(operate::StartArgs),
+    Start(operate::TargetArgs),
     /// Override the count of a process.
     Scale(operate::ScaleArgs),
     /// Launch an instance of an on-demand process.

@@ -47,10 +47,14 @@ struct Memory {
 pub fn read(path: &Path, host: Option<&str>, colour: bool) -> Result<Config, FileError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
-    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-    let context = Context { hostname, host_override: host.map(str::to_owned) };
-    config::parse(&text, &path.display().to_string(), &context)
+    config::parse(&text, &path.display().to_string(), &context(host))
         .map_err(|faults| FileError::Faults(faults.render(colour)))
+}
+
+/// What a file means on this machine; `host` overrides its `host.name`.
+pub fn context(host: Option<&str>) -> Context {
+    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    Context { hostname, host_override: host.map(str::to_owned) }
 }
 
 /// Applies the file's processes if it may.

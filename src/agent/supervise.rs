@@ -360,16 +360,7 @@ async fn keeper_ready(link: Option<&mut Link>) -> Result<(), LinkError> {
 
 /// CLOCK_MONOTONIC now.
 pub fn moment() -> Moment {
-    nanoseconds(ClockId::CLOCK_MONOTONIC)
-}
-
-/// CLOCK_BOOTTIME now.
-fn boot_moment() -> Moment {
-    nanoseconds(ClockId::CLOCK_BOOTTIME)
-}
-
-fn nanoseconds(clock: ClockId) -> Moment {
-    // These clocks exist on every kernel that the keeper runs on; a zero would only make everything due.
-    let time = clock_gettime(clock).map(Duration::from).unwrap_or_default();
+    // Every kernel has this clock; a zero would only make everything due.
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     Moment(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }

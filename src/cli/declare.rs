@@ -7,11 +7,11 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::api::Api;
-use crate::config::{self, Context};
-
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render;
+use crate::agent::spec_file;
+use crate::config;
 use crate::http::view::PlanView;
 
 /// The file when none is named.
@@ -124,8 +124,6 @@ fn read_valid(file: &Path) -> Result<String, Failure> {
 }
 
 fn faults(file: &Path, text: &str) -> Option<String> {
-    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-    let context = Context { hostname, host_override: None };
-    let found = config::parse(text, &file.display().to_string(), &context).err()?;
+    let found = config::parse(text, &file.display().to_string(), &spec_file::context(None)).err()?;
     Some(found.render(std::io::stderr().is_terminal()))
 }

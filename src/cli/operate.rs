@@ -74,22 +74,9 @@ pub struct RestartArgs {
     wait: WaitArgs,
 }
 
-/// `stop`
+/// `stop` and `start`
 #[derive(Debug, Args)]
-pub struct StopArgs {
-    /// Processes (zone) or instances (zone.3).
-    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
-    names: Vec<Name>,
-    /// Everything.
-    #[arg(long)]
-    all: bool,
-    #[command(flatten)]
-    wait: WaitArgs,
-}
-
-/// `start`
-#[derive(Debug, Args)]
-pub struct StartArgs {
+pub struct TargetArgs {
     /// Processes (zone) or instances (zone.3).
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<Name>,
@@ -176,12 +163,12 @@ pub async fn restart(args: RestartArgs, api: &Api, out: &Output) -> Result<Exit,
 }
 
 /// `stop`
-pub async fn stop(args: StopArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+pub async fn stop(args: TargetArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
     change("stop", targets(args.names, args.all), Goal::Gone, &args.wait, api, out).await
 }
 
 /// `start`
-pub async fn start(args: StartArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+pub async fn start(args: TargetArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
     change("start", targets(args.names, args.all), Goal::Ready, &args.wait, api, out).await
 }
 

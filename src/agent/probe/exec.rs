@@ -5,7 +5,7 @@
 //! over. Never a shell. A child that leaves its group is not followed.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::Answer;
 use super::{ProbeError, Report, thread};
+use crate::keeper::process;
 use crate::keeper::protocol::Account;
 
 /// How much of the output is kept: its beginning.
@@ -215,14 +216,7 @@ fn start(request: &ExecRequest) -> io::Result<Started> {
 }
 
 fn exit_of(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just given us this descriptor (close-on-exec); nobody else owns it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let pidfd = process::open(pid.as_raw())?;
     // SAFETY: an `OwnedFd` is one descriptor, open until the `AsyncFd` drops it.
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
 }

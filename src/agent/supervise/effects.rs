@@ -153,8 +153,7 @@ impl Supervisor {
     ) -> Result<PathBuf, OrderError> {
         let folder = self.socket_folder(instance);
         let identity = self.identity(account);
-        self.watchers.retain(|(id, _), _| id != instance);
-        self.greeted.remove(instance);
+        self.forget_listeners(instance);
         if self.sockets.descriptors(instance).is_some() {
             self.sockets.reset(instance);
             self.sockets.identify(instance, identity);
@@ -262,11 +261,16 @@ impl Supervisor {
         tracing::warn!(%instance, %run, finding, "hang");
     }
 
+    /// Nobody is connected any more who said hello or watched.
+    fn forget_listeners(&mut self, instance: &InstanceId) {
+        self.watchers.retain(|(id, _), _| id != instance);
+        self.greeted.remove(instance);
+    }
+
     fn release(&mut self, instance: &InstanceId) {
         self.send(&Request::Release { instance: instance.clone() });
         self.sockets.close(instance);
-        self.watchers.retain(|(id, _), _| id != instance);
-        self.greeted.remove(instance);
+        self.forget_listeners(instance);
         self.parts.book.release(instance);
         self.evidence.forget(instance);
         // The folder holds the two socket files at most; one that stays is replaced by the next run's.

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::time::Duration;
 
-use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor, boot_moment};
+use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::replica::wall_ms;
 use crate::agent::reporter::Report;
@@ -12,6 +12,7 @@ use crate::host::fleet::Found;
 use crate::host::instance::Note;
 use crate::host::{Happening, Moment};
 use crate::http::view::KeeperView;
+use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{
     Account, CgroupSupport, Reply, Request, RunId, RunRecord, Stage, describe_failure,
 };
@@ -236,7 +237,7 @@ impl Supervisor {
 
     fn found(&mut self, record: RunRecord) -> Found {
         let note = bincode::serde::decode_from_slice::<Note, _>(&record.note, bincode::config::standard());
-        let age = boot_moment().since(Moment(record.spawned_ns));
+        let age = Moment(boottime_ns()).since(Moment(record.spawned_ns));
         Found {
             ports: self.parts.book.ports(&record.instance),
             instance: record.instance,
