@@ -37,7 +37,7 @@ use self::link::Link;
 use self::logs::Copier;
 use self::poll::{Poll, Source};
 use self::protocol::{AGENT_SILENCE_MS, Reply, RunId};
-use self::spawn::Surroundings;
+use self::spawn::{Birth, Surroundings};
 use self::table::Table;
 use crate::spec::InstanceId;
 use crate::systemd::Systemd;
@@ -76,6 +76,8 @@ struct Pending {
     report: OwnedFd,
     /// Our writing end of it, while the child shares our table of descriptors.
     shared: Option<OwnedFd>,
+    /// What the child uses of our memory.
+    birth: Birth,
     /// When it is taken for stuck; `None`: that was told.
     stuck_ns: Option<u64>,
 }

@@ -13,7 +13,7 @@ use super::ledger::{Phase, Record};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Outputs, Report};
+use super::spawn::{self, Forked, Outputs, Report};
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
@@ -49,7 +49,7 @@ impl Keeper {
         fault::pass(Point::AfterIntent);
         let words = self.ledger.slot(slot).child_words();
         let cgroup = self.instances.get(&spawn.instance).and_then(|i| i.cgroup.as_ref());
-        match spawn::fork(spawn, &prepared, words, cgroup, &mut self.surroundings) {
+        match spawn::fork(spawn, prepared, words, cgroup, &mut self.surroundings) {
             Ok(forked) => {
                 fault::pass(Point::AfterClone);
                 self.table.forked(spawn.run, forked.pid);
@@ -57,8 +57,8 @@ impl Keeper {
                 if let Err(error) = watched {
                     tracing::error!(%error, run = %spawn.run, "cannot watch a spawn");
                 }
-                let (report, shared) = (forked.report, forked.shared);
-                let pending = Pending { report, shared, stuck_ns: Some(spawned_ns + STUCK_NS) };
+                let Forked { report, shared, birth, .. } = forked;
+                let pending = Pending { report, shared, birth, stuck_ns: Some(spawned_ns + STUCK_NS) };
                 self.pending.insert(spawn.run, pending);
             }
             Err((step, errno)) => {
@@ -172,7 +172,11 @@ impl Keeper {
                     self.surroundings.give_back(shared);
                     continue;
                 }
-                Ok(Report::Failed(step, errno)) => self.table.exec_failed(id, step, errno),
+                // It still has to exit, on a stack of ours: the end of file tells that it has.
+                Ok(Report::Failed(step, errno)) => {
+                    self.table.exec_failed(id, step, errno);
+                    continue;
+                }
                 Ok(Report::Executes) | Err(_) => {
                     fault::pass(Point::BeforeSpawned);
                     if let Some(reply) = self.table.executing(id) {
@@ -186,8 +190,10 @@ impl Keeper {
 
     fn forget_report(&mut self, id: RunId) {
         // Closing the descriptor ends the watch.
-        let shared = self.pending.remove(&id).and_then(|pending| pending.shared);
-        self.surroundings.give_back(shared);
+        if let Some(Pending { shared, birth, .. }) = self.pending.remove(&id) {
+            self.surroundings.give_back(shared);
+            self.surroundings.born(birth);
+        }
     }
 
     /// Tells of spawns whose exec does not come back.

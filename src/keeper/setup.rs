@@ -104,6 +104,8 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     keeper.serve().map_err(kernel("epoll"))?;
     keeper.link.end();
     keeper.tidy();
+    // A child whose exec hangs still lives in this memory: what it reads must not be unmapped under it.
+    std::mem::forget(keeper);
     Ok(())
 }
 
@@ -154,7 +156,7 @@ impl Keeper {
         let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
         match cgroups.open_probe() {
             Ok(Some(probe)) => {
-                spawn::probe(&probe, &mut surroundings);
+                spawn::clone::probe(&probe, &mut surroundings);
                 let _ = probe.remove();
             }
             Ok(None) => {}
