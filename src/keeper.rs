@@ -68,6 +68,8 @@ pub use setup::{KeeperError, Options, run};
 
 /// Log bytes are reported at most this often.
 const REPORT_NS: u64 = 1_000_000_000;
+/// After the end of one child, how long a look at the others may wait.
+const SWEEP_MS: u8 = 1;
 /// With `exit_when_idle`: how long without runs and without an agent.
 const IDLE_NS: u64 = 5_000_000_000;
 
@@ -113,6 +115,8 @@ pub struct Keeper {
     repeats: BTreeMap<RunId, Repeat>,
     /// Instances whose leftovers were killed when this keeper started.
     strays: Vec<InstanceId>,
+    /// One child's end was looked at, others may have ended.
+    sweep_due: bool,
     /// The deadline in force has passed and its runs were killed.
     fence_fired: bool,
     heard_ns: u64,
@@ -146,9 +150,12 @@ impl Keeper {
             }
             let next = self.next_deadline();
             self.poll.ring_at(next)?;
-            self.poll.wait(&mut sources)?;
+            self.poll.wait(&mut sources, self.sweep_due.then_some(SWEEP_MS))?;
             for source in &sources {
                 self.on(*source);
+            }
+            if self.sweep_due && !sources.contains(&Source::Signals) {
+                self.reap();
             }
         }
     }
@@ -171,18 +178,14 @@ impl Keeper {
     }
 
     fn on_signals(&mut self) {
-        let mut children = false;
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            match Signal::try_from(info.ssi_signo as i32) {
-                Ok(Signal::SIGCHLD) => children = true,
-                // The runs live on: whoever comes next adopts them.
-                Ok(Signal::SIGTERM) => self.terminated = true,
-                Ok(Signal::SIGHUP) => self.begin_upgrade(None),
-                _ => {}
-            }
-        }
-        if children {
-            self.reap();
+        // One at a time: when there are more, the descriptor stays readable.
+        let Ok(Some(info)) = self.signals.read_signal() else { return };
+        match Signal::try_from(info.ssi_signo as i32) {
+            Ok(Signal::SIGCHLD) => self.on_child(info.ssi_pid as i32),
+            // The runs live on: whoever comes next adopts them.
+            Ok(Signal::SIGTERM) => self.terminated = true,
+            Ok(Signal::SIGHUP) => self.begin_upgrade(None),
+            _ => {}
         }
     }
 

@@ -143,6 +143,11 @@ impl Cgroup {
         self.spent = true;
     }
 
+    /// It must be made anew, and may hold something.
+    pub fn is_spent(&self) -> bool {
+        self.spent
+    }
+
     /// For CLONE_INTO_CGROUP.
     pub fn folder(&self) -> BorrowedFd<'_> {
         self.folder.as_fd()

@@ -106,11 +106,11 @@ impl Poll {
         let _ = self.epoll.delete(fd);
     }
 
-    /// Waits until something happens, and gives the sources.
-    pub fn wait(&self, into: &mut Vec<Source>) -> io::Result<()> {
+    /// Waits until something happens, or for so many milliseconds, and gives the sources.
+    pub fn wait(&self, into: &mut Vec<Source>, most_ms: Option<u8>) -> io::Result<()> {
         into.clear();
         let mut events = [EpollEvent::empty(); 256];
-        match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+        match self.epoll.wait(&mut events, most_ms.map_or(EpollTimeout::NONE, EpollTimeout::from)) {
             Ok(count) => into.extend(events[..count].iter().filter_map(|e| Source::of_word(e.data()))),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -171,7 +171,7 @@ mod tests {
         poll.ring_at(Some(start + 5_000_000)).unwrap();
         poll.ring_at(Some(start + 90_000_000_000)).unwrap();
         let mut sources = Vec::new();
-        poll.wait(&mut sources).unwrap();
+        poll.wait(&mut sources, None).unwrap();
         assert_eq!(sources, [Source::Alarm]);
         let waited = crate::keeper::process::boottime_ns() - start;
         assert!((5_000_000..30_000_000_000).contains(&waited), "rang after {waited} ns");

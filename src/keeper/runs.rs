@@ -13,7 +13,7 @@ use super::ledger::{Phase, Record};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Forked, Outputs, Report};
+use super::spawn::{self, Forked, Outputs, Reported};
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
@@ -98,7 +98,8 @@ impl Keeper {
         }
         let failed = match &mut instance.cgroup {
             Some(cgroup) => {
-                if cgroup.populated().map_err(errno(SpawnStep::Cgroup))? {
+                // One that is not spent was left empty by its last run.
+                if cgroup.is_spent() && cgroup.populated().map_err(errno(SpawnStep::Cgroup))? {
                     let _ = cgroup.kill();
                     return Err((SpawnStep::Busy, libc::EBUSY));
                 }
@@ -166,18 +167,18 @@ impl Keeper {
     pub(super) fn on_report(&mut self, id: RunId) {
         while let Some(pending) = self.pending.get_mut(&id) {
             match spawn::read_report(pending.report.as_fd()) {
-                Ok(Report::Nothing) => return,
-                Ok(Report::Apart) => {
+                Ok(Reported::Nothing) => return,
+                Ok(Reported::Apart) => {
                     let shared = pending.shared.take();
                     self.surroundings.give_back(shared);
                     continue;
                 }
                 // It still has to exit, on a stack of ours: the end of file tells that it has.
-                Ok(Report::Failed(step, errno)) => {
+                Ok(Reported::Failed(step, errno)) => {
                     self.table.exec_failed(id, step, errno);
                     continue;
                 }
-                Ok(Report::Executes) | Err(_) => {
+                Ok(Reported::Executes) | Err(_) => {
                     fault::pass(Point::BeforeSpawned);
                     if let Some(reply) = self.table.executing(id) {
                         self.link.send(&reply);
@@ -194,6 +195,9 @@ impl Keeper {
             self.surroundings.give_back(shared);
             self.surroundings.born(birth);
         }
+        if self.pending.is_empty() {
+            self.surroundings.make_ready();
+        }
     }
 
     /// Tells of spawns whose exec does not come back.
@@ -206,25 +210,42 @@ impl Keeper {
         }
     }
 
+    /// SIGCHLD names a child. Only that one is looked at now, and the agent told: a look at all children
+    /// takes longer than the rest of a restart. Signals coalesce, so the look follows as soon as no further
+    /// signal comes at once.
+    pub(super) fn on_child(&mut self, pid: i32) {
+        if self.sweep_due {
+            self.reap();
+            return;
+        }
+        self.sweep_due = true;
+        self.reap_one(pid);
+    }
+
     /// Takes the exit statuses of all children that have ended.
     pub(super) fn reap(&mut self) {
-        loop {
-            let mut status = 0;
-            // SAFETY: `status` is a valid int to write to.
-            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL) };
-            if pid <= 0 {
-                break;
-            }
-            // Others are orphans of some run that came to us; taking their status is all they need.
-            if let Some(run) = self.table.of_main(pid) {
-                fault::pass(Point::AfterReap);
-                self.main_ended(run, process::end_of_status(status));
-            }
-        }
+        self.sweep_due = false;
+        while self.reap_one(-1) {}
         // An orphan's end may have been the last of a run.
         for run in self.leftovers.clone() {
             self.settle(run);
         }
+    }
+
+    /// Takes the exit status of this child, or of any (-1); false when there is none.
+    fn reap_one(&mut self, pid: i32) -> bool {
+        let mut status = 0;
+        // SAFETY: `status` is a valid int to write to.
+        let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
+        if pid <= 0 {
+            return false;
+        }
+        // Others are orphans of some run that came to us; taking their status is all they need.
+        if let Some(run) = self.table.of_main(pid) {
+            fault::pass(Point::AfterReap);
+            self.main_ended(run, process::end_of_status(status));
+        }
+        true
     }
 
     /// The main process of a run that is not our child has ended.

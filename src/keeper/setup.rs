@@ -183,6 +183,7 @@ impl Keeper {
             leftovers: Default::default(),
             repeats: Default::default(),
             strays: Vec::new(),
+            sweep_due: false,
             fence_fired: false,
             heard_ns: boottime_ns(),
             draining: true,

@@ -24,8 +24,9 @@ pub mod stack;
 
 pub use clone::Birth;
 
-/// Children that may share our table of descriptors at a time; further ones copy it.
-const LOW: usize = 64;
+/// Children that may share our table of descriptors at a time; further ones copy it. With the keeper's first
+/// few descriptors they stay below 64: a table as small as that lies within the kernel's own structure.
+const LOW: usize = 40;
 
 /// Where the outputs of a spawn go, resolved.
 pub enum Outputs {
@@ -54,6 +55,22 @@ pub struct Surroundings {
     /// One more than the highest of them.
     low_end: RawFd,
     stacks: Stacks,
+    /// Made when there was time, for the next child.
+    spare: Option<Report>,
+}
+
+/// The pipe on which a child reports.
+struct Report {
+    reading: OwnedFd,
+    writing: Writing,
+}
+
+/// Our copy of the writing end.
+enum Writing {
+    /// At a low number: the child may share our table of descriptors.
+    Low(OwnedFd),
+    /// Anywhere: it may not.
+    High(OwnedFd),
 }
 
 /// A spawn with everything resolved.
@@ -94,7 +111,7 @@ pub struct Forked {
 }
 
 /// What a child says.
-pub enum Report {
+pub enum Reported {
     /// Nothing yet.
     Nothing,
     /// It has a table of descriptors of its own.
@@ -142,26 +159,27 @@ pub fn fork(
     cgroup: Option<&Cgroup>,
     around: &mut Surroundings,
 ) -> Result<Forked, (SpawnStep, i32)> {
-    let (report, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .map_err(|errno| (SpawnStep::Fork, errno as i32))?;
-    let shared = match prepared.outputs {
-        // The stream's number may be any.
-        Outputs::Stream(_) => None,
-        _ => around.lend(&writing),
-    };
+    let report = around.report().map_err(|errno| (SpawnStep::Fork, errno as i32))?;
     let mut plan = plan(spawn, &prepared, ledger, around);
-    plan.apart_from = shared.is_some().then_some(around.low_end);
-    plan.report = shared.as_ref().unwrap_or(&writing).as_raw_fd();
+    (plan.apart_from, plan.report) = match (&report.writing, &prepared.outputs) {
+        // The stream's number may be any, so the whole table is copied.
+        (Writing::High(fd), _) | (Writing::Low(fd), Outputs::Stream(_)) => (None, fd.as_raw_fd()),
+        (Writing::Low(fd), _) => (Some(around.low_end), fd.as_raw_fd()),
+    };
     let mut birth = Birth::new(prepared, plan, around.stacks.lend());
-    match clone::make_child(&mut birth, cgroup, around) {
-        Ok(pid) if birth.shares_descriptors() => Ok(Forked { pid, report, shared, birth }),
-        // No child has it: the end of file must not wait for us.
-        Ok(pid) => {
-            around.give_back(shared);
-            Ok(Forked { pid, report, shared: None, birth })
+    let made = clone::make_child(&mut birth, cgroup, around);
+    let shared = match report.writing {
+        Writing::Low(low) if made.is_ok() && birth.shares_descriptors() => Some(low),
+        // No child shares it: the end of file must not wait for us.
+        Writing::Low(low) => {
+            around.give_back(Some(low));
+            None
         }
+        Writing::High(_) => None,
+    };
+    match made {
+        Ok(pid) => Ok(Forked { pid, report: report.reading, shared, birth }),
         Err(failure) => {
-            around.give_back(shared);
             around.born(birth);
             Err(failure)
         }
@@ -224,6 +242,7 @@ impl Surroundings {
             files: (files.rlim_cur, files.rlim_max),
             into_cgroup: true,
             stacks: Stacks::default(),
+            spare: None,
         })
     }
 }
@@ -234,6 +253,30 @@ impl Surroundings {
         if let Some(stack) = birth.end() {
             self.stacks.give_back(stack);
         }
+    }
+
+    /// Makes the next child's report while nobody waits for it.
+    pub fn make_ready(&mut self) {
+        if self.spare.is_none() {
+            // Failing now is as good as failing then.
+            self.spare = self.new_report().ok();
+        }
+    }
+
+    fn report(&mut self) -> nix::Result<Report> {
+        match self.spare.take() {
+            Some(report) => Ok(report),
+            None => self.new_report(),
+        }
+    }
+
+    fn new_report(&mut self) -> nix::Result<Report> {
+        let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let writing = match self.lend(&writing) {
+            Some(low) => Writing::Low(low),
+            None => Writing::High(writing),
+        };
+        Ok(Report { reading, writing })
     }
 
     /// Puts a copy of this descriptor at a low number; `None`: all are lent.
@@ -260,18 +303,18 @@ impl Surroundings {
 
 /// Reads what a child reports: 8 bytes, step and errno, or that it has a table of its own; at the end of
 /// file it executes its program.
-pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Report> {
+pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Reported> {
     let mut bytes = [0_u8; 8];
     match nix::unistd::read(report, &mut bytes) {
         Ok(8) => {
             let [a, b, c, d, e, f, g, h] = bytes;
             Ok(match u32::from_ne_bytes([a, b, c, d]) {
-                child::APART => Report::Apart,
-                step => Report::Failed(super::ledger::step_of(step), i32::from_ne_bytes([e, f, g, h])),
+                child::APART => Reported::Apart,
+                step => Reported::Failed(super::ledger::step_of(step), i32::from_ne_bytes([e, f, g, h])),
             })
         }
-        Ok(_) => Ok(Report::Executes),
-        Err(nix::errno::Errno::EAGAIN) => Ok(Report::Nothing),
+        Ok(_) => Ok(Reported::Executes),
+        Err(nix::errno::Errno::EAGAIN) => Ok(Reported::Nothing),
         Err(errno) => Err(errno.into()),
     }
 }
