@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test program: its helpers too may panic
 
 use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -66,6 +67,8 @@ fn processes_with(text: &str) -> Vec<i32> {
 struct Agent {
     socket: OwnedFd,
     seen: Vec<Reply>,
+    /// Of a packet of which the first was taken.
+    gathered: VecDeque<Reply>,
 }
 
 impl Agent {
@@ -78,7 +81,7 @@ impl Agent {
             }
         });
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 100_000)).unwrap();
-        Agent { socket, seen: Vec::new() }
+        Agent { socket, seen: Vec::new(), gathered: VecDeque::new() }
     }
 
     fn send(&self, request: &Request) {
@@ -96,6 +99,10 @@ impl Agent {
 
     /// The next reply; `None` when there is none for 100 ms; an error when the keeper is gone.
     fn receive(&mut self) -> Result<Option<(Reply, Vec<OwnedFd>)>, String> {
+        if let Some(reply) = self.gathered.pop_front() {
+            self.seen.push(reply.clone());
+            return Ok(Some((reply, Vec::new())));
+        }
         let mut buffer = vec![0; MAX_PACKET];
         let mut space = nix::cmsg_space!([RawFd; 8]);
         let mut vector = [IoSliceMut::new(&mut buffer)];
@@ -118,9 +125,11 @@ impl Agent {
         if length == 0 {
             return Err("the keeper closed the connection".to_owned());
         }
-        let reply: Reply = decode(&buffer[..length]).unwrap();
-        self.seen.push(reply.clone());
-        Ok(Some((reply, fds)))
+        let mut replies: VecDeque<Reply> = decode(&buffer[..length]).unwrap().into();
+        let first = replies.pop_front().unwrap();
+        self.gathered.extend(replies);
+        self.seen.push(first.clone());
+        Ok(Some((first, fds)))
     }
 
     /// As `expect`, also when it was told a while ago.

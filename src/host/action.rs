@@ -117,6 +117,13 @@ pub enum Action {
     Measure(Measure),
 }
 
+impl Action {
+    /// On the way from the end of a run to the next: nothing else is worth a delay of it.
+    pub fn is_start(&self) -> bool {
+        matches!(self, Action::Spawn { .. } | Action::Acknowledge { .. })
+    }
+}
+
 /// Why a run is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {

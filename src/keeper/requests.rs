@@ -17,7 +17,7 @@ use super::protocol::{LogTarget, Reply, Request, RunId, Stage, Target};
 use super::{Keeper, descent};
 use crate::spec::InstanceId;
 
-/// Requests read in one go, so that a flood delays no reap.
+/// Packets read in one go, so that a flood delays no reap.
 const MAX_ROUND: usize = 64;
 
 impl Keeper {
@@ -51,9 +51,11 @@ impl Keeper {
                     tracing::warn!(%error, "the agent sent something that is no request");
                     self.link.send(&Reply::Refused { run: None, reason });
                 }
-                Received::Request(request, descriptors) => {
+                Received::Requests(requests, mut descriptors) => {
                     self.heard();
-                    self.obey(request, descriptors);
+                    for request in requests {
+                        self.obey(request, std::mem::take(&mut descriptors));
+                    }
                 }
             }
         }

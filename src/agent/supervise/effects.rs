@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Supervisor;
-use crate::agent::keeper_link::LinkError;
+use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::reporter::Report;
 use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
@@ -58,11 +58,21 @@ impl OrderError {
 }
 
 impl Supervisor {
-    /// Carries out actions in order; what fails at once comes back as a happening.
+    /// Carries out actions, each kind in order: what starts runs first, what tells of it later. What fails at
+    /// once comes back as a happening.
     pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
-        let mut queue = VecDeque::from(actions);
+        let (starts, rest): (Vec<_>, Vec<_>) = actions.into_iter().partition(Action::is_start);
+        let mut failed = Vec::new();
+        for start in starts {
+            failed.extend(self.act(start));
+        }
+        let mut queue = VecDeque::from(rest);
+        queue.extend(failed);
         while let Some(action) = queue.pop_front() {
             queue.extend(self.act(action));
+        }
+        if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
+            self.lose_keeper(&error);
         }
     }
 
@@ -136,6 +146,7 @@ impl Supervisor {
         // and be started twice.
         if let Some(link) = self.link.as_mut().filter(|_| self.met) {
             link.send(&Request::Spawn(Box::new(spawn)))?;
+            link.flush()?;
         }
         Ok(())
     }
@@ -308,7 +319,7 @@ impl Supervisor {
 }
 
 fn hold(
-    link: Option<&mut crate::agent::keeper_link::Link>,
+    link: Option<&mut Link>,
     instance: &InstanceId,
     descriptors: [BorrowedFd<'_>; 2],
 ) -> Result<(), LinkError> {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, send, sockopt};
 
@@ -76,6 +77,14 @@ impl Endpoint {
             beat_in: (0, 0),
             rejected_in: 0,
         }
+    }
+
+    /// A connection or a datagram waits.
+    pub(super) fn is_called(&self) -> bool {
+        let waits = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut sockets = [waits(self.listener.as_fd()), waits(self.notify.as_fd())];
+        // When it cannot be known, something may wait.
+        poll(&mut sockets, PollTimeout::ZERO).map_or(true, |called| called > 0)
     }
 
     fn event(&self, conn: Option<ConnId>, pid: i32, said: Said) -> SocketEvent {
