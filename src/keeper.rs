@@ -69,7 +69,13 @@ pub use setup::{KeeperError, Options, run};
 /// Log bytes are reported at most this often.
 const REPORT_NS: u64 = 1_000_000_000;
 /// After the end of one child, how long a look at the others may wait.
-const SWEEP_MS: u8 = 1;
+const SWEEP_MS: u8 = 2;
+/// An exec that takes longer is reported as stuck.
+const STUCK_NS: u64 = 5_000_000_000;
+/// As many children that have just been forked are a crowd.
+const CROWD: usize = 32;
+/// A child older than this is slow, and no part of a crowd.
+const CROWD_NS: u64 = 20_000_000;
 /// With `exit_when_idle`: how long without runs and without an agent.
 const IDLE_NS: u64 = 5_000_000_000;
 
@@ -80,8 +86,9 @@ struct Pending {
     shared: Option<OwnedFd>,
     /// What the child uses of our memory.
     birth: Birth,
-    /// When it is taken for stuck; `None`: that was told.
-    stuck_ns: Option<u64>,
+    forked_ns: u64,
+    /// It was told that it is stuck.
+    stuck: bool,
 }
 
 /// A kill that has to be repeated until nothing is left.
@@ -115,15 +122,15 @@ pub struct Keeper {
     repeats: BTreeMap<RunId, Repeat>,
     /// Instances whose leftovers were killed when this keeper started.
     strays: Vec<InstanceId>,
-    /// One child's end was looked at, others may have ended.
-    sweep_due: bool,
+    /// One child's end was looked at, others may have ended: when all are looked at.
+    sweep_ns: Option<u64>,
     /// The deadline in force has passed and its runs were killed.
     fence_fired: bool,
     heard_ns: u64,
     /// No agent listens: the notify sockets are drained.
     draining: bool,
-    /// The agent does not read, so room in its socket is waited for.
-    watching_room: bool,
+    /// What of the agent's socket is waited for.
+    interest: EpollFlags,
     reported_ns: u64,
     report_due: bool,
     idle_since_ns: Option<u64>,
@@ -150,12 +157,9 @@ impl Keeper {
             }
             let next = self.next_deadline();
             self.poll.ring_at(next)?;
-            self.poll.wait(&mut sources, self.sweep_due.then_some(SWEEP_MS))?;
+            self.poll.wait(&mut sources, self.sweep_ns.map(|_| SWEEP_MS))?;
             for source in &sources {
                 self.on(*source);
-            }
-            if self.sweep_due && !sources.contains(&Source::Signals) {
-                self.reap();
             }
         }
     }
@@ -192,6 +196,9 @@ impl Keeper {
     /// What is due by now.
     fn on_time(&mut self, now: u64) {
         self.fence(now);
+        if self.sweep_ns.is_some_and(|at| now >= at) {
+            self.reap();
+        }
         self.on_stuck(now);
         self.repeat_kills(now);
         self.report_logs(now);
@@ -217,7 +224,8 @@ impl Keeper {
         let silence = (!self.draining).then(|| self.heard_ns + AGENT_SILENCE_MS * 1_000_000);
         [
             (fence != 0 && !self.fence_fired).then_some(fence),
-            self.pending.values().filter_map(|p| p.stuck_ns).min(),
+            self.pending.values().filter(|p| !p.stuck).map(|p| p.forked_ns + STUCK_NS).min(),
+            self.uncrowded_ns(process::boottime_ns()),
             self.repeats.values().map(|r| r.at_ns).min(),
             self.report_due.then(|| self.reported_ns + REPORT_NS),
             self.systemd.beat_ns.map(|pause| self.beat_ns + pause),
@@ -252,20 +260,37 @@ impl Keeper {
         self.terminated || idle || emptied
     }
 
-    /// Sends what waits, and watches for room when the agent does not read.
+    /// Sends what waits.
     fn flush(&mut self) {
-        if !self.link.waits() && !self.watching_room {
-            return;
-        }
-        if !self.link.flush() {
+        if self.link.waits() && !self.link.flush() {
             self.start_draining();
         }
-        if self.link.waits() != self.watching_room
-            && let Some(agent) = self.link.agent()
+        self.attend(process::boottime_ns());
+    }
+
+    /// Watches for room when the agent does not read, and for its requests unless many children are on their
+    /// way to their programs: these run sooner when no more join them.
+    fn attend(&mut self, now: u64) {
+        let mut interest = EpollFlags::empty();
+        interest.set(EpollFlags::EPOLLOUT, self.link.waits());
+        interest.set(EpollFlags::EPOLLIN, self.uncrowded_ns(now).is_none());
+        if let Some(agent) = self.link.agent()
+            && interest != self.interest
         {
-            self.watching_room = self.link.waits();
-            let room = if self.watching_room { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
-            self.poll.change(agent, Source::Agent, EpollFlags::EPOLLIN | room);
+            self.interest = interest;
+            self.poll.change(agent, Source::Agent, interest);
         }
+    }
+
+    /// When requests are read again: children that take longer than [`CROWD_NS`] hold up nobody.
+    fn uncrowded_ns(&self, now: u64) -> Option<u64> {
+        if self.pending.len() < CROWD {
+            return None;
+        }
+        let mut young: Vec<u64> =
+            self.pending.values().map(|p| p.forked_ns + CROWD_NS).filter(|until| *until > now).collect();
+        young.sort_unstable();
+        let over = young.len().checked_sub(CROWD)?;
+        young.get(over).copied()
     }
 }

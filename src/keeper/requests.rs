@@ -25,7 +25,7 @@ impl Keeper {
         if !self.link.accept() {
             return;
         }
-        self.watching_room = false;
+        self.interest = EpollFlags::EPOLLIN;
         if let Some(agent) = self.link.agent()
             && let Err(error) = self.poll.add(agent, Source::Agent, EpollFlags::EPOLLIN)
         {
@@ -36,7 +36,7 @@ impl Keeper {
 
     pub(super) fn on_agent(&mut self) {
         for _ in 0..MAX_ROUND {
-            if self.upgrade.is_some() {
+            if self.upgrade.is_some() || self.uncrowded_ns(boottime_ns()).is_some() {
                 return;
             }
             match self.link.receive() {

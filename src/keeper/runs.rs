@@ -17,9 +17,6 @@ use super::spawn::{self, Forked, Outputs, Reported};
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
-/// An exec that takes longer is reported as stuck.
-const STUCK_NS: u64 = 5_000_000_000;
-
 /// A run that ends this soon after its spawn may not have executed a single instruction of its program.
 const BIRTH_NS: u64 = 50_000_000;
 
@@ -58,7 +55,7 @@ impl Keeper {
                     tracing::error!(%error, run = %spawn.run, "cannot watch a spawn");
                 }
                 let Forked { report, shared, birth, .. } = forked;
-                let pending = Pending { report, shared, birth, stuck_ns: Some(spawned_ns + STUCK_NS) };
+                let pending = Pending { report, shared, birth, forked_ns: spawned_ns, stuck: false };
                 self.pending.insert(spawn.run, pending);
             }
             Err((step, errno)) => {
@@ -203,28 +200,28 @@ impl Keeper {
     /// Tells of spawns whose exec does not come back.
     pub(super) fn on_stuck(&mut self, now: u64) {
         for (id, pending) in &mut self.pending {
-            if pending.stuck_ns.is_some_and(|at| now >= at) {
-                pending.stuck_ns = None;
+            if !pending.stuck && now >= pending.forked_ns + super::STUCK_NS {
+                pending.stuck = true;
                 self.link.send(&Reply::SpawnStuck { run: *id });
             }
         }
     }
 
     /// SIGCHLD names a child. Only that one is looked at now, and the agent told: a look at all children
-    /// takes longer than the rest of a restart. Signals coalesce, so the look follows as soon as no further
-    /// signal comes at once.
+    /// takes longer than the rest of a restart. Signals coalesce, so that look follows with the next signal, or
+    /// soon.
     pub(super) fn on_child(&mut self, pid: i32) {
-        if self.sweep_due {
+        if self.sweep_ns.is_some() {
             self.reap();
             return;
         }
-        self.sweep_due = true;
+        self.sweep_ns = Some(boottime_ns() + u64::from(super::SWEEP_MS) * 1_000_000);
         self.reap_one(pid);
     }
 
     /// Takes the exit statuses of all children that have ended.
     pub(super) fn reap(&mut self) {
-        self.sweep_due = false;
+        self.sweep_ns = None;
         while self.reap_one(-1) {}
         // An orphan's end may have been the last of a run.
         for run in self.leftovers.clone() {
