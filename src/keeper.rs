@@ -75,7 +75,7 @@ const STUCK_NS: u64 = 5_000_000_000;
 /// As many children that have just been forked are a crowd.
 const CROWD: usize = 32;
 /// A child older than this is slow, and no part of a crowd.
-const CROWD_NS: u64 = 20_000_000;
+const CROWD_NS: u64 = 200_000_000;
 /// With `exit_when_idle`: how long without runs and without an agent.
 const IDLE_NS: u64 = 5_000_000_000;
 

@@ -13,8 +13,10 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 const SIZE: NonZeroUsize = NonZeroUsize::new(32 * 1024).expect("not zero");
 /// What lies below faults instead of overwriting its neighbour.
 const GUARD: usize = 4096 * 2;
-/// Each stack that was used costs a page.
-const MOST: usize = 48;
+/// Children that may be on their way at a time with a stack of ours.
+const MOST: usize = 512;
+/// Each stack that was used costs a page, so few are kept.
+const KEPT: usize = 16;
 
 /// One child's stack.
 pub struct Stack {
@@ -68,7 +70,9 @@ impl Stacks {
     /// The child has left it.
     pub fn give_back(&mut self, stack: Stack) {
         self.lent -= 1;
-        self.free.push(stack);
+        if self.free.len() < KEPT {
+            self.free.push(stack);
+        }
     }
 }
 
@@ -77,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_as_may_be_out_are_lent_and_used_again() {
+    fn as_many_as_may_be_out_are_lent_and_few_are_kept() {
         let mut stacks = Stacks::default();
         let out: Vec<Stack> = std::iter::from_fn(|| stacks.lend()).collect();
         assert_eq!(out.len(), MOST);
@@ -87,7 +91,8 @@ mod tests {
         for stack in out {
             stacks.give_back(stack);
         }
+        assert_eq!(stacks.free.len(), KEPT);
         assert!(stacks.lend().is_some());
-        assert_eq!(stacks.free.len(), MOST - 1);
+        assert_eq!((stacks.free.len(), stacks.lent), (KEPT - 1, 1));
     }
 }
