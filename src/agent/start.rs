@@ -25,6 +25,7 @@ use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
 use super::{planner, reload};
 use crate::config::{Config, HostSettings};
+use crate::descriptors;
 use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
@@ -89,7 +90,8 @@ pub enum AgentError {
 pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
-    raise_open_files();
+    descriptors::raise_limit()?;
+    descriptors::make_room()?;
     make_folder("data_dir", &config.host.data_dir)?;
     make_folder("runtime_dir", &config.host.runtime_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -97,15 +99,6 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     // A probe or a disk that hangs must not keep a stopped agent alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
-}
-
-/// Sockets of hundreds of instances want more descriptors than the usual soft limit. What the hard limit
-/// refuses shows when a socket cannot be opened.
-fn raise_open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 fn make_folder(key: &'static str, path: &Path) -> Result<(), AgentError> {

@@ -193,7 +193,7 @@ impl Keeper {
             self.surroundings.born(birth);
         }
         if self.pending.is_empty() {
-            self.surroundings.make_ready();
+            self.surroundings.rest();
         }
     }
 

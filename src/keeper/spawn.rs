@@ -18,6 +18,7 @@ use self::stack::Stacks;
 use super::cgroup::Cgroup;
 use super::child::{self, Output, Plan};
 use super::protocol::{Spawn, SpawnStep};
+use crate::descriptors;
 
 pub mod clone;
 pub mod stack;
@@ -222,16 +223,11 @@ impl Surroundings {
     pub fn new() -> io::Result<Self> {
         let null =
             nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
-        let mut files = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: `files` is a valid rlimit64 to write to, then to read from.
-        unsafe {
-            libc::getrlimit64(libc::RLIMIT_NOFILE, &mut files);
-            let most = libc::rlimit64 { rlim_cur: files.rlim_max, rlim_max: files.rlim_max };
-            libc::setrlimit64(libc::RLIMIT_NOFILE, &most);
-        }
+        let files = descriptors::raise_limit()?;
         // SAFETY: numbers only.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let low = (0..LOW).map(|_| null.try_clone()).collect::<io::Result<Vec<_>>>()?;
+        descriptors::make_room()?;
         let low_end = 1 + low.iter().chain([&null]).map(AsRawFd::as_raw_fd).max().unwrap_or(0);
         Ok(Surroundings {
             low,
@@ -239,7 +235,7 @@ impl Surroundings {
             null,
             keeper_pid: std::process::id() as i32,
             nice,
-            files: (files.rlim_cur, files.rlim_max),
+            files,
             into_cgroup: true,
             stacks: Stacks::default(),
             spare: None,
@@ -255,8 +251,9 @@ impl Surroundings {
         }
     }
 
-    /// Makes the next child's report while nobody waits for it.
-    pub fn make_ready(&mut self) {
+    /// No child is on its way: makes the next one's report, and gives back memory.
+    pub fn rest(&mut self) {
+        self.stacks.trim();
         if self.spare.is_none() {
             // Failing now is as good as failing then.
             self.spare = self.new_report().ok();

@@ -29,8 +29,6 @@ pub(super) enum OrderError {
     Resolve(#[from] ResolveError),
     #[error("its sockets: {0}")]
     Sockets(#[from] crate::process_api::socket::OpenError),
-    #[error("its sockets' folder {0}: {1}")]
-    Folder(PathBuf, std::io::Error),
     #[error("{0}")]
     Link(#[from] LinkError),
     #[error("not wanted any more")]
@@ -50,7 +48,7 @@ impl OrderError {
                 ResolveError::NoProgram(_) => SpawnFault::Step(SpawnStep::Exec),
                 ResolveError::Folder { .. } => SpawnFault::Files,
             },
-            OrderError::Sockets(_) | OrderError::Folder(..) => SpawnFault::Files,
+            OrderError::Sockets(_) => SpawnFault::Files,
             // Neither is the run's fault, and both are over with the next order.
             OrderError::Link(_) | OrderError::Unwanted => SpawnFault::Step(SpawnStep::Fork),
         }
@@ -170,7 +168,6 @@ impl Supervisor {
             self.sockets.identify(instance, identity);
             return Ok(folder);
         }
-        std::fs::create_dir_all(&folder).map_err(|e| OrderError::Folder(folder.clone(), e))?;
         let descriptors = self.sockets.open(instance, &folder, identity)?;
         hold(self.link.as_mut(), instance, descriptors)?;
         Ok(folder)

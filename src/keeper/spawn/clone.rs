@@ -181,11 +181,9 @@ unsafe fn clone3_on_stack(_args: &mut libc::clone_args, _plan: *const Plan) -> R
 /// ones that kill the child when the keeper's own cgroup was ever killed (see [`Cgroup::renew`]). Then
 /// children move themselves.
 pub fn probe(cgroup: &Cgroup, around: &mut Surroundings) {
+    let mut args = arguments(Some(cgroup.folder().as_raw_fd()));
     // SAFETY: as in `clone3`; the child exits at once.
-    let pid = unsafe {
-        let mut args = arguments(Some(cgroup.folder().as_raw_fd()));
-        libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args))
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
     if pid == 0 {
         child::exit(0);
     }

@@ -15,8 +15,8 @@ const SIZE: NonZeroUsize = NonZeroUsize::new(32 * 1024).expect("not zero");
 const GUARD: usize = 4096 * 2;
 /// Children that may be on their way at a time with a stack of ours.
 const MOST: usize = 512;
-/// Each stack that was used costs a page, so few are kept.
-const KEPT: usize = 16;
+/// Each stack that was used costs a page, so few outlive a mass start.
+const KEPT: usize = 2;
 
 /// One child's stack.
 pub struct Stack {
@@ -70,9 +70,12 @@ impl Stacks {
     /// The child has left it.
     pub fn give_back(&mut self, stack: Stack) {
         self.lent -= 1;
-        if self.free.len() < KEPT {
-            self.free.push(stack);
-        }
+        self.free.push(stack);
+    }
+
+    /// Nothing is to be expected soon.
+    pub fn trim(&mut self) {
+        self.free.truncate(KEPT);
     }
 }
 
@@ -91,6 +94,8 @@ mod tests {
         for stack in out {
             stacks.give_back(stack);
         }
+        assert_eq!(stacks.free.len(), MOST);
+        stacks.trim();
         assert_eq!(stacks.free.len(), KEPT);
         assert!(stacks.lend().is_some());
         assert_eq!((stacks.free.len(), stacks.lent), (KEPT - 1, 1));
