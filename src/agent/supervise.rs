@@ -55,7 +55,7 @@ const KEEPER_BATCH: usize = 64;
 /// How often a keeper that is not there is looked for.
 const RECONNECT: Duration = Duration::from_millis(20);
 /// The same for a keeper that this agent has started.
-const STARTING: Duration = Duration::from_millis(2);
+const STARTING: Duration = Duration::from_micros(500);
 
 /// What the loop is given.
 pub struct Parts {

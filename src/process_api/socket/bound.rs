@@ -92,12 +92,6 @@ pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, Owned
 fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, OpenError> {
     let owned = |source| OpenError::Bind { path: path.to_owned(), source };
     let address = UnixAddr::new(path).map_err(|_| OpenError::PathTooLong { path: path.to_owned() })?;
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(OpenError::Stale { path: path.to_owned(), source });
-        }
-        _ => (),
-    }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let made = socket(AddressFamily::Unix, kind, flags, None).map_err(owned)?;
     fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(owned)?;
@@ -106,7 +100,15 @@ fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, Open
         setsockopt(&made, sockopt::PassCred, &true).map_err(owned)?;
         setsockopt(&made, sockopt::RcvBuf, &NOTIFY_ROOM).map_err(owned)?;
     }
-    bind_to(made.as_raw_fd(), &address).map_err(owned)?;
+    match bind_to(made.as_raw_fd(), &address) {
+        // Left by an agent before.
+        Err(Errno::EADDRINUSE) => {
+            std::fs::remove_file(path)
+                .map_err(|source| OpenError::Stale { path: path.to_owned(), source })?;
+            bind_to(made.as_raw_fd(), &address).map_err(owned)?;
+        }
+        bound => bound.map_err(owned)?,
+    }
     if identity.uid != nix::unistd::geteuid().as_raw() || identity.gid != nix::unistd::getegid().as_raw() {
         lchown(path, Some(identity.uid), Some(identity.gid)).map_err(|source| OpenError::Owner {
             path: path.to_owned(),
