@@ -69,7 +69,7 @@ pub use setup::{KeeperError, Options, run};
 /// Log bytes are reported at most this often.
 const REPORT_NS: u64 = 1_000_000_000;
 /// After the end of one child, how long a look at the others may wait.
-const SWEEP_MS: u8 = 2;
+const SWEEP_NS: u64 = 2_000_000;
 /// An exec that takes longer is reported as stuck.
 const STUCK_NS: u64 = 5_000_000_000;
 /// As many children that have just been forked are a crowd.
@@ -81,12 +81,12 @@ const IDLE_NS: u64 = 5_000_000_000;
 
 /// A spawn whose exec has not come back.
 struct Pending {
-    report: OwnedFd,
-    /// Our writing end of it, while the child shares our table of descriptors.
-    shared: Option<OwnedFd>,
+    pid: i32,
     /// What the child uses of our memory.
     birth: Birth,
     forked_ns: u64,
+    /// When it is looked again at the latest.
+    look_ns: u64,
     /// It was told that it is stuck.
     stuck: bool,
 }
@@ -157,7 +157,7 @@ impl Keeper {
             }
             let next = self.next_deadline();
             self.poll.ring_at(next)?;
-            self.poll.wait(&mut sources, self.sweep_ns.map(|_| SWEEP_MS))?;
+            self.poll.wait(&mut sources)?;
             for source in &sources {
                 self.on(*source);
             }
@@ -175,7 +175,6 @@ impl Keeper {
                 self.report_due = true;
             }
             Source::Process(run) => self.on_stranger_end(run),
-            Source::Report(run) => self.on_report(run),
             Source::Cgroup(run) => self.settle(run),
             Source::Notify(number) => self.on_notify(number),
         }
@@ -199,7 +198,7 @@ impl Keeper {
         if self.sweep_ns.is_some_and(|at| now >= at) {
             self.reap();
         }
-        self.on_stuck(now);
+        self.look_at_births(now);
         self.repeat_kills(now);
         self.report_logs(now);
         if !self.draining && now >= self.heard_ns + AGENT_SILENCE_MS * 1_000_000 {
@@ -224,8 +223,8 @@ impl Keeper {
         let silence = (!self.draining).then(|| self.heard_ns + AGENT_SILENCE_MS * 1_000_000);
         [
             (fence != 0 && !self.fence_fired).then_some(fence),
-            self.pending.values().filter(|p| !p.stuck).map(|p| p.forked_ns + STUCK_NS).min(),
-            self.uncrowded_ns(process::boottime_ns()),
+            self.pending.values().map(|p| p.look_ns).min(),
+            self.sweep_ns,
             self.repeats.values().map(|r| r.at_ns).min(),
             self.report_due.then(|| self.reported_ns + REPORT_NS),
             self.systemd.beat_ns.map(|pause| self.beat_ns + pause),

@@ -2,8 +2,7 @@
 //!
 //! Owns nothing: all it needs was made before the fork, and here are raw system calls only (no allocation,
 //! no lock, no library call, no word of memory written but its own stack and the ledger), because it runs
-//! beside the keeper in the keeper's memory. A step that fails is reported as two numbers over a pipe; end of
-//! file means that the exec has happened. Called by `spawn`.
+//! beside the keeper in the keeper's memory. A step that fails is written into the ledger. Called by `spawn`.
 
 use std::ffi::c_char;
 use std::os::fd::RawFd;
@@ -12,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::syscall::{Argument, system_call};
 use super::fault::{self, Point};
+use super::ledger::failure_word;
 use super::protocol::SpawnStep;
 
 pub mod syscall;
@@ -33,8 +33,8 @@ pub struct Plan {
     pub apart_from: Option<RawFd>,
     /// Whose child it has to be when it starts its program.
     pub keeper_pid: i32,
-    /// See [`super::ledger::Slot::child_words`].
-    pub ledger: [*const AtomicU64; 2],
+    /// See [`super::ledger::Slot::child_words`]: time, pid, failure.
+    pub ledger: [*const AtomicU64; 3],
     /// `cgroup.procs` to write to, when the fork did not place it in the cgroup.
     pub cgroup_procs: Option<RawFd>,
     /// Resource limits.
@@ -59,15 +59,7 @@ pub struct Plan {
     pub args: *const *const c_char,
     /// Environment.
     pub env: *const *const c_char,
-    /// The pipe to report on.
-    pub report: RawFd,
 }
-
-/// In place of a step in a report: the child has its own table of descriptors.
-pub const APART: u32 = u32::MAX;
-
-/// Where the report's descriptor is once the others are closed.
-const REPORT: RawFd = 3;
 
 /// Makes a system call.
 macro_rules! try_call {
@@ -84,7 +76,7 @@ macro_rules! call {
     ($plan:expr, $step:expr, $number:expr $(, $argument:expr)*) => {{
         let result = try_call!($number $(, $argument)*);
         if result < 0 {
-            fail($plan.report, $step, result);
+            fail($plan, $step, result);
         }
         result
     }};
@@ -111,7 +103,7 @@ pub unsafe extern "C" fn run(plan: *const Plan) -> ! {
     if let Some(procs) = plan.cgroup_procs {
         call!(plan, SpawnStep::Cgroup, libc::SYS_write, procs, c"0".as_ptr(), 1);
     }
-    let plan = &descriptors(*plan);
+    descriptors(plan);
     call!(plan, SpawnStep::WorkingDir, libc::SYS_chdir, plan.folder);
     call!(plan, SpawnStep::WorkingDir, libc::SYS_umask, plan.umask);
     write_ledger(plan);
@@ -128,13 +120,11 @@ fn take_own_table(plan: &Plan, end: RawFd) {
     if try_call!(libc::SYS_close_range, end, u32::MAX, libc::CLOSE_RANGE_UNSHARE) < 0 {
         call!(plan, SpawnStep::Descriptors, libc::SYS_unshare, libc::CLONE_FILES);
     }
-    let message = [APART, 0];
-    call!(plan, SpawnStep::Descriptors, libc::SYS_write, plan.report, message.as_ptr(), 8);
 }
 
 /// Sets 0, 1, 2 and closes what is the keeper's: an exec that hangs must hold neither the agent's connection
-/// nor a listener open once the keeper is dead. Only the report stays, as 3.
-fn descriptors(mut plan: Plan) -> Plan {
+/// nor a listener open once the keeper is dead.
+fn descriptors(plan: &Plan) {
     let step = SpawnStep::Descriptors;
     call!(plan, step, libc::SYS_dup3, plan.stdin, 0, 0);
     for (output, number) in plan.outputs.iter().zip([1, 2]) {
@@ -147,13 +137,8 @@ fn descriptors(mut plan: Plan) -> Plan {
         };
         call!(plan, step, libc::SYS_dup3, from, number, 0);
     }
-    if plan.report != REPORT {
-        call!(plan, step, libc::SYS_dup3, plan.report, REPORT, libc::O_CLOEXEC);
-        plan.report = REPORT;
-    }
     // Before Linux 5.9 there is none; then close-on-exec, which everything of the keeper is, has to do.
-    try_call!(libc::SYS_close_range, REPORT + 1, u32::MAX, 0);
-    plan
+    try_call!(libc::SYS_close_range, 3, u32::MAX, 0);
 }
 
 /// First the time, then the pid, then the look at the parent: a keeper that finds no pid here once the one
@@ -165,7 +150,7 @@ fn write_ledger(plan: &Plan) {
     call!(plan, step, libc::SYS_clock_gettime, libc::CLOCK_BOOTTIME, ptr::from_mut(&mut now));
     let pid = call!(plan, step, libc::SYS_getpid);
     // SAFETY: the ledger's words stay where they are as long as the plan does.
-    let [time_word, pid_word] = plan.ledger.map(|word| unsafe { &*word });
+    let [time_word, pid_word, _] = plan.ledger.map(|word| unsafe { &*word });
     time_word.store(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, Ordering::Relaxed);
     pid_word.store(pid as u64, Ordering::SeqCst);
     point(plan, Point::ChildAfterPid);
@@ -207,10 +192,10 @@ fn point(plan: &Plan, point: Point) {
     }
 }
 
-fn fail(report: RawFd, step: SpawnStep, result: isize) -> ! {
-    let message = [step as u32, result.unsigned_abs() as u32];
-    // Nothing can be done when nobody reads any more.
-    try_call!(libc::SYS_write, report, message.as_ptr(), 8);
+fn fail(plan: &Plan, step: SpawnStep, result: isize) -> ! {
+    // SAFETY: as in `write_ledger`.
+    let [_, _, failure] = plan.ledger.map(|word| unsafe { &*word });
+    failure.store(failure_word(step, result.unsigned_abs() as u32), Ordering::Release);
     exit(127)
 }
 

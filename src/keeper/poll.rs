@@ -28,8 +28,6 @@ pub enum Source {
     Logs,
     /// The main process of a run that is not our child.
     Process(RunId),
-    /// The report of a run's child.
-    Report(RunId),
     /// The cgroup of a run whose main process has ended.
     Cgroup(RunId),
     /// The notify socket of the instance with this number.
@@ -48,7 +46,6 @@ impl Source {
             Source::Alarm => (4, 0),
             Source::Logs => (5, 0),
             Source::Process(run) => (6, run.0),
-            Source::Report(run) => (7, run.0),
             Source::Cgroup(run) => (8, run.0),
             Source::Notify(number) => (9, number),
         };
@@ -64,7 +61,6 @@ impl Source {
             4 => Source::Alarm,
             5 => Source::Logs,
             6 => Source::Process(RunId(number)),
-            7 => Source::Report(RunId(number)),
             8 => Source::Cgroup(RunId(number)),
             9 => Source::Notify(number),
             _ => return None,
@@ -106,11 +102,11 @@ impl Poll {
         let _ = self.epoll.delete(fd);
     }
 
-    /// Waits until something happens, or for so many milliseconds, and gives the sources.
-    pub fn wait(&self, into: &mut Vec<Source>, most_ms: Option<u8>) -> io::Result<()> {
+    /// Waits until something happens, and gives the sources.
+    pub fn wait(&self, into: &mut Vec<Source>) -> io::Result<()> {
         into.clear();
         let mut events = [EpollEvent::empty(); 256];
-        match self.epoll.wait(&mut events, most_ms.map_or(EpollTimeout::NONE, EpollTimeout::from)) {
+        match self.epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => into.extend(events[..count].iter().filter_map(|e| Source::of_word(e.data()))),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -154,7 +150,6 @@ mod tests {
             Source::Alarm,
             Source::Logs,
             Source::Process(run),
-            Source::Report(run),
             Source::Cgroup(run),
             Source::Notify(7),
         ] {
@@ -171,7 +166,7 @@ mod tests {
         poll.ring_at(Some(start + 5_000_000)).unwrap();
         poll.ring_at(Some(start + 90_000_000_000)).unwrap();
         let mut sources = Vec::new();
-        poll.wait(&mut sources, None).unwrap();
+        poll.wait(&mut sources).unwrap();
         assert_eq!(sources, [Source::Alarm]);
         let waited = crate::keeper::process::boottime_ns() - start;
         assert!((5_000_000..30_000_000_000).contains(&waited), "rang after {waited} ns");

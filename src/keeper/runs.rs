@@ -13,9 +13,12 @@ use super::ledger::{Phase, Record};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Forked, Outputs, Reported};
+use super::spawn::{self, Outputs};
 use super::table::Run;
 use super::{Keeper, Pending, logs};
+
+/// How soon after the fork it is looked whether the program executes; the exec takes a fraction of it.
+const LOOK_NS: u64 = 1_000_000;
 
 /// A run that ends this soon after its spawn may not have executed a single instruction of its program.
 const BIRTH_NS: u64 = 50_000_000;
@@ -47,15 +50,11 @@ impl Keeper {
         let words = self.ledger.slot(slot).child_words();
         let cgroup = self.instances.get(&spawn.instance).and_then(|i| i.cgroup.as_ref());
         match spawn::fork(spawn, prepared, words, cgroup, &mut self.surroundings) {
-            Ok(forked) => {
+            Ok((pid, birth)) => {
                 fault::pass(Point::AfterClone);
-                self.table.forked(spawn.run, forked.pid);
-                let watched = self.poll.add(&forked.report, Source::Report(spawn.run), EpollFlags::EPOLLIN);
-                if let Err(error) = watched {
-                    tracing::error!(%error, run = %spawn.run, "cannot watch a spawn");
-                }
-                let Forked { report, shared, birth, .. } = forked;
-                let pending = Pending { report, shared, birth, forked_ns: spawned_ns, stuck: false };
+                self.table.forked(spawn.run, pid);
+                let look_ns = spawned_ns + LOOK_NS;
+                let pending = Pending { pid, birth, forked_ns: spawned_ns, look_ns, stuck: false };
                 self.pending.insert(spawn.run, pending);
             }
             Err((step, errno)) => {
@@ -160,50 +159,40 @@ impl Keeper {
         Ok(slot)
     }
 
-    /// A child has reported, or executes its program.
-    pub(super) fn on_report(&mut self, id: RunId) {
-        while let Some(pending) = self.pending.get_mut(&id) {
-            match spawn::read_report(pending.report.as_fd()) {
-                Ok(Reported::Nothing) => return,
-                Ok(Reported::Apart) => {
-                    let shared = pending.shared.take();
-                    self.surroundings.give_back(shared);
-                    continue;
-                }
-                // It still has to exit, on a stack of ours: the end of file tells that it has.
-                Ok(Reported::Failed(step, errno)) => {
-                    self.table.exec_failed(id, step, errno);
-                    continue;
-                }
-                Ok(Reported::Executes) | Err(_) => {
-                    fault::pass(Point::BeforeSpawned);
-                    if let Some(reply) = self.table.executing(id) {
-                        self.link.send(&reply);
-                    }
-                }
-            }
-            self.forget_report(id);
+    /// Which children execute their programs by now? Tells of those whose exec does not come back.
+    pub(super) fn look_at_births(&mut self, now: u64) {
+        let over = |(id, pending): (&RunId, &Pending)| pending.birth.is_over(pending.pid).then_some(*id);
+        let over: Vec<RunId> = self.pending.iter().filter_map(over).collect();
+        for id in over {
+            self.born(id);
         }
-    }
-
-    fn forget_report(&mut self, id: RunId) {
-        // Closing the descriptor ends the watch.
-        if let Some(Pending { shared, birth, .. }) = self.pending.remove(&id) {
-            self.surroundings.give_back(shared);
-            self.surroundings.born(birth);
-        }
-        if self.pending.is_empty() {
-            self.surroundings.rest();
-        }
-    }
-
-    /// Tells of spawns whose exec does not come back.
-    pub(super) fn on_stuck(&mut self, now: u64) {
         for (id, pending) in &mut self.pending {
-            if !pending.stuck && now >= pending.forked_ns + super::STUCK_NS {
+            let age = now.saturating_sub(pending.forked_ns);
+            if now >= pending.look_ns {
+                pending.look_ns = now + (age / 4).clamp(LOOK_NS, 250 * LOOK_NS);
+            }
+            if !pending.stuck && age >= super::STUCK_NS {
                 pending.stuck = true;
                 self.link.send(&Reply::SpawnStuck { run: *id });
             }
+        }
+    }
+
+    /// A child executes its program, or has ended on the way to it.
+    fn born(&mut self, id: RunId) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        self.surroundings.born(pending.birth);
+        if self.pending.is_empty() {
+            self.surroundings.rest();
+        }
+        let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
+        if let Some((step, errno)) = self.ledger.slot(slot).failure() {
+            self.table.exec_failed(id, step, errno);
+            return;
+        }
+        fault::pass(Point::BeforeSpawned);
+        if let Some(reply) = self.table.executing(id) {
+            self.link.send(&reply);
         }
     }
 
@@ -215,7 +204,7 @@ impl Keeper {
             self.reap();
             return;
         }
-        self.sweep_ns = Some(boottime_ns() + u64::from(super::SWEEP_MS) * 1_000_000);
+        self.sweep_ns = Some(boottime_ns() + super::SWEEP_NS);
         self.reap_one(pid);
     }
 
@@ -263,12 +252,8 @@ impl Keeper {
 
     /// The main process of a run has ended.
     pub(super) fn main_ended(&mut self, id: RunId, end: End) {
-        // Its report comes first, or an exec that failed would look like a program that ended. All that was
-        // written is there, so our own writing end must not hold up the end of file.
-        let shared = self.pending.get_mut(&id).and_then(|pending| pending.shared.take());
-        self.surroundings.give_back(shared);
-        self.on_report(id);
-        self.forget_report(id);
+        // First whether it came to its program: an exec that failed must not look like a program that ended.
+        self.born(id);
         self.strangers.remove(&id);
         if !self.table.ended(id, end) {
             return;

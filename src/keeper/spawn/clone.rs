@@ -9,12 +9,14 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::stack::Stack;
 use super::{Prepared, Surroundings};
 use crate::keeper::cgroup::Cgroup;
 use crate::keeper::child::{self, Plan};
 use crate::keeper::fault;
+use crate::keeper::process;
 use crate::keeper::protocol::SpawnStep;
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -24,17 +26,23 @@ pub struct Birth {
     stack: Option<Stack>,
     plan: Box<Plan>,
     _prepared: Prepared,
+    /// Not zero while the child is in our memory: the kernel clears it when the child leaves
+    /// (CLONE_CHILD_CLEARTID), by its exec or its end. `None`: it never was here.
+    here: Option<Box<AtomicU32>>,
 }
 
 impl Birth {
     /// `plan` points into `prepared`; without a stack the child gets a copy of our memory.
     pub(super) fn new(prepared: Prepared, plan: Plan, stack: Option<Stack>) -> Self {
-        Birth { stack, plan: Box::new(plan), _prepared: prepared }
+        Birth { stack, plan: Box::new(plan), _prepared: prepared, here: None }
     }
 
-    /// The child begins with our table of descriptors.
-    pub(super) fn shares_descriptors(&self) -> bool {
-        self.plan.apart_from.is_some()
+    /// The child executes its program, or is dead. `pid` is its number; it is not reaped yet.
+    pub fn is_over(&self, pid: i32) -> bool {
+        match &self.here {
+            Some(here) => here.load(Ordering::Acquire) == 0,
+            None => process::stat(pid).is_none_or(|stat| stat.executed || !stat.alive()),
+        }
     }
 
     /// The child is done with it.
@@ -43,7 +51,7 @@ impl Birth {
     }
 
     fn table(&self) -> u64 {
-        if self.shares_descriptors() { libc::CLONE_FILES as u64 } else { 0 }
+        if self.plan.apart_from.is_some() { libc::CLONE_FILES as u64 } else { 0 }
     }
 }
 
@@ -77,15 +85,19 @@ pub(super) fn make_child(
         .map_err(|errno| (SpawnStep::Fork, errno))
 }
 
-fn clone3(birth: &Birth, folder: Option<RawFd>) -> Result<i32, i32> {
+fn clone3(birth: &mut Birth, folder: Option<RawFd>) -> Result<i32, i32> {
     let mut args = arguments(folder);
     args.flags |= birth.table();
     let plan = ptr::from_ref(&*birth.plan);
     if let Some(stack) = birth.stack.as_ref().filter(|_| child::syscall::RAW) {
-        args.flags |= libc::CLONE_VM as u64;
+        args.flags |= (libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID) as u64;
         (args.stack, args.stack_size) = stack.range();
-        // SAFETY: the stack is the child's alone, and plan and stack stay until it has left our memory.
-        return unsafe { clone3_on_stack(&mut args, plan) };
+        let here = Box::new(AtomicU32::new(1));
+        args.child_tid = here.as_ptr() as u64;
+        // SAFETY: the stack is the child's alone; plan, stack and word stay until it has left our memory.
+        let made = unsafe { clone3_on_stack(&mut args, plan) };
+        birth.here = made.is_ok().then_some(here);
+        return made;
     }
     // SAFETY: a fork: the child gets a copy of our memory and runs `child::run`, which never returns and
     // makes raw system calls only.
