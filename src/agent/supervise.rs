@@ -5,7 +5,7 @@
 //! out the actions that follow (`effects`) and answers questions (`answers`). What is to be done is
 //! decided in [`crate::host`], never here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::readiness::Readiness;
 use super::replica::wall_ms;
 use super::reporter::Report;
 use super::resolve::Resolver;
-use crate::host::{Grounds, Host, Moment, Now, wants};
+use crate::host::{Action, Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
@@ -52,6 +52,8 @@ const STALL: Duration = Duration::from_millis(250);
 const HANDED_OVER: Duration = Duration::from_millis(250);
 /// Messages of the keeper taken in one turn.
 const KEEPER_BATCH: usize = 64;
+/// How long what only tells of a start may wait for the next turn.
+const LATER: Duration = Duration::from_millis(2);
 /// How often a keeper that is not there is looked for.
 const RECONNECT: Duration = Duration::from_millis(20);
 /// The same for a keeper that this agent has started.
@@ -131,6 +133,9 @@ pub struct Supervisor {
     open: bool,
     met: bool,
     reports_lost: bool,
+    /// What is told when the children have started.
+    later: VecDeque<Action>,
+    later_at: Option<Moment>,
     turned: Moment,
     /// When the present turn is over at the latest.
     expected: Moment,
@@ -182,6 +187,8 @@ impl Supervisor {
             open: false,
             met: false,
             reports_lost: false,
+            later: VecDeque::new(),
+            later_at: None,
             turned: now,
             expected: now,
             pinged: now,
@@ -197,7 +204,9 @@ impl Supervisor {
         loop {
             let wait = if more { Duration::ZERO } else { self.wait() };
             self.expected = moment().after(wait);
-            match self.wake(wait).await {
+            let wake = self.wake(wait).await;
+            self.catch_up();
+            match wake {
                 Wake::End => return,
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
                 Wake::Keeper(Err(error)) => self.lose_keeper(&error),
@@ -211,6 +220,10 @@ impl Supervisor {
                     self.desire();
                 }
                 Wake::Sockets | Wake::Time => {}
+            }
+            if self.later_at.is_some() {
+                // Runs were started: they get the processors, and the rest its turn.
+                continue;
             }
             self.notice_stall();
             more = self.hear_sockets();
@@ -248,6 +261,7 @@ impl Supervisor {
         if self.link.is_none() {
             next = next.min(self.connect_at);
         }
+        next = self.later_at.map_or(next, |later| next.min(later));
         next.since(now)
     }
 

@@ -118,9 +118,14 @@ pub enum Action {
 }
 
 impl Action {
-    /// On the way from the end of a run to the next: nothing else is worth a delay of it.
+    /// On the way from the end of a run to the next.
     pub fn is_start(&self) -> bool {
         matches!(self, Action::Spawn { .. } | Action::Acknowledge { .. })
+    }
+
+    /// Tells somebody, and changes nothing for the runs.
+    pub fn is_telling(&self) -> bool {
+        matches!(self, Action::Tell { .. } | Action::Narrate(_) | Action::Measure(_))
     }
 }
 

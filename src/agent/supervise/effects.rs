@@ -1,12 +1,11 @@
 //! Carrying out the host core's actions.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Supervisor;
+use super::{LATER, Supervisor, moment};
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::reporter::Report;
@@ -56,21 +55,33 @@ impl OrderError {
 }
 
 impl Supervisor {
-    /// Carries out actions, each kind in order: what starts runs first, what tells of it later. What fails at
-    /// once comes back as a happening.
+    /// Carries out actions in order; what fails at once comes back as a happening. Where runs are started, what
+    /// only tells of something waits until the children have their processors.
     pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
-        let (starts, rest): (Vec<_>, Vec<_>) = actions.into_iter().partition(Action::is_start);
-        let mut failed = Vec::new();
-        for start in starts {
-            failed.extend(self.act(start));
-        }
-        let mut queue = VecDeque::from(rest);
-        queue.extend(failed);
-        while let Some(action) = queue.pop_front() {
-            queue.extend(self.act(action));
+        let telling = |action: &Action| !action.is_start();
+        if actions.iter().any(Action::is_start) && actions.iter().all(|a| a.is_start() || a.is_telling()) {
+            let (later, starts): (Vec<_>, Vec<_>) = actions.into_iter().partition(telling);
+            self.later.extend(later);
+            for start in starts {
+                let failed = self.act(start);
+                self.later.extend(failed);
+            }
+            self.later_at.get_or_insert(moment().after(LATER));
+        } else {
+            self.later.extend(actions);
+            self.catch_up();
         }
         if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
             self.lose_keeper(&error);
+        }
+    }
+
+    /// Carries out what had to wait.
+    pub(super) fn catch_up(&mut self) {
+        self.later_at = None;
+        while let Some(action) = self.later.pop_front() {
+            let followed = self.act(action);
+            self.later.extend(followed);
         }
     }
 
