@@ -121,7 +121,7 @@ pub struct Supervisor {
     sockets: Sockets,
     sockets_ready: Readiness,
     events: Vec<SocketEvent>,
-    watchers: BTreeMap<(InstanceId, ConnId), watchers::Watched>,
+    watchers: BTreeMap<(InstanceId, ConnId), watchers::Watches>,
     greeted: BTreeMap<InstanceId, BTreeSet<ConnId>>,
     prober: Prober,
     answers: mpsc::Receiver<ProbeResult>,

@@ -72,6 +72,8 @@ impl Supervisor {
             Action::Ask { instance, run, reason, within, signal } => {
                 self.ask(&instance, run, reason, within, signal);
             }
+            // One that is not connected any more is judged by its silence.
+            Action::Ping { instance } => drop(self.sockets.broadcast(&instance, &Outgoing::Ping)),
             Action::Abort { run } => {
                 self.send(&Request::Signal { run, signal: libc::SIGABRT, to: Target::Main });
                 self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Main });

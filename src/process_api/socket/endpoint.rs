@@ -14,7 +14,7 @@ use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, send, sockopt};
 use super::connection::{Connection, Sent, Taken};
 use super::datagram::{self, Control, Datagram};
 use super::{ConnId, Counters, Identity, Said, SocketEvent, Stranger, token};
-use crate::client::message::Fault;
+use crate::client::message::{Fault, MAX_WATCHES};
 use crate::process_api::notify::{self, MAX_DATAGRAM};
 use crate::process_api::rpc::{Call, Id, Outgoing, Request};
 use crate::spec::InstanceId;
@@ -33,6 +33,7 @@ pub(super) const READ: usize = 8 * 1024;
 
 /// Calls of one connection in one step that cost the agent more than a note (find, launch ...).
 const QUESTIONS: usize = 16;
+const _: () = assert!(1 + MAX_WATCHES < QUESTIONS, "a client that is back says hello and all its watches");
 
 /// What all endpoints share in one round of the loop.
 pub(super) struct Round<'a> {
