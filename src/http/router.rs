@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
@@ -35,6 +36,8 @@ pub(super) struct Api {
     pub(super) handle: Handle,
     pub(super) metrics: Arc<Metrics>,
     pub(super) snapshots: Snapshots,
+    /// What was asked with a key.
+    pub(super) keys: Keys,
     /// True: streams end.
     pub(super) shutdown: watch::Receiver<bool>,
     followers: Arc<Semaphore>,
@@ -47,7 +50,8 @@ impl Api {
         snapshots: Snapshots,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
-        Api { handle, metrics, snapshots, shutdown, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
+        let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
+        Api { handle, metrics, snapshots, keys: Keys::default(), shutdown, followers }
     }
 
     /// A place among those who follow, held while the permit lives.

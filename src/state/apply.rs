@@ -9,7 +9,7 @@ use super::{
     Command, Entry, Envelope, Event, Host, HostFacts, Launch, Pauses, PlaceChange, Placement, Rejected,
     Response, Scale, State, Target,
 };
-use crate::spec::fingerprint::spec_hash;
+use crate::spec::fingerprint::{SpecHash, spec_hash};
 use crate::spec::{HostName, InstanceId, InstanceKey, Population, ProcessName, Spec};
 
 impl State {
@@ -29,7 +29,14 @@ impl State {
             }
             Command::Launch { process, args, key } => self.launch(process, args, key.as_deref()),
             Command::Inventory { host, incarnation, runs } => self.take_inventory(host, *incarnation, runs),
+            Command::Roll { process, epoch } => self.roll(process, *epoch),
         }
+    }
+
+    /// What the runs of a process are meant to have: its spec, and the epoch of its last rolling restart.
+    pub fn hash_of(&self, process: &ProcessName) -> Option<SpecHash> {
+        let spec = spec_hash(self.spec.processes.get(process)?);
+        Some(spec.at_epoch(self.epochs.get(process).copied().unwrap_or(0)))
     }
 
     /// The number of instances that a counted process is meant to have.
@@ -81,6 +88,7 @@ impl State {
     /// From now on a rollout's `deadline` counts.
     fn note_changes(&mut self, new: &Spec) {
         self.changed_ms.retain(|name, _| new.processes.contains_key(name));
+        self.epochs.retain(|name, _| new.processes.contains_key(name));
         for (name, process) in &new.processes {
             let before = self.spec.processes.get(name);
             if before.is_some_and(|before| spec_hash(before) != spec_hash(process)) {
@@ -98,6 +106,23 @@ impl State {
             Some(count) => self.scales.insert(process.clone(), Scale { count, declared }),
             None => self.scales.remove(process),
         };
+        self.basis += 1;
+        Ok(Response::Done)
+    }
+
+    fn roll(&mut self, name: &ProcessName, epoch: u64) -> Result<Response, Rejected> {
+        if !self.spec.processes.contains_key(name) {
+            return Err(Rejected::NoProcess(name.clone()));
+        }
+        let found = self.epochs.get(name).copied().unwrap_or(0);
+        if found == epoch {
+            return Ok(Response::Done);
+        }
+        if found.checked_add(1) != Some(epoch) {
+            return Err(Rejected::Epoch { process: name.clone(), expected: epoch.saturating_sub(1), found });
+        }
+        self.epochs.insert(name.clone(), epoch);
+        self.changed_ms.insert(name.clone(), self.now_ms);
         self.basis += 1;
         Ok(Response::Done)
     }
@@ -294,8 +319,7 @@ impl State {
 
     /// A plan depends on which runs are ready only while some instance has an old spec.
     fn rolls_out(&self, name: &ProcessName) -> bool {
-        let Some(process) = self.spec.processes.get(name) else { return false };
-        let wanted = spec_hash(process);
+        let Some(wanted) = self.hash_of(name) else { return false };
         self.placements.iter().any(|(id, placement)| id.process == *name && placement.hash != wanted)
     }
 
@@ -339,9 +363,13 @@ impl State {
             return Err(Rejected::NotOnDemand(name.clone()));
         };
         let live = self.launches.iter().filter(|(id, _)| id.process == *name);
-        if let Some((id, _)) = live.clone().find(|(_, launch)| key.is_some() && launch.key.as_deref() == key)
-        {
-            return Ok(Response::Launched(id.clone()));
+        let same = |(_, launch): &(&InstanceId, &Launch)| key.is_some() && launch.key.as_deref() == key;
+        if let Some((id, launch)) = live.clone().find(same) {
+            let (key, instance) = (key.unwrap_or_default().to_owned(), id.clone());
+            return match launch.args == *args {
+                true => Ok(Response::Launched(instance)),
+                false => Err(Rejected::OtherLaunch { key, instance }),
+            };
         }
         if live.count() >= max as usize {
             return Err(Rejected::Full { process: name.clone(), max });
