@@ -13,10 +13,10 @@ use crate::agent::reporter::Report;
 use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
-use crate::keeper::protocol::{Account, Request, RunId, SpawnStep, Target};
+use crate::keeper::protocol::{Account, CgroupSupport, Request, RunId, SpawnStep, Target};
 use crate::metrics::SpawnFault;
 use crate::process_api::rpc::Outgoing;
-use crate::process_api::socket::Identity;
+use crate::process_api::socket::{Identity, KnownBy, door};
 use crate::spec::{InstanceId, Probe};
 use crate::state::Event;
 
@@ -142,9 +142,16 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The folder of an instance's sockets.
-    fn socket_folder(&self, instance: &InstanceId) -> PathBuf {
+    /// Where an instance's sockets lie, or the folder that they have to themselves there.
+    fn socket_base(&self, instance: &InstanceId) -> PathBuf {
         self.parts.runtime_dir.join("i").join(instance.to_string())
+    }
+
+    fn socket_folder(&self, instance: &InstanceId, identity: &Identity) -> Result<PathBuf, OrderError> {
+        let base = self.socket_base(instance);
+        let folder = door(&base, identity).map_err(|e| OrderError::Folder(base, e))?;
+        std::fs::create_dir_all(&folder).map_err(|e| OrderError::Folder(folder.clone(), e))?;
+        Ok(folder)
     }
 
     /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
@@ -153,15 +160,14 @@ impl Supervisor {
         instance: &InstanceId,
         account: Option<&Account>,
     ) -> Result<PathBuf, OrderError> {
-        let folder = self.socket_folder(instance);
         let identity = self.identity(account);
+        let folder = self.socket_folder(instance, &identity)?;
         self.forget_listeners(instance);
         if self.sockets.descriptors(instance).is_some() {
             self.sockets.reset(instance);
             self.sockets.identify(instance, identity);
             return Ok(folder);
         }
-        std::fs::create_dir_all(&folder).map_err(|e| OrderError::Folder(folder.clone(), e))?;
         let descriptors = self.sockets.open(instance, &folder, identity)?;
         hold(self.link.as_mut(), instance, descriptors)?;
         Ok(folder)
@@ -173,7 +179,11 @@ impl Supervisor {
             Some(account) => (account.uid, account.gid),
             None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
         };
-        Identity { uid, gid, main_pid: 0, cgroup: None }
+        let known_by = match self.cgroups {
+            CgroupSupport::None => KnownBy::Account,
+            _ => KnownBy::CgroupToCome,
+        };
+        Identity { uid, gid, main_pid: 0, known_by }
     }
 
     fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
@@ -227,7 +237,8 @@ impl Supervisor {
             Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(run, &ports, port)? }),
             Probe::Exec { command } => {
                 let want = known.want.clone().ok_or("the instance is not wanted")?;
-                let sockets = self.socket_folder(instance);
+                let identity = self.identity(None);
+                let sockets = self.socket_folder(instance, &identity).map_err(|e| e.to_string())?;
                 let note = Vec::new();
                 let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
                 let resolved = self
@@ -275,8 +286,8 @@ impl Supervisor {
         self.forget_listeners(instance);
         self.parts.book.release(instance);
         self.evidence.forget(instance);
-        // The folder holds the two socket files at most; one that stays is replaced by the next run's.
-        let _ = std::fs::remove_dir_all(self.socket_folder(instance));
+        // It holds the two socket files at most; one that stays is replaced by the next run's.
+        let _ = std::fs::remove_dir_all(self.socket_base(instance));
         let host = &self.host;
         self.parts.chronicle.prune(|id| host.instance(id).is_some());
     }

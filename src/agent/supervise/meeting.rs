@@ -17,6 +17,7 @@ use crate::keeper::protocol::{
     Account, CgroupSupport, Reply, Request, RunId, RunRecord, Stage, describe_failure,
 };
 use crate::metrics::SpawnFault;
+use crate::process_api::KnownBy;
 use crate::spec::InstanceId;
 
 /// What a keeper has said about its table so far.
@@ -251,12 +252,12 @@ impl Supervisor {
 
     fn hear_spawned(&mut self, run: RunId, pid: i32) {
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
-        self.identify(&instance, pid);
         let ports = self.parts.book.ports(&instance);
         self.happens(run, Happening::Spawned { pid, ports });
+        self.identify(&instance, pid);
     }
 
-    /// From now on only the run's own processes may speak on its sockets.
+    /// From now on only the run's own processes may speak on its sockets; what they have said already is heard.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
         // Not from `wants`: a new agent meets its runs before it wants anything.
         let account = self.account(instance);
@@ -264,9 +265,13 @@ impl Supervisor {
         identity.main_pid = pid;
         if self.cgroups != CgroupSupport::None {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            identity.cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+            let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+            // One that is gone already has left nothing but its account to know the rest by.
+            identity.known_by = cgroup.map_or(KnownBy::Account, KnownBy::Cgroup);
         }
         self.sockets.identify(instance, identity);
+        let events = self.sockets.drain(instance);
+        self.hear_said(events);
     }
 
     /// Adds to a failed exec what was to be executed.

@@ -1,22 +1,25 @@
 //! Making the two socket files of an instance, and preparing those that the keeper gives back.
 //!
-//! The files are never, not even for a moment, open to others than their owner: Linux takes the mode of the
-//! file from the socket, so it is set before the bind.
+//! Where accounts tell who may speak, the files are never, not even for a moment, open to others than their
+//! owner: Linux takes the mode of the file from the socket, so it is set before the bind. Where cgroups do, a
+//! process may have changed its account, so the files are open to all; what keeps a flood of strangers away
+//! from them is that nobody else knows the path: a folder of a random name in one that only the agent may
+//! list, bound through a descriptor, since /proc/net/unix shows to all what was bound.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, listen, setsockopt, socket,
     sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::Identity;
+use super::{Identity, KnownBy};
 
 /// Connections that wait while no agent runs.
 const BACKLOG: i32 = 64;
@@ -77,6 +80,31 @@ pub enum OpenError {
     },
 }
 
+/// Letters of the random name: 62 bits.
+const SECRET: usize = 16;
+
+/// The folder of an instance's sockets: `base`, or where the sockets are open a folder in it of a name that
+/// nobody can guess; the same one for as long as it is there.
+pub fn door(base: &Path, identity: &Identity) -> std::io::Result<PathBuf> {
+    if identity.known_by == KnownBy::Account {
+        return Ok(base.to_owned());
+    }
+    DirBuilder::new().recursive(true).mode(0o711).create(base)?;
+    std::fs::set_permissions(base, Permissions::from_mode(0o711))?;
+    for entry in std::fs::read_dir(base)? {
+        let entry = entry?;
+        if entry.file_name().len() == SECRET && entry.file_type()?.is_dir() {
+            return Ok(entry.path());
+        }
+    }
+    // Made anew by the kernel at each reading. Its last digits are random, two bits of them excepted.
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    let secret: String = uuid.trim().replace('-', "").chars().rev().take(SECRET).collect();
+    let folder = base.join(secret);
+    DirBuilder::new().mode(0o711).create(&folder)?;
+    Ok(folder)
+}
+
 /// The listener `api.sock` and the notify socket `notify.sock` in a folder.
 pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, OwnedFd), OpenError> {
     DirBuilder::new()
@@ -84,14 +112,20 @@ pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, Owned
         .mode(0o755)
         .create(folder)
         .map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
-    let listener = one(&folder.join("api.sock"), SockType::Stream, identity)?;
-    let notify = one(&folder.join("notify.sock"), SockType::Datagram, identity)?;
+    let listener = one(folder, "api.sock", SockType::Stream, identity)?;
+    let notify = one(folder, "notify.sock", SockType::Datagram, identity)?;
     Ok((listener, notify))
 }
 
-fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, OpenError> {
+fn one(folder: &Path, name: &str, kind: SockType, identity: &Identity) -> Result<OwnedFd, OpenError> {
+    let path = &folder.join(name);
     let owned = |source| OpenError::Bind { path: path.to_owned(), source };
-    let address = UnixAddr::new(path).map_err(|_| OpenError::PathTooLong { path: path.to_owned() })?;
+    // The processes connect by the path, so it must not be longer than they can say.
+    UnixAddr::new(path).map_err(|_| OpenError::PathTooLong { path: path.to_owned() })?;
+    let held =
+        open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(owned)?;
+    let through = format!("/proc/self/fd/{}/{name}", held.as_raw_fd());
+    let address = UnixAddr::new(through.as_str()).map_err(owned)?;
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             return Err(OpenError::Stale { path: path.to_owned(), source });
@@ -113,6 +147,10 @@ fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, Open
             uid: identity.uid,
             source,
         })?;
+    }
+    if identity.known_by != KnownBy::Account {
+        let open = std::fs::set_permissions(path, Permissions::from_mode(0o666));
+        open.map_err(|e| owned(e.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)))?;
     }
     if kind == SockType::Stream {
         listen(&made, Backlog::new(BACKLOG).map_err(owned)?).map_err(owned)?;

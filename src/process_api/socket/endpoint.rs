@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, send, sockopt};
 
 use super::connection::{Connection, Sent, Taken};
 use super::datagram::{self, Control, Datagram};
-use super::{ConnId, Counters, Identity, Said, SocketEvent, Stranger, token};
+use super::{ConnId, Counters, Identity, KnownBy, Said, SocketEvent, Stranger, token};
 use crate::client::message::{Fault, MAX_WATCHES};
 use crate::process_api::notify::{self, MAX_DATAGRAM};
 use crate::process_api::rpc::{Call, Id, Outgoing, Request};
@@ -93,6 +93,9 @@ impl Endpoint {
 
     /// Takes waiting connections; true when it took one: it may have spoken already.
     pub(super) fn accept(&mut self, round: &mut Round<'_>) -> bool {
+        if self.identity.known_by == KnownBy::CgroupToCome {
+            return false;
+        }
         for taken in 0..ACCEPTS {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = match accept4(self.listener.as_raw_fd(), flags) {
@@ -232,6 +235,9 @@ impl Endpoint {
 
     /// Takes waiting datagrams; true when more may wait.
     pub(super) fn read_notices(&mut self, round: &mut Round<'_>) -> bool {
+        if self.identity.known_by == KnownBy::CgroupToCome {
+            return false;
+        }
         for _ in 0..DATAGRAMS {
             let text = &mut round.text[..MAX_DATAGRAM + 1];
             match datagram::receive(self.notify.as_fd(), text, round.control) {
