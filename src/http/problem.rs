@@ -49,6 +49,12 @@ impl Refusal {
         Refusal::new(StatusCode::NOT_FOUND, kind, title, detail)
     }
 
+    /// Anything but its status, asked of an agent that waits for something.
+    pub(super) fn starting(waits: &str) -> Self {
+        let detail = format!("the agent is starting: {waits}; `bigbrother status` shows when it is at work");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "not yet", detail)
+    }
+
     /// Something of a known instance that is not there.
     pub(super) fn nothing_there(detail: String) -> Self {
         Refusal::new(StatusCode::NOT_FOUND, "nothing-there", "nothing to show", detail)

@@ -31,6 +31,8 @@ pub struct StatusView {
     pub version: String,
     /// When the agent started.
     pub started_at: String,
+    /// What a starting agent waits for before it does anything, in words; null once it is at work.
+    pub starting: Option<String>,
     /// The keeper; null while the agent has no connection to one.
     pub keeper: Option<KeeperView>,
     /// How many instances there are by state.

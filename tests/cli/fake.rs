@@ -210,7 +210,7 @@ async fn status(State(known): State<Arc<Known>>) -> Json<Value> {
     Json(json!({
         "cluster": "pirates", "host": "alpha", "primary": "alpha", "term": 0, "index": 9, "quorum": true,
         "revision": 3, "spec_drift": null, "version": "0.1.0", "started_at": humantime_now(),
-        "keeper": keeper, "instances": { "ready": lock(&known.instances).len() },
+        "starting": null, "keeper": keeper, "instances": { "ready": lock(&known.instances).len() },
     }))
 }
 

@@ -181,7 +181,8 @@ impl Host {
             if let Ok(Some(status)) = self.agent.as_mut().unwrap().try_wait() {
                 panic!("the agent ended at once: {status}\n{}", self.logs());
             }
-            self.get("/v1/status").map(|_| ())
+            let status = self.status()?;
+            expect(status.starting.is_none(), status)
         });
     }
 

@@ -130,6 +130,28 @@ async fn a_full_queue_is_busy_and_a_gone_agent_is_stopping() {
 }
 
 #[tokio::test]
+async fn a_starting_agent_answers_its_status_and_says_what_it_waits_for() {
+    let mut server = Server::start().await;
+    server.starting.send_replace(Some("it waits for the moon".to_owned()));
+    let status = server.get("/v1/status").await.json();
+    assert_eq!(status["starting"], "it waits for the moon");
+    assert_eq!(server.get("/v1/healthz").await.status, 200);
+    assert_eq!(server.get("/metrics").await.status, 200);
+    for path in ["/v1/instances", "/v1/instances/zone.0", "/v1/events?follow=true", "/v1/spec"] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.header("retry-after"), "1");
+        let problem = answer.problem();
+        assert_eq!((problem.status, problem.kind.as_str()), (503, "starting"), "{path}");
+        assert!(problem.detail.contains("it waits for the moon"), "{problem:?}");
+    }
+    assert_eq!(server.post("/v1/stop", r#"{"target":"all"}"#).await.problem().kind, "starting");
+    assert_eq!(server.asked(), [], "nothing reaches an agent that is not at work");
+    server.starting.send_replace(None);
+    assert_eq!(server.get("/v1/instances").await.status, 200);
+    assert_eq!(server.get("/v1/status").await.json()["starting"], serde_json::Value::Null);
+}
+
+#[tokio::test]
 async fn web_pages_cannot_operate_games_over_tcp() {
     let server = Server::start().await;
     let own = server.tcp.to_string();

@@ -29,6 +29,8 @@ pub struct Server {
     pub snapshot: watch::Sender<Option<Arc<HostSnapshot>>>,
     pub asked: mpsc::UnboundedReceiver<Asked>,
     pub tcp: std::net::SocketAddr,
+    /// What the agent waits for.
+    pub starting: watch::Sender<Option<String>>,
     pub shutdown: watch::Sender<bool>,
     pub served: JoinHandle<Result<(), bigbrother::http::ServeError>>,
     pub agent: JoinHandle<()>,
@@ -71,8 +73,9 @@ impl Server {
         let tcp = listeners.tcp_address().unwrap();
         let metrics = Arc::new(Metrics::new());
         let (shutdown, stop) = watch::channel(false);
-        let served = tokio::spawn(serve(handle, metrics.clone(), listeners, stop));
-        Server { dir, metrics, events, snapshot, asked, tcp, shutdown, served, agent }
+        let (starting, waits) = watch::channel(None);
+        let served = tokio::spawn(serve(handle, metrics.clone(), listeners, waits, stop));
+        Server { dir, metrics, events, snapshot, asked, tcp, starting, shutdown, served, agent }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -150,7 +150,9 @@ impl Host {
                 panic!("the agent ended: {status}\n{}", self.agent_log());
             }
             let ran = self.run(&["status", "--json"]);
-            if ran.code == Some(3) { Err(format!("{ran:?}\n{}", self.agent_log())) } else { Ok(()) }
+            let status: Value = serde_json::from_str(&ran.out).unwrap_or_default();
+            let at_work = status.is_object() && status["starting"].is_null();
+            if at_work { Ok(()) } else { Err(format!("{ran:?}\n{}", self.agent_log())) }
         });
         // Where the games' cgroups are is remembered while the keeper is there to be asked.
         let keeper = until("a keeper", || self.keeper_pid().ok_or_else(|| self.agent_log()));
