@@ -15,6 +15,7 @@ use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 
 mod apply;
 mod command;
+mod epoch;
 
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,

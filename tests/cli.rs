@@ -159,7 +159,13 @@ fn check_finds_faults_without_an_agent() {
     assert_eq!((json.code, &json.json()["valid"]), (Some(2), &Value::Bool(false)));
     let missing = run(&["check", "/nonexistent.toml"]);
     assert_eq!(missing.code, Some(1), "{missing:?}");
-    assert!(missing.err.contains("cannot read /nonexistent.toml: No such file"), "{}", missing.err);
+    assert!(
+        missing
+            .err
+            .contains("cannot read /nonexistent.toml (is it the cluster.toml that you mean?): No such file"),
+        "{}",
+        missing.err
+    );
 }
 
 #[test]

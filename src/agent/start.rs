@@ -56,7 +56,7 @@ pub enum AgentError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A folder.
-    #[error("cannot make the folder {path}: {source}; set host.{key} to a folder that you may write to")]
+    #[error("cannot make the folder {path}; set host.{key} to a folder that you may write to")]
     Folder {
         /// Which key of the file.
         key: &'static str,

@@ -198,6 +198,9 @@ impl From<Rejected> for Refusal {
             Rejected::NotOnDemand(_) => (StatusCode::CONFLICT, "not-on-demand", "not an on-demand process"),
             Rejected::Full { .. } => (StatusCode::CONFLICT, "full", "as many as allowed"),
             Rejected::OtherLaunch { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "a used key"),
+            Rejected::NoArgument { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "no-argument", "an argument is missing")
+            }
             Rejected::Epoch { .. } => (StatusCode::CONFLICT, "conflict", "restarted by others"),
             // The rest answers commands of planner and hosts, which the API never proposes.
             _ => (StatusCode::CONFLICT, "conflict", "refused"),

@@ -202,6 +202,18 @@ mod tests {
     }
 
     #[test]
+    fn every_route_is_documented() {
+        let doc = include_str!("../../docs/cli.md");
+        let routes =
+            include_str!("router.rs").split(".route(\"").skip(1).filter_map(|rest| rest.split_once('"'));
+        let routes: Vec<&str> = routes.map(|(path, _)| path).filter(|path| path.starts_with('/')).collect();
+        assert!(routes.len() >= 17, "{routes:?}");
+        for path in routes {
+            assert!(doc.contains(&format!(" {path}`")), "docs/cli.md says nothing about {path}");
+        }
+    }
+
+    #[test]
     fn web_pages_of_others_are_refused() {
         for host in ["127.0.0.1:7610", "localhost:7610", "[::1]:7610", "127.0.0.1"] {
             assert!(!refused(host, None), "{host}");

@@ -9,7 +9,7 @@ use super::{
     Command, Entry, Envelope, Event, Host, HostFacts, Launch, Pauses, PlaceChange, Placement, Rejected,
     Response, Scale, State, Target,
 };
-use crate::spec::fingerprint::{SpecHash, spec_hash};
+use crate::spec::fingerprint::spec_hash;
 use crate::spec::{HostName, InstanceId, InstanceKey, Population, ProcessName, Spec};
 
 impl State {
@@ -31,12 +31,6 @@ impl State {
             Command::Inventory { host, incarnation, runs } => self.take_inventory(host, *incarnation, runs),
             Command::Roll { process, epoch } => self.roll(process, *epoch),
         }
-    }
-
-    /// What the runs of a process are meant to have: its spec, and the epoch of its last rolling restart.
-    pub fn hash_of(&self, process: &ProcessName) -> Option<SpecHash> {
-        let spec = spec_hash(self.spec.processes.get(process)?);
-        Some(spec.at_epoch(self.epochs.get(process).copied().unwrap_or(0)))
     }
 
     /// The number of instances that a counted process is meant to have.
@@ -106,23 +100,6 @@ impl State {
             Some(count) => self.scales.insert(process.clone(), Scale { count, declared }),
             None => self.scales.remove(process),
         };
-        self.basis += 1;
-        Ok(Response::Done)
-    }
-
-    fn roll(&mut self, name: &ProcessName, epoch: u64) -> Result<Response, Rejected> {
-        if !self.spec.processes.contains_key(name) {
-            return Err(Rejected::NoProcess(name.clone()));
-        }
-        let found = self.epochs.get(name).copied().unwrap_or(0);
-        if found == epoch {
-            return Ok(Response::Done);
-        }
-        if found.checked_add(1) != Some(epoch) {
-            return Err(Rejected::Epoch { process: name.clone(), expected: epoch.saturating_sub(1), found });
-        }
-        self.epochs.insert(name.clone(), epoch);
-        self.changed_ms.insert(name.clone(), self.now_ms);
         self.basis += 1;
         Ok(Response::Done)
     }
@@ -362,6 +339,9 @@ impl State {
         let Population::OnDemand { max } = process.population else {
             return Err(Rejected::NotOnDemand(name.clone()));
         };
+        if let Some(missing) = process.arguments().into_iter().find(|wanted| !args.contains_key(wanted)) {
+            return Err(Rejected::NoArgument { process: name.clone(), missing });
+        }
         let live = self.launches.iter().filter(|(id, _)| id.process == *name);
         let same = |(_, launch): &(&InstanceId, &Launch)| key.is_some() && launch.key.as_deref() == key;
         if let Some((id, launch)) = live.clone().find(same) {

@@ -233,12 +233,24 @@ pub enum Rejected {
     #[error("{0} is not on_demand: its instances are not launched")]
     NotOnDemand(ProcessName),
     /// As many as `max` live already.
-    #[error("{process} has {max} instances already, its on_demand max")]
+    #[error(
+        "{process} has as many instances as its on_demand max allows, {max}: wait for one to end, or raise it"
+    )]
     Full {
         /// Which.
         process: ProcessName,
         /// Its bound.
         max: u32,
+    },
+    /// A launch without a value that its command, environment or folder needs.
+    #[error(
+        "a launch of {process} needs the argument {missing}: `--arg {missing}=VALUE`, or `args` over a socket"
+    )]
+    NoArgument {
+        /// What was to be launched.
+        process: ProcessName,
+        /// The NAME of `{arg.NAME}`.
+        missing: String,
     },
     /// The key names a launch with other arguments.
     #[error(

@@ -244,6 +244,27 @@ fn a_roll_that_is_sent_again_rolls_once_and_one_on_old_ground_is_refused() {
 }
 
 #[test]
+fn a_launch_has_every_argument_and_the_same_key_the_same_ones() {
+    let mut state = ready();
+    let text = SPEC
+        .replace("[\"/bin/dungeon\"]", "[\"/bin/dungeon\", \"{arg.map}\"]\nenv = { SEED = \"x{arg.seed}\" }");
+    state.take(Command::ApplySpec { spec: spec(&text), expected_revision: None }).unwrap();
+    let mut launch = |args: &[(&str, &str)]| {
+        let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        state.take(Command::Launch { process: name("dungeon"), args, key: Some("k".to_owned()) })
+    };
+    let missing =
+        |argument: &str| Err(Rejected::NoArgument { process: name("dungeon"), missing: argument.into() });
+    assert_eq!(launch(&[]), missing("map"));
+    assert_eq!(launch(&[("map", "cave")]), missing("seed"));
+    let cave = [("map", "cave"), ("seed", "7")];
+    assert_eq!(launch(&cave), Ok(Response::Launched(id("dungeon.1"))));
+    assert_eq!(launch(&cave), Ok(Response::Launched(id("dungeon.1"))));
+    let other = Rejected::OtherLaunch { key: "k".to_owned(), instance: id("dungeon.1") };
+    assert_eq!(launch(&[("map", "pit"), ("seed", "7")]), Err(other));
+}
+
+#[test]
 fn launches_are_bounded_found_again_by_key_and_never_numbered_twice() {
     let mut state = ready();
     let first = state.launch_one(Some("a")).unwrap();

@@ -14,11 +14,11 @@ use crate::host::{Happening, Moment};
 use crate::http::view::KeeperView;
 use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{
-    Account, CgroupSupport, Reply, Request, RunId, RunRecord, Stage, describe_failure,
+    Account, CgroupSupport, Reply, Request, RunId, RunRecord, SpawnStep, Stage, describe_failure,
 };
 use crate::metrics::SpawnFault;
 use crate::process_api::KnownBy;
-use crate::spec::InstanceId;
+use crate::spec::{InstanceId, Logs};
 
 /// What a keeper has said about its table so far.
 #[derive(Default)]
@@ -108,7 +108,7 @@ impl Supervisor {
             Reply::Spawned { run, pid } => self.hear_spawned(run, pid),
             Reply::SpawnFailed { run, step, errno } => {
                 self.parts.metrics.spawn_failed(SpawnFault::Step(step));
-                let why = self.explain(run, describe_failure(step, errno));
+                let why = self.explain(run, step, describe_failure(step, errno));
                 self.happens(run, Happening::SpawnFailed(why));
             }
             Reply::SpawnStuck { run } => {
@@ -274,12 +274,18 @@ impl Supervisor {
         self.hear_said(events);
     }
 
-    /// Adds to a failed exec what was to be executed.
-    fn explain(&self, run: RunId, why: String) -> String {
+    /// Adds to a failed step what it was about.
+    fn explain(&self, run: RunId, step: SpawnStep, why: String) -> String {
         let process = self.host.instance_of(run).and_then(|instance| instance.process.as_ref());
-        match process.and_then(|process| process.command.first()) {
-            Some(program) => format!("{why} ({program})"),
-            None => why,
-        }
+        let Some(process) = process else { return why };
+        let about = match step {
+            SpawnStep::Exec => process.command.first().cloned(),
+            SpawnStep::WorkingDir => process.working_dir.clone(),
+            SpawnStep::Logs if process.logs == Logs::Journald => {
+                Some("logs = \"journald\": does systemd-journald run here?".to_owned())
+            }
+            _ => None,
+        };
+        about.map_or(why.clone(), |about| format!("{why} ({about})"))
     }
 }

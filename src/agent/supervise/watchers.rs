@@ -256,7 +256,7 @@ fn code(error: &AskError) -> i64 {
     match error {
         AskError::Rejected(Rejected::Full { .. }) => Fault::FULL,
         AskError::Rejected(Rejected::NoProcess(_)) => Fault::NO_PROCESS,
-        AskError::Rejected(Rejected::OtherLaunch { .. }) => Fault::PARAMS,
+        AskError::Rejected(Rejected::OtherLaunch { .. } | Rejected::NoArgument { .. }) => Fault::PARAMS,
         AskError::Rejected(_) => Fault::NOT_ALLOWED,
         AskError::Busy | AskError::Stopping => Fault::BUSY,
     }
