@@ -182,6 +182,16 @@ mod tests {
     }
 
     #[test]
+    fn every_command_and_argument_has_its_help() {
+        for command in definition().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+
+    #[test]
     fn every_command_option_and_exit_code_is_documented() {
         let doc = include_str!("../docs/cli.md");
         for command in definition().get_subcommands().filter(|c| !c.is_hide_set()) {

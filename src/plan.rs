@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::spec::fingerprint::{SpecHash, spec_hash};
+use crate::spec::fingerprint::SpecHash;
 use crate::spec::{InstanceId, Population, Process, ProcessName};
 use crate::state::{Command, PlaceChange, State};
 
@@ -43,7 +43,7 @@ pub fn plan(state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
         changes.push(PlaceChange::Remove { instance: instance.clone() });
     }
     for (name, process) in &state.spec.processes {
-        let hash = spec_hash(process);
+        let Some(hash) = state.hash_of(name) else { continue };
         let mut budget = rollout::Budget::new(state, name, process, hash);
         let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
         for instance in instances(state, name, process) {

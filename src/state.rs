@@ -15,6 +15,7 @@ use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 
 mod apply;
 mod command;
+mod epoch;
 
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
@@ -35,6 +36,8 @@ pub struct State {
     pub spec: Spec,
     /// When a process was last changed so that its instances must be replaced, milliseconds since 1970.
     pub changed_ms: BTreeMap<ProcessName, u64>,
+    /// How often the instances of a process were asked for anew; no entry: never.
+    pub epochs: BTreeMap<ProcessName, u64>,
     /// Counts that replace those of the spec.
     pub scales: BTreeMap<ProcessName, Scale>,
     /// What an operator has stopped.

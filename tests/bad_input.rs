@@ -6,7 +6,7 @@
 // Helpers of tests, which clippy does not take for tests.
 #![allow(clippy::unwrap_used)]
 
-#[path = "death/host.rs"]
+#[path = "support/host.rs"]
 mod host;
 
 #[path = "bad_input/neighbours.rs"]

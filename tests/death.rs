@@ -5,7 +5,7 @@
 // Helpers of tests, which clippy does not take for tests.
 #![allow(clippy::unwrap_used)]
 
-#[path = "death/host.rs"]
+#[path = "support/host.rs"]
 mod host;
 
 #[path = "death/adoption.rs"]

@@ -12,6 +12,8 @@ mod launch;
 mod lifecycle;
 #[path = "real/notify.rs"]
 mod notify;
+#[path = "real/process_api.rs"]
+mod process_api;
 #[path = "real/update.rs"]
 mod update;
 

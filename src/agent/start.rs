@@ -4,7 +4,7 @@
 //! listen ▶ replica ▶ supervision thread meets the keeper ▶ join ▶ file's processes ▶ first plan ▶ gate opens
 //! ```
 //!
-//! Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
+//! From the first step on the API answers, and says what is waited for. Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
 //! unwanted one. At the end the games stay; only `stop` ends games.
 
 use std::path::{Path, PathBuf};
@@ -36,6 +36,9 @@ use crate::systemd::Systemd;
 /// Who may use the API's socket: this account.
 const API_SOCKET_MODE: u32 = 0o600;
 
+/// How long an agent that ends before it has begun waits for the API's last answers.
+const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -54,7 +57,7 @@ pub enum AgentError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A folder.
-    #[error("cannot make the folder {path}: {source}; set host.{key} to a folder that you may write to")]
+    #[error("cannot make the folder {path}; set host.{key} to a folder that you may write to")]
     Folder {
         /// Which key of the file.
         key: &'static str,
@@ -127,6 +130,9 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
     let (met, keeper_met) = oneshot::channel();
+    let (starting, waits) = watch::channel(Some(waits_for_keeper(&config.host)));
+    let api = crate::http::serve(handle.clone(), metrics, listeners, waits, ending.clone());
+    let mut api = tokio::spawn(api);
     let supervision = start_supervision(Parts { met: Some(met), gate, shutdown: ending.clone(), ..parts })?;
     let replica = tokio::spawn(replica.run());
     let writer = tokio::spawn(writer.run());
@@ -136,9 +142,11 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
         met = keeper_met => met.map_err(|_| AgentError::Supervision)?,
         () = signals.end() => {
             let _ = shutdown.send(true);
+            let _ = tokio::time::timeout(LAST_ANSWERS, &mut api).await;
             return Ok(());
         }
     };
+    starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
     let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
     // The first plan must know what runs.
     reporter.catch_up(&mut reports).await;
@@ -151,7 +159,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
     let (hang_up, hung_up) = mpsc::channel(1);
     tokio::spawn(reload.run(cgroups, hung_up));
-    let api = tokio::spawn(crate::http::serve(handle, metrics, listeners, ending));
+    starting.send_replace(None);
     Systemd::from_environment().tell("READY=1");
     tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
 
@@ -183,6 +191,16 @@ async fn until_end(
             }
         }
     }
+}
+
+/// For people who ask a starting agent.
+fn waits_for_keeper(host: &HostSettings) -> String {
+    let (socket, log) = (host.runtime_dir.join("keeper.sock"), host.data_dir.join("keeper.log"));
+    format!(
+        "it waits for this host's keeper at {}; what keeps that is in {} or in the journal of bigbrother-keeper",
+        socket.display(),
+        log.display()
+    )
 }
 
 fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {

@@ -44,11 +44,16 @@ pub struct DevArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// End by itself after so many seconds.
-    #[arg(long = "for", value_name = "SECS")]
+    #[arg(long = "for", value_name = "SECS", value_parser = seconds)]
     span: Option<f64>,
     /// Do not hang a server to show what then happens.
     #[arg(long)]
     no_demo_fault: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0);
+    seconds.ok_or_else(|| "a number of seconds, such as 10".to_owned())
 }
 
 /// Runs the demonstration until it is interrupted.

@@ -47,10 +47,10 @@ pub enum Failure {
     #[error(transparent)]
     Api(#[from] ApiError),
     /// The agent could not start or had to end.
-    #[error("the agent")]
+    #[error("the agent cannot run")]
     Agent(#[from] AgentError),
     /// The keeper could not start or go on.
-    #[error("the keeper")]
+    #[error("the keeper cannot run")]
     Keeper(#[from] KeeperError),
     /// The machine refused.
     #[error("{what}")]

@@ -32,6 +32,11 @@ pub enum Action {
         /// For a run without a connection; `None`: only the message.
         signal: Option<i32>,
     },
+    /// Ask the run for a beat, over its process socket.
+    Ping {
+        /// Which instance.
+        instance: InstanceId,
+    },
     /// SIGABRT, then SIGCONT, to the main process.
     Abort {
         /// Which run.

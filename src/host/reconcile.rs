@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::spec::fingerprint::{SpecHash, spec_hash};
+use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, Process, ProcessName};
 use crate::state::State;
 
@@ -54,7 +54,7 @@ impl Grounds {
 /// Everything that is wanted on a host.
 pub fn wants(state: &State, host: &HostName) -> BTreeMap<InstanceId, Want> {
     let hashes: BTreeMap<&ProcessName, SpecHash> =
-        state.spec.processes.iter().map(|(name, process)| (name, spec_hash(process))).collect();
+        state.spec.processes.keys().filter_map(|name| Some((name, state.hash_of(name)?))).collect();
     let ready = ready_processes(state);
     let mine = state.placements.iter().filter(|(_, placement)| placement.host == *host);
     mine.filter_map(|(id, placement)| {
@@ -131,6 +131,7 @@ mod tests {
             Command::Pause { target: target("zone") },
             Command::Resume { target: target("zone") },
             Command::Scale { process: "zone".parse().unwrap(), count: Some(1) },
+            Command::Roll { process: "login".parse().unwrap(), epoch: 1 },
         ]
     }
 

@@ -215,7 +215,24 @@ impl Instance {
             _ => {}
         }
         self.ask(cx);
+        self.ping(cx);
         self.warn_unarmed(cx);
+    }
+
+    /// When a silent run that is connected is asked for a beat.
+    fn ping_at(&self) -> Option<Moment> {
+        let (process, run) = self.process.as_ref().zip(self.run.as_ref().filter(|run| run.native))?;
+        match self.phase {
+            Phase::Ready | Phase::Draining { .. } => run.watch.ping_at(&process.heartbeat),
+            _ => None,
+        }
+    }
+
+    fn ping(&mut self, cx: &mut Step<'_>) {
+        if self.ping_at().is_some_and(|at| at <= cx.now.at) {
+            self.with_run(|run| run.watch.pinged());
+            cx.out.push(Action::Ping { instance: self.id.clone() });
+        }
     }
 
     /// When a ready run counts as hung.
@@ -255,6 +272,7 @@ impl Instance {
         // A question that this phase does not put must not be waited for: its moment would never pass.
         let asks = self.process.as_ref().is_some_and(|process| self.probe(process).is_some());
         let question = self.run.as_ref().filter(|_| asks).and_then(|run| run.watch.next_question());
-        [phase, question, self.silent_since(), self.unarmed_at(), self.ripe_at()].into_iter().flatten().min()
+        let dues = [phase, question, self.silent_since(), self.ping_at(), self.unarmed_at(), self.ripe_at()];
+        dues.into_iter().flatten().min()
     }
 }

@@ -29,6 +29,7 @@ impl State {
             }
             Command::Launch { process, args, key } => self.launch(process, args, key.as_deref()),
             Command::Inventory { host, incarnation, runs } => self.take_inventory(host, *incarnation, runs),
+            Command::Roll { process, epoch } => self.roll(process, *epoch),
         }
     }
 
@@ -81,6 +82,7 @@ impl State {
     /// From now on a rollout's `deadline` counts.
     fn note_changes(&mut self, new: &Spec) {
         self.changed_ms.retain(|name, _| new.processes.contains_key(name));
+        self.epochs.retain(|name, _| new.processes.contains_key(name));
         for (name, process) in &new.processes {
             let before = self.spec.processes.get(name);
             if before.is_some_and(|before| spec_hash(before) != spec_hash(process)) {
@@ -294,8 +296,7 @@ impl State {
 
     /// A plan depends on which runs are ready only while some instance has an old spec.
     fn rolls_out(&self, name: &ProcessName) -> bool {
-        let Some(process) = self.spec.processes.get(name) else { return false };
-        let wanted = spec_hash(process);
+        let Some(wanted) = self.hash_of(name) else { return false };
         self.placements.iter().any(|(id, placement)| id.process == *name && placement.hash != wanted)
     }
 
@@ -338,10 +339,17 @@ impl State {
         let Population::OnDemand { max } = process.population else {
             return Err(Rejected::NotOnDemand(name.clone()));
         };
+        if let Some(missing) = process.arguments().into_iter().find(|wanted| !args.contains_key(wanted)) {
+            return Err(Rejected::NoArgument { process: name.clone(), missing });
+        }
         let live = self.launches.iter().filter(|(id, _)| id.process == *name);
-        if let Some((id, _)) = live.clone().find(|(_, launch)| key.is_some() && launch.key.as_deref() == key)
-        {
-            return Ok(Response::Launched(id.clone()));
+        let same = |(_, launch): &(&InstanceId, &Launch)| key.is_some() && launch.key.as_deref() == key;
+        if let Some((id, launch)) = live.clone().find(same) {
+            let (key, instance) = (key.unwrap_or_default().to_owned(), id.clone());
+            return match launch.args == *args {
+                true => Ok(Response::Launched(instance)),
+                false => Err(Rejected::OtherLaunch { key, instance }),
+            };
         }
         if live.count() >= max as usize {
             return Err(Rejected::Full { process: name.clone(), max });

@@ -88,6 +88,13 @@ pub enum Command {
         /// Every live run.
         runs: BTreeMap<InstanceId, RunFact>,
     },
+    /// Replace every run of a process at the pace of its `update`: a new binary lies at the same path.
+    Roll {
+        /// Which.
+        process: ProcessName,
+        /// The epoch to be reached, one after [`super::State::epochs`]; sent again it changes nothing.
+        epoch: u64,
+    },
 }
 
 /// A live run, as its host sees it.
@@ -226,12 +233,34 @@ pub enum Rejected {
     #[error("{0} is not on_demand: its instances are not launched")]
     NotOnDemand(ProcessName),
     /// As many as `max` live already.
-    #[error("{process} has {max} instances already, its on_demand max")]
+    #[error(
+        "{process} has as many instances as its on_demand max allows, {max}: wait for one to end, or raise it"
+    )]
     Full {
         /// Which.
         process: ProcessName,
         /// Its bound.
         max: u32,
+    },
+    /// A launch without a value that its command, environment or folder needs.
+    #[error(
+        "a launch of {process} needs the argument {missing}: `--arg {missing}=VALUE`, or `args` over a socket"
+    )]
+    NoArgument {
+        /// What was to be launched.
+        process: ProcessName,
+        /// The NAME of `{arg.NAME}`.
+        missing: String,
+    },
+    /// The key names a launch with other arguments.
+    #[error(
+        "the key {key:?} is that of {instance}, launched with other arguments: each launch has a key of its own"
+    )]
+    OtherLaunch {
+        /// The launcher's key.
+        key: String,
+        /// What it was used for.
+        instance: InstanceId,
     },
     /// The host's machine-id is not that of the host that holds the name.
     #[error("host {0} is up with another machine-id: is this machine a clone? Give it a name of its own")]
@@ -239,6 +268,18 @@ pub enum Rejected {
     /// No such host, or an older life of it.
     #[error("host {0} has a newer incarnation or has not joined")]
     OldIncarnation(HostName),
+    /// Somebody else has rolled the process in between.
+    #[error(
+        "{process} is at restart {found}, not at {expected}: others restart it, too; ask again if it is still meant"
+    )]
+    Epoch {
+        /// Which.
+        process: ProcessName,
+        /// The epoch before the one asked for.
+        expected: u64,
+        /// In force.
+        found: u64,
+    },
     /// Events are missing before this batch.
     #[error("the batch starts at {first_seq}, the next event of {host} is {next}")]
     Gap {

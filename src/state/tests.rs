@@ -215,6 +215,56 @@ fn a_scale_lasts_until_the_files_own_count_changes() {
 }
 
 #[test]
+fn a_roll_that_is_sent_again_rolls_once_and_one_on_old_ground_is_refused() {
+    let mut state = ready();
+    let roll = |epoch| Command::Roll { process: name("zone"), epoch };
+    let before = state.hash_of(&name("zone")).unwrap();
+    assert_eq!(state.take(roll(1)), Ok(Response::Done));
+    let first = state.hash_of(&name("zone")).unwrap();
+    assert_ne!(first, before);
+    let rolled = content(&state);
+    assert_eq!(state.take(roll(1)), Ok(Response::Done));
+    assert_eq!(content(&state), rolled, "sent again it changes nothing");
+    assert_eq!(state.take(roll(3)), Err(Rejected::Epoch { process: name("zone"), expected: 2, found: 1 }));
+    assert_eq!(state.take(roll(0)), Err(Rejected::Epoch { process: name("zone"), expected: 0, found: 1 }));
+    let nobody = Command::Roll { process: name("nobody"), epoch: 1 };
+    assert_eq!(state.take(nobody), Err(Rejected::NoProcess(name("nobody"))));
+    assert_eq!(content(&state), rolled);
+    assert_eq!(state.changed_ms[&name("zone")], 5, "the deadline of `update` counts from the roll");
+    // A changed spec keeps the epoch; one without the process forgets it.
+    state
+        .take(Command::ApplySpec {
+            spec: spec(&SPEC.replace("/bin/zone", "/bin/new")),
+            expected_revision: None,
+        })
+        .unwrap();
+    assert_eq!(state.epochs, [(name("zone"), 1)].into());
+    state.take(Command::ApplySpec { spec: spec(""), expected_revision: None }).unwrap();
+    assert!(state.epochs.is_empty());
+}
+
+#[test]
+fn a_launch_has_every_argument_and_the_same_key_the_same_ones() {
+    let mut state = ready();
+    let text = SPEC
+        .replace("[\"/bin/dungeon\"]", "[\"/bin/dungeon\", \"{arg.map}\"]\nenv = { SEED = \"x{arg.seed}\" }");
+    state.take(Command::ApplySpec { spec: spec(&text), expected_revision: None }).unwrap();
+    let mut launch = |args: &[(&str, &str)]| {
+        let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        state.take(Command::Launch { process: name("dungeon"), args, key: Some("k".to_owned()) })
+    };
+    let missing =
+        |argument: &str| Err(Rejected::NoArgument { process: name("dungeon"), missing: argument.into() });
+    assert_eq!(launch(&[]), missing("map"));
+    assert_eq!(launch(&[("map", "cave")]), missing("seed"));
+    let cave = [("map", "cave"), ("seed", "7")];
+    assert_eq!(launch(&cave), Ok(Response::Launched(id("dungeon.1"))));
+    assert_eq!(launch(&cave), Ok(Response::Launched(id("dungeon.1"))));
+    let other = Rejected::OtherLaunch { key: "k".to_owned(), instance: id("dungeon.1") };
+    assert_eq!(launch(&[("map", "pit"), ("seed", "7")]), Err(other));
+}
+
+#[test]
 fn launches_are_bounded_found_again_by_key_and_never_numbered_twice() {
     let mut state = ready();
     let first = state.launch_one(Some("a")).unwrap();
@@ -367,7 +417,7 @@ proptest! {
 
     #[test]
     fn what_grows_never_shrinks_and_the_same_commands_give_the_same_state(
-        steps in proptest::collection::vec((0..8u8, 0..4u64, any::<bool>()), 0..40)
+        steps in proptest::collection::vec((0..9u8, 0..4u64, any::<bool>()), 0..40)
     ) {
         let mut state = ready();
         let mut twin = ready();
@@ -394,6 +444,7 @@ proptest! {
                     let kind = if flag { started() } else { stopped(number == 0) };
                     Command::Events { host: host("alpha"), incarnation, first_seq, events: vec![event(&format!("dungeon.{number}"), seq, kind)] }
                 }
+                7 => Command::Roll { process: name("zone"), epoch: number },
                 _ => Command::Launch { process: name("dungeon"), args: BTreeMap::new(), key: flag.then(|| number.to_string()) },
             };
             let result = state.take(command.clone());
@@ -407,6 +458,9 @@ proptest! {
             for (id, placement) in &before.placements {
                 let now = state.placements.get(id).map(|now| now.generation);
                 prop_assert!(now.is_none_or(|now| now >= placement.generation));
+            }
+            for (name, epoch) in &before.epochs {
+                prop_assert!(state.epochs[name] >= *epoch);
             }
             for (name, counter) in &before.counters {
                 prop_assert!(state.counters[name] >= *counter);

@@ -12,10 +12,10 @@ use crate::agent::reporter::Report;
 use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
-use crate::keeper::protocol::{Account, Request, RunId, SpawnStep, Target};
+use crate::keeper::protocol::{Account, CgroupSupport, Request, RunId, SpawnStep, Target};
 use crate::metrics::SpawnFault;
 use crate::process_api::rpc::Outgoing;
-use crate::process_api::socket::Identity;
+use crate::process_api::socket::{Identity, KnownBy, door};
 use crate::spec::{InstanceId, Probe};
 use crate::state::Event;
 
@@ -26,6 +26,8 @@ pub(super) enum OrderError {
     Port(#[from] crate::agent::book::NoPort),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    #[error("its sockets' folder {0}: {1}")]
+    Folder(PathBuf, std::io::Error),
     #[error("its sockets: {0}")]
     Sockets(#[from] crate::process_api::socket::OpenError),
     #[error("{0}")]
@@ -47,7 +49,7 @@ impl OrderError {
                 ResolveError::NoProgram(_) => SpawnFault::Step(SpawnStep::Exec),
                 ResolveError::Folder { .. } => SpawnFault::Files,
             },
-            OrderError::Sockets(_) => SpawnFault::Files,
+            OrderError::Sockets(_) | OrderError::Folder(..) => SpawnFault::Files,
             // Neither is the run's fault, and both are over with the next order.
             OrderError::Link(_) | OrderError::Unwanted => SpawnFault::Step(SpawnStep::Fork),
         }
@@ -91,6 +93,8 @@ impl Supervisor {
             Action::Ask { instance, run, reason, within, signal } => {
                 self.ask(&instance, run, reason, within, signal);
             }
+            // One that is not connected any more is judged by its silence.
+            Action::Ping { instance } => drop(self.sockets.broadcast(&instance, &Outgoing::Ping)),
             Action::Abort { run } => {
                 self.send(&Request::Signal { run, signal: libc::SIGABRT, to: Target::Main });
                 self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Main });
@@ -160,9 +164,20 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The folder of an instance's sockets.
-    fn socket_folder(&self, instance: &InstanceId) -> PathBuf {
+    /// Where an instance's sockets lie, or the folder that they have to themselves there.
+    fn socket_base(&self, instance: &InstanceId) -> PathBuf {
         self.parts.runtime_dir.join("i").join(instance.to_string())
+    }
+
+    /// The folder of an instance's sockets; looked for once.
+    fn socket_folder(&mut self, instance: &InstanceId, identity: &Identity) -> Result<PathBuf, OrderError> {
+        if let Some(folder) = self.folders.get(instance) {
+            return Ok(folder.clone());
+        }
+        let base = self.socket_base(instance);
+        let folder = door(&base, identity).map_err(|e| OrderError::Folder(base, e))?;
+        self.folders.insert(instance.clone(), folder.clone());
+        Ok(folder)
     }
 
     /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
@@ -171,8 +186,8 @@ impl Supervisor {
         instance: &InstanceId,
         account: Option<&Account>,
     ) -> Result<PathBuf, OrderError> {
-        let folder = self.socket_folder(instance);
         let identity = self.identity(account);
+        let folder = self.socket_folder(instance, &identity)?;
         self.forget_listeners(instance);
         if self.sockets.descriptors(instance).is_some() {
             self.sockets.reset(instance);
@@ -190,7 +205,11 @@ impl Supervisor {
             Some(account) => (account.uid, account.gid),
             None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
         };
-        Identity { uid, gid, main_pid: 0, cgroup: None }
+        let known_by = match self.cgroups {
+            CgroupSupport::None => KnownBy::Account,
+            _ => KnownBy::CgroupToCome,
+        };
+        Identity { uid, gid, main_pid: 0, known_by }
     }
 
     fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
@@ -244,7 +263,8 @@ impl Supervisor {
             Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(run, &ports, port)? }),
             Probe::Exec { command } => {
                 let want = known.want.clone().ok_or("the instance is not wanted")?;
-                let sockets = self.socket_folder(instance);
+                let identity = self.identity(None);
+                let sockets = self.socket_folder(instance, &identity).map_err(|e| e.to_string())?;
                 let note = Vec::new();
                 let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
                 let resolved = self
@@ -289,11 +309,12 @@ impl Supervisor {
     fn release(&mut self, instance: &InstanceId) {
         self.send(&Request::Release { instance: instance.clone() });
         self.sockets.close(instance);
+        self.folders.remove(instance);
         self.forget_listeners(instance);
         self.parts.book.release(instance);
         self.evidence.forget(instance);
-        // The folder holds the two socket files at most; one that stays is replaced by the next run's.
-        let _ = std::fs::remove_dir_all(self.socket_folder(instance));
+        // It holds the two socket files at most; one that stays is replaced by the next run's.
+        let _ = std::fs::remove_dir_all(self.socket_base(instance));
         let host = &self.host;
         self.parts.chronicle.prune(|id| host.instance(id).is_some());
     }

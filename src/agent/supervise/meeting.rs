@@ -14,10 +14,11 @@ use crate::host::{Happening, Moment};
 use crate::http::view::KeeperView;
 use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{
-    Account, CgroupSupport, Reply, Request, RunId, RunRecord, Stage, describe_failure,
+    Account, CgroupSupport, Reply, Request, RunId, RunRecord, SpawnStep, Stage, describe_failure,
 };
 use crate::metrics::SpawnFault;
-use crate::spec::InstanceId;
+use crate::process_api::KnownBy;
+use crate::spec::{InstanceId, Logs};
 
 /// What a keeper has said about its table so far.
 #[derive(Default)]
@@ -107,7 +108,7 @@ impl Supervisor {
             Reply::Spawned { run, pid } => self.hear_spawned(run, pid),
             Reply::SpawnFailed { run, step, errno } => {
                 self.parts.metrics.spawn_failed(SpawnFault::Step(step));
-                let why = self.explain(run, describe_failure(step, errno));
+                let why = self.explain(run, step, describe_failure(step, errno));
                 self.happens(run, Happening::SpawnFailed(why));
             }
             Reply::SpawnStuck { run } => {
@@ -251,12 +252,12 @@ impl Supervisor {
 
     fn hear_spawned(&mut self, run: RunId, pid: i32) {
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
-        self.identify(&instance, pid);
         let ports = self.parts.book.ports(&instance);
         self.happens(run, Happening::Spawned { pid, ports });
+        self.identify(&instance, pid);
     }
 
-    /// From now on only the run's own processes may speak on its sockets.
+    /// From now on only the run's own processes may speak on its sockets; what they have said already is heard.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
         // Not from `wants`: a new agent meets its runs before it wants anything.
         let account = self.account(instance);
@@ -264,17 +265,27 @@ impl Supervisor {
         identity.main_pid = pid;
         if self.cgroups != CgroupSupport::None {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            identity.cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+            let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+            // One that is gone already has left nothing but its account to know the rest by.
+            identity.known_by = cgroup.map_or(KnownBy::Account, KnownBy::Cgroup);
         }
         self.sockets.identify(instance, identity);
+        let events = self.sockets.drain(instance);
+        self.hear_said(events);
     }
 
-    /// Adds to a failed exec what was to be executed.
-    fn explain(&self, run: RunId, why: String) -> String {
+    /// Adds to a failed step what it was about.
+    fn explain(&self, run: RunId, step: SpawnStep, why: String) -> String {
         let process = self.host.instance_of(run).and_then(|instance| instance.process.as_ref());
-        match process.and_then(|process| process.command.first()) {
-            Some(program) => format!("{why} ({program})"),
-            None => why,
-        }
+        let Some(process) = process else { return why };
+        let about = match step {
+            SpawnStep::Exec => process.command.first().cloned(),
+            SpawnStep::WorkingDir => process.working_dir.clone(),
+            SpawnStep::Logs if process.logs == Logs::Journald => {
+                Some("logs = \"journald\": does systemd-journald run here?".to_owned())
+            }
+            _ => None,
+        };
+        about.map_or(why.clone(), |about| format!("{why} ({about})"))
     }
 }

@@ -96,6 +96,29 @@ fn silence_is_a_hang_by_every_sign_and_on_time() {
 }
 
 #[test]
+fn a_silent_native_run_is_asked_for_a_beat_once_a_silence_at_half_of_its_timeout() {
+    let ping = || Action::Ping { instance: zone() };
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Connected(true));
+    assert_eq!(orders(rig.wait(s(10))), [], "it has never beaten, so nothing waits for it to");
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(2_499))), []);
+    assert_eq!(orders(rig.wait(ms(1))), [ping()]);
+    assert_eq!(orders(rig.wait(ms(2_000))), [], "asked once");
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(2_500))), [ping()], "another silence");
+    assert_eq!(orders(rig.wait(ms(2_500))), [kill(1)], "a ping is no beat");
+
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(4_999))), [], "nobody is connected who could hear it");
+    let mut rig = Rig::ready(NOTIFY);
+    rig.on(Happening::Connected(true));
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(4_999))), [], "sd_notify has no ping");
+}
+
+#[test]
 fn ready_alone_never_arms_a_timeout() {
     for lines in [NATIVE, NOTIFY] {
         let mut rig = Rig::ready(lines);
