@@ -26,8 +26,9 @@ user = "games"
 heartbeat = { mode = "native", interval = "1s", timeout = "20s" }
 
 [process.probed]
-command = ["/bin/sleep", "1000000"]
+command = ["/bin/sh", "-c", "echo begun as {instance}; echo '<3>an error' >&2; while sleep 1; do echo tick; done"]
 user = "games"
+logs = "journald"
 ready = { mode = "exec", command = ["/bin/true"] }
 heartbeat = { mode = "exec", command = ["/bin/true"], interval = "1s", timeout = "20s" }
 "#;
