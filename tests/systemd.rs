@@ -3,6 +3,8 @@
 
 #[path = "systemd/machine.rs"]
 mod machine;
+#[path = "systemd/package.rs"]
+mod package;
 
 use machine::{Machine, until};
 
