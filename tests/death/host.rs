@@ -43,6 +43,8 @@ pub struct Host {
     pub ports: (u16, u16),
     /// The account to run the agent as.
     pub uid: Option<u32>,
+    /// Where the next agent is to die (src/keeper/fault.rs).
+    pub fault: Option<&'static str>,
     agent: Option<Child>,
     /// A keeper that the test started itself.
     keeper: Option<Child>,
@@ -106,6 +108,7 @@ impl Host {
             cgroup,
             ports: (low, low + 49),
             uid: None,
+            fault: None,
             agent: None,
             keeper: None,
             external: false,
@@ -170,6 +173,7 @@ impl Host {
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "BIGBROTHER_FAULT"] {
             command.env_remove(name);
         }
+        command.envs(self.fault.take().map(|point| ("BIGBROTHER_FAULT", point)));
         command.stdin(Stdio::null()).stdout(self.log("agent.log")).stderr(self.log("agent.log"));
         self.agent = Some(command.spawn().unwrap());
     }
