@@ -191,11 +191,14 @@ impl Host {
 
     /// Waits for the agent's end.
     pub fn agent_ended(&mut self) -> ExitStatus {
-        let mut agent = self.agent.take().expect("an agent");
-        until("the agent ends", || match agent.try_wait() {
+        // It is cleaned up when it does not end.
+        let agent = self.agent.as_mut().expect("an agent");
+        let status = until("the agent ends", || match agent.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}")),
-        })
+        });
+        self.agent = None;
+        status
     }
 
     pub fn agent_pid(&self) -> i32 {
