@@ -144,7 +144,7 @@ fn a_dead_server_makes_a_failed_spawn_of_a_stuck_one() {
     let _dead = server.die();
     let failed = until("the spawn is told as failed", || {
         let events = host.events("far.0");
-        let failed = events.iter().filter(|event| event.kind == "spawn-failed").next_back();
+        let failed = events.iter().rfind(|event| event.kind == "spawn-failed");
         // The second try finds the server gone.
         let text = failed.map(|event| format!("{event:?}")).unwrap_or_default();
         expect(text.contains("endpoint is not connected") || text.contains("ENOTCONN"), &events)?;
