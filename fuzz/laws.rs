@@ -6,9 +6,11 @@ use bigbrother::keeper::protocol::{self, Reply, Request};
 use bigbrother::process_api::notify;
 use bigbrother::process_api::rpc::{Decoder, Outgoing};
 
-/// A law, by the name of its target and of its corpus.
-pub const LAWS: [(&str, fn(&[u8])); 4] =
-    [("config", config), ("keeper", keeper), ("notify", notify), ("rpc", rpc)];
+/// The name of a target and of its corpus, and what must hold.
+pub type Law = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const LAWS: [Law; 4] = [("config", config), ("keeper", keeper), ("notify", notify), ("rpc", rpc)];
 
 /// Any cluster.toml is read or refused; each fault lies within the file, and the report can be printed.
 pub fn config(data: &[u8]) {
