@@ -10,6 +10,8 @@ mod host;
 
 #[path = "death/adoption.rs"]
 mod adoption;
+#[path = "death/agent_fault_points.rs"]
+mod agent_fault_points;
 #[path = "death/fault_points.rs"]
 mod fault_points;
 #[path = "death/frozen.rs"]

@@ -4,6 +4,8 @@
 #[path = "support/agent.rs"]
 mod agent;
 
+#[path = "real/abort.rs"]
+mod abort;
 #[path = "real/games.rs"]
 mod games;
 #[path = "real/launch.rs"]

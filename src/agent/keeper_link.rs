@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::readiness::Readiness;
+use crate::keeper::fault;
 use crate::keeper::protocol::{DecodeError, EncodeError, MAX_PACKET, Reply, Request, decode, encode, gather};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -220,6 +221,8 @@ pub fn start_keeper(
     }
     // A group of its own: Ctrl-C at the agent's terminal is not meant for it.
     command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID");
+    for own in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", fault::VARIABLE] {
+        command.env_remove(own);
+    }
     command.spawn()
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::handle::{AskError, Handle};
+use crate::keeper::fault::{self, Point};
 use crate::spec::InstanceId;
 use crate::state::{Command, Event, HostFacts, Response, RunFact};
 
@@ -95,7 +96,9 @@ impl Reporter {
         }
         let (host, incarnation, first_seq) = (self.handle.host.clone(), self.incarnation, self.next_seq);
         self.next_seq += events.len() as u64;
+        fault::pass(Point::AgentBeforeReport);
         self.send(Command::Events { host, incarnation, first_seq, events }).await;
+        fault::pass(Point::AgentAfterReport);
     }
 
     async fn send_inventory(&self, runs: BTreeMap<InstanceId, RunFact>) {

@@ -93,13 +93,15 @@ pub struct ResolvedCommand {
 /// Resolves spawns for one host.
 pub struct Resolver {
     settings: HostSettings,
+    /// The priority of processes that name none.
+    default_nice: i32,
     accounts: BTreeMap<(String, Option<String>), (Instant, Account, String)>,
 }
 
 impl Resolver {
     /// A resolver for the host's settings.
     pub fn new(settings: HostSettings) -> Self {
-        Resolver { settings, accounts: BTreeMap::new() }
+        Resolver { settings, default_nice: default_nice(), accounts: BTreeMap::new() }
     }
 
     /// The settings changed.
@@ -127,7 +129,7 @@ impl Resolver {
             working_dir: command.working_dir,
             account: command.account,
             umask: process.umask,
-            nice: process.nice,
+            nice: if process.nice == 0 { self.default_nice } else { process.nice },
             rlimits: rlimits(&process.limits),
             ignore_sigpipe: process.ignore_sigpipe,
             limits: cgroup_limits(&process.limits),
@@ -324,6 +326,16 @@ fn check_policy(policy: &HostPolicy, user: Option<&str>, program: &str) -> Resul
         true => Ok(()),
         false => Err(ResolveError::Policy(format!("program {}", real.display()))),
     }
+}
+
+/// Zero; or that of this agent, when somebody started it with a lower priority that it may not raise.
+fn default_nice() -> i32 {
+    // SAFETY: getpriority touches no memory.
+    let own = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    // SAFETY: neither does setpriority, which on Linux is about the calling thread, one of its own here.
+    let raise = || unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) } == 0;
+    let may = own <= 0 || std::thread::spawn(raise).join().unwrap_or(false);
+    if may { 0 } else { own }
 }
 
 fn rlimits(limits: &Limits) -> Vec<(u32, u64)> {

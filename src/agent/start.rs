@@ -27,6 +27,7 @@ use super::{planner, reload};
 use crate::config::{Config, HostSettings};
 use crate::descriptors;
 use crate::http::{ListenError, Listeners, ServeError};
+use crate::keeper::fault;
 use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
@@ -53,6 +54,9 @@ pub struct AgentOptions {
 /// Why an agent could not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
+    /// The environment asks for a fault that there is not.
+    #[error("{0}")]
+    Fault(String),
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -91,6 +95,7 @@ pub enum AgentError {
 
 /// Runs an agent until SIGTERM or SIGINT.
 pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
+    fault::arm_from_environment().map_err(AgentError::Fault)?;
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
     descriptors::raise_limit()?;

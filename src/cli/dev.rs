@@ -201,12 +201,14 @@ async fn all_ready(zones: u32, api: &Api, household: &mut Household) -> Result<V
         if ready == zones as usize {
             return Ok(list);
         }
-        if began.elapsed() > START {
-            let seen: Vec<String> = list.iter().map(|i| format!("{} {}", i.instance, i.state)).collect();
+        let given_up = list.iter().any(|i| i.state == "failed");
+        if given_up || began.elapsed() > START {
+            let why = |i: &InstanceView| i.reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            let seen = list.iter().map(|i| format!("{} {}{}", i.instance, i.state, why(i)));
             return Err(Failure::NotSo(format!(
-                "only {ready} of {zones} servers got ready within {} s ({}); the agent's log ends:\n{}",
-                START.as_secs(),
-                seen.join(", "),
+                "only {ready} of {zones} servers got ready in {} s ({}); the agent's log ends:\n{}",
+                began.elapsed().as_secs(),
+                seen.collect::<Vec<_>>().join(", "),
                 household.agent_log()
             )));
         }

@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
     key("process.NAME.working_dir", "template", "none", "\"/opt/game\"", Restart, "The folder to start in. Left out: `{data}`, a folder of the instance's own."),
     key("process.NAME.env.NAME", "template", "none", "\"eu\"", Restart, "An environment variable, on top of a small default environment."),
     key("process.NAME.umask", "octal string", "\"0022\"", "\"0027\"", Restart, "The file mode creation mask."),
-    key("process.NAME.nice", "whole number", "0", "-5", Restart, "The scheduling priority, -20 (first) to 19 (last)."),
+    key("process.NAME.nice", "whole number", "0", "-5", Restart, "The scheduling priority, -20 (first) to 19 (last); 0 is the agent's own where that is lower and may not be raised."),
     key("process.NAME.ignore_sigpipe", "true or false", "true", "false", Restart, "Start the program with SIGPIPE ignored."),
     key("process.NAME.ready.mode", "word", "\"spawned\"", "\"notify\"", Live, "What makes a run ready: `native`, `notify`, `query`, `tcp`, `exec` or `spawned`. Left out: the heartbeat's mode, and `spawned` without a heartbeat."),
     key("process.NAME.ready.timeout", "duration", "\"30s\"", "\"1m\"", Live, "A run that is not ready after this long counts as hung."),

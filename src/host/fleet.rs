@@ -168,8 +168,8 @@ impl Host {
     fn meet_known(&mut self, found: &Found, now: Now, out: &mut Vec<Action>) {
         let spawned =
             self.instance_of(found.run).is_some_and(|i| i.run.as_ref().is_some_and(|r| r.pid.is_some()));
-        if found.pid > 0 && !spawned && !matches!(found.stage, Stage::SpawnFailed { .. }) {
-            let happening = Happening::Spawned { pid: found.pid, ports: found.ports.clone() };
+        if let Some(pid) = executing(found).filter(|_| !spawned) {
+            let happening = Happening::Spawned { pid, ports: found.ports.clone() };
             out.extend(self.on_run(found.run, happening, now));
         }
         if let Some(happening) = stage(found) {
@@ -278,6 +278,13 @@ fn over(found: &Found) -> bool {
     matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. })
 }
 
+/// Its main process, if it executes, or has executed, its program: before that the keeper has still to say
+/// `Spawned` or `SpawnFailed`.
+fn executing(found: &Found) -> Option<i32> {
+    let begun = !matches!(found.stage, Stage::Spawning | Stage::SpawnFailed { .. });
+    Some(found.pid).filter(|pid| *pid > 0 && begun)
+}
+
 fn stage(found: &Found) -> Option<Happening> {
     match found.stage {
         Stage::Spawning | Stage::Running => None,
@@ -299,7 +306,7 @@ fn adopted(found: &Found, now: Now) -> Run {
     let ready = note.as_ref().is_some_and(|note| note.ready);
     Run {
         id: found.run,
-        pid: (found.pid > 0).then_some(found.pid),
+        pid: executing(found),
         spawned: now.at,
         spawned_ms: found.spawned_ms,
         hash: note.as_ref().map(|note| note.hash).unwrap_or_default(),

@@ -137,6 +137,9 @@ impl Keeper {
         self.hand_over_datagrams();
         let strays = std::mem::take(&mut self.strays);
         self.link.send(&Reply::Listed { strays });
+        for (run, _) in self.pending.iter().filter(|(_, pending)| pending.stuck) {
+            self.link.send(&Reply::SpawnStuck { run: *run });
+        }
     }
 
     fn hold(&mut self, id: &InstanceId, descriptors: Vec<OwnedFd>) {

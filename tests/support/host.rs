@@ -60,6 +60,8 @@ pub struct Host {
     pub args: Vec<String>,
     /// The account to run the agent as.
     pub uid: Option<u32>,
+    /// Where the next agent is to die (src/keeper/fault.rs).
+    pub fault: Option<&'static str>,
     agent: Option<Child>,
     /// A keeper that the test started itself.
     keeper: Option<Child>,
@@ -97,6 +99,7 @@ impl Host {
             block,
             args: Vec::new(),
             uid: None,
+            fault: None,
             agent: None,
             keeper: None,
             external: false,
@@ -148,6 +151,7 @@ impl Host {
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "BIGBROTHER_FAULT"] {
             command.env_remove(name);
         }
+        command.envs(self.fault.take().map(|point| ("BIGBROTHER_FAULT", point)));
         command.stdin(Stdio::null()).stdout(self.log("agent.log")).stderr(self.log("agent.log"));
         self.agent = Some(command.spawn().unwrap());
     }
@@ -171,11 +175,14 @@ impl Host {
 
     /// Waits for the agent's end.
     pub fn agent_ended(&mut self) -> ExitStatus {
-        let mut agent = self.agent.take().expect("an agent");
-        until("the agent ends", || match agent.try_wait() {
+        // It is cleaned up when it does not end.
+        let agent = self.agent.as_mut().expect("an agent");
+        let status = until("the agent ends", || match agent.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}")),
-        })
+        });
+        self.agent = None;
+        status
     }
 
     pub fn agent_pid(&self) -> i32 {

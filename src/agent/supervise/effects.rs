@@ -12,7 +12,8 @@ use crate::agent::reporter::Report;
 use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
-use crate::keeper::protocol::{Account, CgroupSupport, Request, RunId, SpawnStep, Target};
+use crate::keeper::fault::{self, Point};
+use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep, Target};
 use crate::metrics::SpawnFault;
 use crate::process_api::rpc::Outgoing;
 use crate::process_api::socket::{Identity, KnownBy, door};
@@ -91,7 +92,9 @@ impl Supervisor {
         match action {
             Action::Spawn { instance, run } => return self.spawn(&instance, run),
             Action::Ask { instance, run, reason, within, signal } => {
+                fault::pass(Point::AgentBeforeAsk);
                 self.ask(&instance, run, reason, within, signal);
+                fault::pass(Point::AgentAfterAsk);
             }
             // One that is not connected any more is judged by its silence.
             Action::Ping { instance } => drop(self.sockets.broadcast(&instance, &Outgoing::Ping)),
@@ -99,12 +102,20 @@ impl Supervisor {
                 self.send(&Request::Signal { run, signal: libc::SIGABRT, to: Target::Main });
                 self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Main });
             }
-            Action::Kill { run } => self.send(&Request::Kill { run }),
+            Action::Kill { run } => {
+                fault::pass(Point::AgentBeforeKill);
+                self.send(&Request::Kill { run });
+                fault::pass(Point::AgentAfterKill);
+            }
             Action::Probe { instance, run, asked, probe, timeout } => {
                 self.probe(&instance, run, asked, &probe, timeout);
             }
             Action::Evidence { instance, run, finding } => self.collect(&instance, run, &finding),
-            Action::Acknowledge { run } => self.send(&Request::Acknowledge { run }),
+            Action::Acknowledge { run } => {
+                fault::pass(Point::AgentBeforeAcknowledge);
+                self.send(&Request::Acknowledge { run });
+                fault::pass(Point::AgentAfterAcknowledge);
+            }
             Action::Follow { run, pid } => self.send(&Request::Follow { run, pid }),
             Action::Limit { instance, run } => {
                 let process = self.host.instance(&instance).and_then(|known| known.process.as_ref());
@@ -122,6 +133,7 @@ impl Supervisor {
             Action::Remember { instance, run } => {
                 if let Some(note) = self.note(&instance) {
                     self.send(&Request::Note { run, note });
+                    fault::pass(Point::AgentAfterNote);
                 }
             }
             Action::Release { instance } => self.release(&instance),
@@ -158,8 +170,10 @@ impl Supervisor {
         // Before the table of a new connection is complete, a run that it cannot hold would pass for lost,
         // and be started twice.
         if let Some(link) = self.link.as_mut().filter(|_| self.met) {
+            fault::pass(Point::AgentBeforeOrder);
             link.send(&Request::Spawn(Box::new(spawn)))?;
             link.flush()?;
+            fault::pass(Point::AgentAfterOrder);
         }
         Ok(())
     }
@@ -196,6 +210,7 @@ impl Supervisor {
         }
         let descriptors = self.sockets.open(instance, &folder, identity)?;
         hold(self.link.as_mut(), instance, descriptors)?;
+        fault::pass(Point::AgentAfterHold);
         Ok(folder)
     }
 
@@ -212,9 +227,14 @@ impl Supervisor {
         Identity { uid, gid, main_pid: 0, known_by }
     }
 
+    /// What the next agent is to know of a run. Its ports are in it because the book may not be on disk yet; where
+    /// they are too many for a note they are in the book alone.
     fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
         let note = self.host.instance(instance)?.note()?;
-        bincode::serde::encode_to_vec(note, bincode::config::standard()).ok()
+        let encode =
+            |ports: Ports| bincode::serde::encode_to_vec((&note, ports), bincode::config::standard());
+        let whole = encode(self.parts.book.ports(instance)).ok()?;
+        if whole.len() <= MAX_NOTE { Some(whole) } else { encode(Ports::new()).ok() }
     }
 
     /// The message where somebody listens, the signal where nobody does.

@@ -10,8 +10,9 @@ use crate::agent::replica::wall_ms;
 use crate::agent::reporter::Report;
 use crate::host::fleet::Found;
 use crate::host::instance::Note;
-use crate::host::{Happening, Moment};
+use crate::host::{Happening, Moment, Ports};
 use crate::http::view::KeeperView;
+use crate::keeper::fault::{self, Point};
 use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{
     Account, CgroupSupport, Reply, Request, RunId, RunRecord, SpawnStep, Stage, describe_failure,
@@ -116,7 +117,10 @@ impl Supervisor {
                 self.happens(run, Happening::SpawnStuck);
             }
             Reply::Exited { run, end } => self.happens(run, Happening::Exited(end)),
-            Reply::Gone { run, end, fenced } => self.happens(run, Happening::Gone { end, fenced }),
+            Reply::Gone { run, end, fenced } => {
+                fault::pass(Point::AgentAfterGone);
+                self.happens(run, Happening::Gone { end, fenced });
+            }
             Reply::Unenforced { run, files } => {
                 self.parts.metrics.limits_unenforced(&files);
                 if let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) {
@@ -237,7 +241,10 @@ impl Supervisor {
     }
 
     fn found(&mut self, record: RunRecord) -> Found {
-        let note = bincode::serde::decode_from_slice::<Note, _>(&record.note, bincode::config::standard());
+        let note =
+            bincode::serde::decode_from_slice::<(Note, Ports), _>(&record.note, bincode::config::standard());
+        let (note, ports) = note.map_or((None, Ports::new()), |((note, ports), _)| (Some(note), ports));
+        self.parts.book.learn(&record.instance, ports);
         let age = Moment(boottime_ns()).since(Moment(record.spawned_ns));
         Found {
             ports: self.parts.book.ports(&record.instance),
@@ -245,12 +252,13 @@ impl Supervisor {
             run: record.run,
             pid: record.pid,
             stage: record.stage,
-            note: note.ok().map(|(note, _)| note),
+            note,
             spawned_ms: wall_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0)),
         }
     }
 
     fn hear_spawned(&mut self, run: RunId, pid: i32) {
+        fault::pass(Point::AgentAfterSpawned);
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
         let ports = self.parts.book.ports(&instance);
         self.happens(run, Happening::Spawned { pid, ports });

@@ -51,6 +51,23 @@ fn a_living_run_is_taken_over_and_watched() {
 }
 
 #[test]
+fn one_whose_exec_is_not_over_has_not_started() {
+    let mut rig = Rig::idle("ready = { mode = \"spawned\", after = \"10ms\" }");
+    let mut run = found(&rig, 7, Stage::Spawning);
+    run.note.as_mut().unwrap().ready = false;
+    assert_eq!(told(&rig.meet(vec![run])), []);
+    rig.heed();
+    rig.wait(s(1));
+    assert!(matches!(rig.phase(), Phase::Starting { .. }), "{:?}", rig.phase());
+    assert!(rig.host.inventory().is_empty());
+    rig.on(Happening::SpawnStuck);
+    assert!(rig.instance().reason.as_ref().unwrap().starts_with("spawn-stuck"));
+    let actions = rig.on(Happening::Spawned { pid: 100, ports: Ports::new() });
+    assert!(matches!(told(&actions)[..], [EventKind::Started { .. }, EventKind::Ready]), "{actions:?}");
+    assert_eq!((rig.phase(), rig.run()), (Phase::Ready, RunId(7)));
+}
+
+#[test]
 fn its_own_timeout_is_taken_over() {
     let mut rig = Rig::idle(&NATIVE.replace("native", "notify"));
     let mut run = found(&rig, 7, Stage::Running);
