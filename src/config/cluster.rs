@@ -37,6 +37,7 @@ pub(super) fn read(section: &Section<'_>) -> ClusterSettings {
         peer_silence: duration("peer_silence", 1),
         max_lost: section.read("max_lost", |item| item.count(1)),
         dead_voter_after: duration("dead_voter_after", 600),
+        tls: None,
     };
     check_spans(section, &settings);
     settings
