@@ -92,8 +92,8 @@ impl<RT: AsyncRuntime> RaftTypeConfig for Types<RT> {
     type ErrorSource = openraft::impls::BoxedErrorSource;
 }
 
-/// Entries between two snapshots.
-const SNAPSHOT_EVERY: u64 = 10_000;
+/// Entries between two snapshots, unless a test wants fewer.
+pub const SNAPSHOT_EVERY: u64 = 10_000;
 
 /// Shortest and longest election timeout, milliseconds. A follower waits for the longest and then a random
 /// time between the two, so the range is narrow.
@@ -102,8 +102,8 @@ pub const ELECTION_MS: (u64, u64) = (150, 300);
 /// Between two heartbeats, milliseconds.
 pub const HEARTBEAT_MS: u64 = 50;
 
-/// openraft's settings for a cluster of this name.
-pub fn config(cluster: &str) -> Config {
+/// openraft's settings for a cluster of this name, with a snapshot after so many entries.
+pub fn config(cluster: &str, snapshot_every: u64) -> Config {
     Config {
         cluster_name: cluster.to_owned(),
         election_timeout_min: ELECTION_MS.0,
@@ -115,11 +115,11 @@ pub fn config(cluster: &str) -> Config {
         quorum_loss_probe_interval: Some(4 * ELECTION_MS.1),
         // A restarted primary asks for votes again: it may have been replaced meanwhile.
         enable_leader_restore: Some(false),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
         // Whoever misses less than two snapshots' worth gets entries.
-        max_in_snapshot_log_to_keep: SNAPSHOT_EVERY,
-        replication_lag_threshold: 3 * SNAPSHOT_EVERY,
-        purge_batch_size: 1_000,
+        max_in_snapshot_log_to_keep: snapshot_every,
+        replication_lag_threshold: 3 * snapshot_every,
+        purge_batch_size: snapshot_every.div_ceil(10),
         max_payload_entries: 256,
         // For each step of a snapshot, not for the whole.
         install_snapshot_timeout: 10_000,
@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn the_settings_are_sound() {
-        config("pirates").validate().unwrap();
-        assert!(config("pirates").replication_lag_threshold > SNAPSHOT_EVERY);
+        let config = config("pirates", SNAPSHOT_EVERY).validate().unwrap();
+        // Otherwise a snapshot would not end the lag for which it was sent.
+        assert!(config.replication_lag_threshold > SNAPSHOT_EVERY);
     }
 }

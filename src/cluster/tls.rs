@@ -65,7 +65,8 @@ impl Certificate {
     pub fn names(&self, host: &HostName) -> bool {
         let parsed = ParsedCertificate::try_from(&self.0);
         let name = ServerName::try_from(host.as_str());
-        parsed.is_ok_and(|cert| name.is_ok_and(|name| rustls::client::verify_server_name(&cert, &name).is_ok()))
+        parsed
+            .is_ok_and(|cert| name.is_ok_and(|name| rustls::client::verify_server_name(&cert, &name).is_ok()))
     }
 }
 
@@ -77,10 +78,14 @@ impl Tls {
         if !certificates.first().is_some_and(|first| Certificate(first.clone()).names(host)) {
             return Err(TlsError::OtherHost { path: files.cert.clone(), host: host.clone() });
         }
-        let key = PrivateKeyDer::from_pem_file(&files.key)
-            .map_err(|source| TlsError::File { what: "key", path: files.key.clone(), source })?;
-        let unfit = |source: Box<dyn std::error::Error + Send + Sync>| {
-            TlsError::Unfit { path: files.cert.clone(), source }
+        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::File {
+            what: "key",
+            path: files.key.clone(),
+            source,
+        })?;
+        let unfit = |source: Box<dyn std::error::Error + Send + Sync>| TlsError::Unfit {
+            path: files.cert.clone(),
+            source,
         };
         let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
         let versions = &[&rustls::version::TLS13];
@@ -99,12 +104,17 @@ impl Tls {
             .with_protocol_versions(versions)
             .and_then(|config| config.with_root_certificates(roots).with_client_auth_cert(certificates, key))
             .map_err(|error| unfit(error.into()))?;
-        let (connector, acceptor) = (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
+        let (connector, acceptor) =
+            (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
         Ok(Tls { connector, acceptor })
     }
 
     /// Dialled `host`: its certificate must name it.
-    pub async fn connect(&self, host: &HostName, socket: TcpStream) -> io::Result<client::TlsStream<TcpStream>> {
+    pub async fn connect(
+        &self,
+        host: &HostName,
+        socket: TcpStream,
+    ) -> io::Result<client::TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
         self.connector.connect(name, socket).await
     }
@@ -126,7 +136,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| TlsError::Unfit { path: path.to_owned(), source: error.into() })?;
+        roots
+            .add(certificate)
+            .map_err(|error| TlsError::Unfit { path: path.to_owned(), source: error.into() })?;
     }
     Ok(Arc::new(roots))
 }

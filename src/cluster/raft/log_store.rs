@@ -20,8 +20,8 @@ pub mod cache;
 pub mod disk;
 
 use cache::Cache;
-use disk::{Key, Op, Record};
 pub use disk::{Disk, OpenError};
+use disk::{Key, Op, Record};
 
 /// What one read gives at most, in bytes: one message must hold it.
 const READ_BYTES: usize = 2 * 1024 * 1024;

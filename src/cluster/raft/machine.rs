@@ -161,10 +161,16 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
         Builder { content: self.content.clone(), meta: self.meta(), shelf: self.shelf.clone() }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotBytes) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotBytes,
+    ) -> Result<(), io::Error> {
         let (format, content): (u16, Content) = decode(&snapshot)?;
         if format != FORMAT {
-            return Err(io::Error::other(format!("a snapshot of format {format}, this program reads {FORMAT}")));
+            return Err(io::Error::other(format!(
+                "a snapshot of format {format}, this program reads {FORMAT}"
+            )));
         }
         self.shelf.keep(meta.clone(), move || Ok(snapshot)).await?;
         self.content = content;

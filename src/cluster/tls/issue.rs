@@ -9,7 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 use crate::spec::HostName;
@@ -82,7 +83,8 @@ pub fn issue(folder: &Path, host: &HostName, out: &Path) -> Result<[PathBuf; 2],
     params.distinguished_name.push(DnType::CommonName, host.as_str());
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = params.signed_by(&key, &issuer)?;
     let paths = [out.join(format!("{host}.pem")), out.join(format!("{host}.key"))];
     write(&paths[1], &key.serialize_pem(), 0o600)?;
@@ -149,7 +151,10 @@ mod tests {
         init(other.path(), "pirates").unwrap();
         let (alpha, stranger) = (tls_of(other.path(), "alpha"), tls_of(folder.path(), "gamma"));
         let error = meet(alpha, stranger, "alpha").await.unwrap_err();
-        assert!(error.to_string().contains("UnknownIssuer") || error.to_string().contains("BadSignature"), "{error}");
+        assert!(
+            error.to_string().contains("UnknownIssuer") || error.to_string().contains("BadSignature"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -109,7 +109,8 @@ impl Dialer {
         let hello = encode(&self.ours.borrow().hello(&to.host, to.id, purpose))?;
         let hello = Frame { kind: Kind::Hello, request: 0, ttl_ms: 0, body: hello };
         writer.send(&[hello]).await.map_err(connect)?;
-        let answer = reader.next().await.map_err(|source| DialError::Garbled { address: address(), source })?;
+        let answer =
+            reader.next().await.map_err(|source| DialError::Garbled { address: address(), source })?;
         match answer.kind {
             Kind::Welcome => {
                 reader.greeted();

@@ -155,7 +155,9 @@ impl Decoder {
 
     /// The next whole frame. After an error the stream has no frames any more.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Some((length, rest)) = self.buffer[self.start..].split_first_chunk::<4>() else { return Ok(None) };
+        let Some((length, rest)) = self.buffer[self.start..].split_first_chunk::<4>() else {
+            return Ok(None);
+        };
         let length = u32::from_le_bytes(*length) as usize;
         if !(HEADER..=HEADER + self.limit).contains(&length) {
             return Err(FrameError::Length(length));
@@ -203,7 +205,8 @@ mod tests {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
         let golden = [
-            22, 0, 0, 0, b'B', b'B', 1, 0, 16, 0, 250, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, b'b', b'o', b'd', b'y',
+            22, 0, 0, 0, b'B', b'B', 1, 0, 16, 0, 250, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, b'b', b'o', b'd',
+            b'y',
         ];
         assert_eq!(bytes, golden);
     }

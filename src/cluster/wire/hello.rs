@@ -166,7 +166,8 @@ impl Ours {
             return Err(Refusal::OtherHost { found: host, wanted: hello.to.clone() });
         }
         // A host that looks around belongs nowhere yet; whoever has a number belongs to one founding.
-        let alike = hello.history == self.history || hello.history.is_none() && hello.purpose == Purpose::Probe;
+        let alike =
+            hello.history == self.history || hello.history.is_none() && hello.purpose == Purpose::Probe;
         if self.history.is_some() && !alike {
             return Err(Refusal::History { host, cluster: self.cluster.clone() });
         }

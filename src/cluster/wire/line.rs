@@ -141,7 +141,9 @@ impl Operator {
     }
 }
 
-fn locked(pending: &Pending) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Instant, oneshot::Sender<Result<Vec<u8>, CallError>>)>> {
+fn locked(
+    pending: &Pending,
+) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Instant, oneshot::Sender<Result<Vec<u8>, CallError>>)>> {
     pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

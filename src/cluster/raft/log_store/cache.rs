@@ -32,6 +32,8 @@ struct Inner {
     /// All entries from `from` to the last, with their sizes.
     entries: BTreeMap<u64, (Entry, usize)>,
     from: u64,
+    /// The log's first entry; without entries it means nothing.
+    first: u64,
     bytes: usize,
     /// Up to here (inclusive) all is on disk.
     flushed: Option<u64>,
@@ -42,11 +44,11 @@ struct Inner {
 pub struct Cache(Mutex<Inner>);
 
 impl Cache {
-    /// An empty cache of a log that is on disk.
-    pub fn new(marks: Marks) -> Cache {
+    /// An empty cache of a log that is on disk, from entry `first` on.
+    pub fn new(marks: Marks, first: u64) -> Cache {
         let last = marks.last.map(|last| last.index);
         let from = last.map_or(0, |last| last + 1);
-        Cache(Mutex::new(Inner { marks, from, flushed: last, ..Inner::default() }))
+        Cache(Mutex::new(Inner { marks, from, first, flushed: last, ..Inner::default() }))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -68,6 +70,9 @@ impl Cache {
     pub fn append(&self, entry: Entry, size: usize) {
         let mut inner = self.inner();
         let index = entry.log_id.index;
+        if inner.marks.last == inner.marks.purged {
+            inner.first = index;
+        }
         if inner.entries.is_empty() {
             inner.from = index;
         }
@@ -97,7 +102,7 @@ impl Cache {
         inner.bytes -= void.values().map(|(_, size)| size).sum::<usize>();
         inner.from = inner.from.min(end);
         inner.flushed = inner.flushed.min(end.checked_sub(1));
-        inner.marks.last = last.or(inner.marks.purged);
+        inner.marks.last = inner.marks.last.min(last).max(inner.marks.purged);
     }
 
     /// The entries up to `upto` are gone.
@@ -114,14 +119,18 @@ impl Cache {
     /// What there is of a range: the part that only the disk has, and the entries after it.
     pub fn range(&self, first: u64, end: u64) -> (Option<Range<u64>>, Vec<(Entry, usize)>) {
         let inner = self.inner();
-        let first = first.max(inner.marks.purged.map_or(0, |purged| purged.index + 1));
+        let first = first.max(inner.first).max(inner.marks.purged.map_or(0, |purged| purged.index + 1));
         let end = end.min(inner.marks.last.map_or(0, |last| last.index + 1));
         if first >= end {
             return (None, Vec::new());
         }
         let below = (first < inner.from).then_some(first..end.min(inner.from));
         let here = first.max(inner.from);
-        let cached = if here < end { inner.entries.range(here..end).map(|(_, e)| e.clone()).collect() } else { Vec::new() };
+        let cached = if here < end {
+            inner.entries.range(here..end).map(|(_, e)| e.clone()).collect()
+        } else {
+            Vec::new()
+        };
         (below, cached)
     }
 }
@@ -175,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_truncation_into_what_only_the_disk_has_keeps_the_rest_there() {
-        let cache = Cache::new(Marks { last: Some(id(10)), ..Marks::default() });
+        let cache = Cache::new(Marks { last: Some(id(10)), ..Marks::default() }, 0);
         cache.truncate(Some(id(6)));
         cache.append(Entry::new_blank(id(7)), 10);
         assert_eq!(indices(&cache, 5, 9), (Some(5..7), vec![7]));

@@ -169,7 +169,8 @@ pub fn stopped() -> io::Error {
 impl Disk {
     /// Opens or makes `raft.redb` in the folder and looks whether it is whole.
     pub fn open(folder: &Path) -> Result<Disk, OpenError> {
-        std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
+        std::fs::create_dir_all(folder)
+            .map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
         let path = folder.join("raft.redb");
         let fresh = !path.exists();
         // redb asserts what a damaged page must not break; that is damage like any other.
@@ -194,7 +195,8 @@ impl Disk {
         prepare(&db, &path)?;
         let (ops, queue) = mpsc::channel(QUEUE);
         let db = Arc::new(db);
-        let writer = Writer { db: db.clone(), queue, lazy: BTreeMap::new(), doomed: 0..0, broken: None, since: 0 };
+        let writer =
+            Writer { db: db.clone(), queue, lazy: BTreeMap::new(), doomed: 0..0, broken: None, since: 0 };
         let thread = std::thread::Builder::new().name("log".to_owned());
         // It ends when the last asking end is gone, and holds nothing that must be waited for.
         thread
@@ -222,28 +224,39 @@ impl Disk {
     pub fn load(&self) -> Result<Cache, OpenError> {
         let damaged = |source| OpenError::Damaged { path: self.path.clone(), source };
         let mark = |key| self.get(key).map_err(|error| damaged(error.into()));
-        let last = || {
+        let ends = || {
             let table = self.db.begin_read()?.open_table(LOG)?;
-            let last = table.last()?.map(|(_, record)| record.value().to_vec());
-            Ok::<_, redb::Error>(last)
+            let first = table.first()?.map(|(index, _)| index.value());
+            Ok::<_, redb::Error>((first, table.last()?.map(|(_, record)| record.value().to_vec())))
         };
-        let last = last().map_err(|error| damaged(error.into()))?;
+        let (first, last) = ends().map_err(|error| damaged(error.into()))?;
         let marks = || {
             let last: Option<super::super::Entry> = last.as_deref().map(decode).transpose()?;
-            let purged: Option<LogId> = mark(Key::Purged).unwrap_or_default().as_deref().map(decode).transpose()?;
+            let purged: Option<LogId> =
+                mark(Key::Purged).unwrap_or_default().as_deref().map(decode).transpose()?;
             Ok::<_, crate::cluster::wire::DecodeError>(Marks {
                 vote: mark(Key::Vote).unwrap_or_default().as_deref().map(decode).transpose()?,
-                committed: mark(Key::Committed).unwrap_or_default().as_deref().map(decode).transpose()?.flatten(),
+                committed: mark(Key::Committed)
+                    .unwrap_or_default()
+                    .as_deref()
+                    .map(decode)
+                    .transpose()?
+                    .flatten(),
                 purged,
                 last: last.map(|entry| entry.log_id).max(purged),
             })
         };
-        Ok(Cache::new(marks().map_err(|error| damaged(error.into()))?))
+        Ok(Cache::new(marks().map_err(|error| damaged(error.into()))?, first.unwrap_or_default()))
     }
 
     /// Gives each record of a range to `take` until it has enough; true when it took them all.
-    pub fn read(&self, range: Range<u64>, mut take: impl FnMut(&[u8]) -> io::Result<bool>) -> io::Result<bool> {
-        let table = self.db.begin_read().map_err(io::Error::other)?.open_table(LOG).map_err(io::Error::other)?;
+    pub fn read(
+        &self,
+        range: Range<u64>,
+        mut take: impl FnMut(&[u8]) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let table =
+            self.db.begin_read().map_err(io::Error::other)?.open_table(LOG).map_err(io::Error::other)?;
         let mut expected = range.start;
         for record in table.range(range.clone()).map_err(io::Error::other)? {
             let (index, bytes) = record.map_err(io::Error::other)?;
@@ -329,7 +342,11 @@ impl Writer {
     }
 
     fn carry_out(&mut self, batch: &mut Vec<Op>, portion: bool) {
-        let due = batch.iter().any(|op| !matches!(op, Op::Put { done: None, .. } | Op::Purge { .. }));
+        let due = batch.iter().any(|op| match op {
+            Op::Put { done: None, .. } | Op::Purge { .. } => false,
+            Op::Tidy => !self.lazy.is_empty(),
+            _ => true,
+        });
         let result = match &self.broken {
             Some(why) => Err(why.clone()),
             None if due || portion => self.commit(batch, portion).map_err(|error| error.to_string()),
@@ -345,7 +362,8 @@ impl Writer {
             self.broken = Some(why.clone());
         }
         for op in batch.drain(..) {
-            if let Op::Append { done, .. } | Op::Put { done: Some(done), .. } | Op::Truncate { done, .. } = op {
+            if let Op::Append { done, .. } | Op::Put { done: Some(done), .. } | Op::Truncate { done, .. } = op
+            {
                 done(result.clone().map_err(io::Error::other));
             }
         }
@@ -387,7 +405,9 @@ impl Writer {
                             log.insert(record.index, record.bytes.as_slice())?;
                         }
                     }
-                    Op::Put { key, bytes, done: Some(_) } => drop(marks.insert(key.name(), bytes.as_slice())?),
+                    Op::Put { key, bytes, done: Some(_) } => {
+                        drop(marks.insert(key.name(), bytes.as_slice())?)
+                    }
                     Op::Truncate { from, .. } => log.retain_in(*from.., |_, _| false)?,
                     Op::Put { done: None, .. } | Op::Purge { .. } | Op::Tidy => {}
                 }

@@ -62,7 +62,9 @@ impl Shelf for DiskShelf {
         let known = self.label()?.is_some_and(|label| label.meta == meta);
         // Which entry is the last one names the content: the same log gives the same state.
         let file = match &meta.last_log_id {
-            Some(last) => format!("snapshot-{}-{}-{}.bin", last.leader_id.term, last.leader_id.node_id, last.index),
+            Some(last) => {
+                format!("snapshot-{}-{}-{}.bin", last.leader_id.term, last.leader_id.node_id, last.index)
+            }
             None => "snapshot-0.bin".to_owned(),
         };
         let path = self.folder.join(&file);
@@ -94,7 +96,8 @@ impl Shelf for DiskShelf {
     async fn newest(&self) -> io::Result<Option<(SnapshotMeta, SnapshotBytes)>> {
         let Some(label) = self.label()? else { return Ok(None) };
         let path = self.folder.join(&label.file);
-        let bytes = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(io::Error::other)??;
+        let bytes =
+            tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(io::Error::other)??;
         if bytes.len() as u64 != label.length {
             return Err(io::Error::other(format!("the snapshot {} is damaged", label.file)));
         }
