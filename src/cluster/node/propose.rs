@@ -292,22 +292,27 @@ impl Shared {
         if let PeersChange::Number { host, .. } = change {
             membership::may_join(raft, &roll, &self.settings.peers, host)?;
         }
-        membership::change(raft, &roll, change).await?;
         let entry = match change {
             PeersChange::Number { host, address } => {
-                Change::HandOut { host: host.clone(), address: address.clone() }
+                Some(Change::HandOut { host: host.clone(), address: address.clone() })
             }
             PeersChange::Add { host, address } => {
-                Change::Expect { host: host.clone(), address: address.clone() }
+                Some(Change::Expect { host: host.clone(), address: address.clone() })
             }
-            PeersChange::Remove { host } => Change::Forget { host: host.clone() },
-            PeersChange::Promote { .. } | PeersChange::Admit { .. } => return Ok(None),
+            PeersChange::Remove { host } => Some(Change::Forget { host: host.clone() }),
+            PeersChange::Promote { .. } | PeersChange::Admit { .. } => None,
         };
-        let written =
-            self.submit(entry, PATIENCE).await.map_err(|error| PeersRefused::NotNow(error.to_string()))?;
-        Ok(match written.0 {
-            Outcome::Number(id) => Some(id),
-            _ => None,
-        })
+        let mut number = None;
+        // Before Raft's members change: a primary that removes itself can say nothing afterwards.
+        if let Some(entry) = entry {
+            let written = self.submit(entry, PATIENCE).await;
+            if let (Outcome::Number(id), _) =
+                written.map_err(|error| PeersRefused::NotNow(error.to_string()))?
+            {
+                number = Some(id);
+            }
+        }
+        membership::change(raft, &roll, change).await?;
+        Ok(number)
     }
 }
