@@ -78,3 +78,34 @@ fn a_damaged_log_is_refused_with_what_to_do() {
     let Err(error) = Peer::try_start(&settings) else { panic!("a damaged log was taken") };
     assert!(error.to_string().contains("move its folder away and start the agent again"), "{error}");
 }
+
+#[test]
+fn peers_with_certificates_form_a_cluster_and_hear_nobody_without() {
+    use bigbrother::cluster::tls::issue;
+    use bigbrother::config::TlsFiles;
+
+    let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    issue::init(folder.path(), "pirates").unwrap();
+    for settings in &mut all {
+        let [cert, key] = issue::issue(folder.path(), &settings.host, folder.path()).unwrap();
+        settings.tls = Some(TlsFiles { ca: folder.path().join(issue::CA_CERT), cert, key });
+    }
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers[2].propose(spec());
+    agreed(&peers);
+    // The same host with the certificate of another one is refused before it says anything.
+    let mut settings = peers.remove(2).kill();
+    settings.tls.clone_from(&all[0].tls);
+    let Err(error) = Peer::try_start(&settings) else { panic!("gamma runs as alpha") };
+    assert!(error.to_string().contains("is not that of gamma"), "{error}");
+    // In plain nobody is heard.
+    settings.tls = None;
+    let plain = Peer::start(&settings);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!plain.standing().quorum, "{:?}", plain.standing());
+    plain.kill();
+    settings.tls.clone_from(&all[2].tls);
+    peers.push(Peer::start(&settings));
+    primary(&peers);
+}
