@@ -112,6 +112,8 @@ struct Shared {
     heard: watch::Sender<Option<Heard>>,
     /// This peer, as primary, is heard by a quorum.
     quorum: watch::Sender<bool>,
+    /// Since when this peer is the primary.
+    led: watch::Sender<Option<Instant>>,
     /// One change of the peers at a time.
     changing: tokio::sync::Mutex<()>,
     /// With `number`: the key of a proposal. Random per life of this peer.
@@ -170,6 +172,7 @@ impl Node {
             standing: watch::channel(Standing::default()).0,
             heard: watch::channel(None).0,
             quorum: watch::channel(false).0,
+            led: watch::channel(None).0,
             changing: tokio::sync::Mutex::default(),
             origin: fastrand::u64(..),
             number: AtomicU64::new(0),
@@ -211,7 +214,7 @@ impl Node {
 
     /// The peers as this one knows them; only the primary knows who answers.
     pub fn peers(&self) -> Vec<Member> {
-        self.shared.raft().map(|raft| members(&raft)).unwrap_or_default()
+        self.shared.raft().map(|raft| self.shared.members(&raft)).unwrap_or_default()
     }
 
     /// Takes leave: hands over if this is the primary, then ends all tasks.
@@ -247,6 +250,10 @@ impl Shared {
         let metrics = metrics.borrow_watched();
         let id = metrics.current_leader?;
         super::raft::network::target(id, metrics.membership_config.membership().get_node(&id)?)
+    }
+
+    fn members(&self, raft: &Raft) -> Vec<Member> {
+        members(raft, self.led.borrow().map(|since| since.elapsed()))
     }
 
     fn shelf(&self) -> DiskShelf {

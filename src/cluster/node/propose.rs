@@ -142,7 +142,7 @@ impl Node {
         if metrics.current_leader != Some(metrics.id) {
             return Ok(None);
         }
-        let others = membership::members(&raft).into_iter();
+        let others = self.shared.members(&raft).into_iter();
         let others = others.filter(|m| m.role == membership::Role::Voter && m.id != metrics.id);
         // Who answers, and misses least.
         let Some(heir) = others
@@ -290,7 +290,7 @@ impl Shared {
     async fn carry_out(&self, raft: &Raft, change: &PeersChange) -> Result<Option<u64>, PeersRefused> {
         let roll = self.applies.borrow().roll.clone();
         if let PeersChange::Number { host, .. } = change {
-            membership::may_join(raft, &roll, &self.settings.peers, host)?;
+            membership::may_join(&self.members(raft), &roll, &self.settings.peers, host)?;
         }
         let entry = match change {
             PeersChange::Number { host, address } => {

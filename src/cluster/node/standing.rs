@@ -71,6 +71,13 @@ fn standing(shared: &Shared, raft: &Raft) -> Standing {
         let heard = *shared.heard.borrow();
         metrics.current_leader.is_some() && heard.is_some_and(|h| h.quorum && h.at.elapsed() < FRESH)
     };
+    shared.led.send_if_modified(|led| {
+        let changed = led.is_some() != leads;
+        if changed {
+            *led = leads.then(std::time::Instant::now);
+        }
+        changed
+    });
     let broken = metrics.running_state.as_ref().err().map(ToString::to_string);
     let quorum = quorum && broken.is_none();
     shared.quorum.send_if_modified(|known| std::mem::replace(known, leads && quorum) != (leads && quorum));
@@ -98,7 +105,7 @@ pub(super) async fn tidy(shared: Arc<Shared>) {
             return;
         }
         let Some(raft) = shared.raft() else { continue };
-        let members = membership::members(&raft);
+        let members = shared.members(&raft);
         let known = |target: &Target| {
             target.id.is_none()
                 || members

@@ -110,7 +110,7 @@ pub struct Member {
     pub peer: Peer,
     /// Whether it counts.
     pub role: Role,
-    /// How long it has not answered; `None`: never, or this peer is not the primary and does not know.
+    /// How long it has not answered this primary; `None`: this peer is not the primary and does not know.
     pub silent: Option<Duration>,
     /// The last entry it is known to have, as far as this peer knows.
     pub matched: Option<u64>,
@@ -125,7 +125,7 @@ pub fn founders(peers: &BTreeMap<HostName, String>) -> BTreeMap<HostName, String
 
 /// The dead voter that is to be replaced, and the learner that takes its seat.
 ///
-/// Only where the quorum has one to spare: with the dead one still counted, one more may be lost.
+/// Only while the living voters are a quorum by themselves: they have to agree to it.
 pub fn replacement(members: &[Member], dead_after: Duration) -> Option<(PeerId, PeerId)> {
     let silent = |member: &Member, than: Duration| member.silent.is_none_or(|silent| silent >= than);
     let voters: Vec<&Member> = members.iter().filter(|member| member.role == Role::Voter).collect();
@@ -133,11 +133,12 @@ pub fn replacement(members: &[Member], dead_after: Duration) -> Option<(PeerId, 
     let dead = voters.iter().find(|member| member.silent.is_some_and(|silent| silent >= dead_after))?;
     let ready = members.iter().filter(|member| member.role == Role::Learner && !silent(member, ALIVE));
     let best = ready.max_by_key(|member| member.matched)?;
-    (living > voters.len() / 2 + 1 || voters.len() == 3 && living == 2).then_some((dead.id, best.id))
+    (living > voters.len() / 2).then_some((dead.id, best.id))
 }
 
-/// The peers as this one knows them, in the order of their numbers.
-pub fn members(raft: &Raft) -> Vec<Member> {
+/// The peers as this one knows them, in the order of their numbers; `led`: for how long it has been the
+/// primary. Whoever has not answered since then is not taken for dead any earlier.
+pub fn members(raft: &Raft, led: Option<Duration>) -> Vec<Member> {
     let metrics = raft.metrics();
     let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics).clone();
     let membership = metrics.membership_config.membership();
@@ -150,7 +151,7 @@ pub fn members(raft: &Raft) -> Vec<Member> {
             id: *id,
             peer: peer.clone(),
             role: if voters.contains(id) { Role::Voter } else { Role::Learner },
-            silent: if own { Some(Duration::ZERO) } else { answered.map(|at| at.elapsed()) },
+            silent: led.map(|led| if own { Duration::ZERO } else { answered.map_or(led, |at| at.elapsed()) }),
             matched: if own { metrics.last_log_index } else { matched.map(|log| log.index) },
         }
     };
@@ -159,17 +160,16 @@ pub fn members(raft: &Raft) -> Vec<Member> {
 
 /// Whether a host without a number may have one, as far as the primary knows.
 pub fn may_join(
-    raft: &Raft,
+    members: &[Member],
     roll: &Roll,
     file: &BTreeMap<HostName, String>,
     host: &HostName,
 ) -> Result<(), PeersRefused> {
-    let members = members(raft);
     let known = |member: &&Member| member.peer.name == host.as_str();
     if !file.contains_key(host) && !roll.expected.contains_key(host) && !members.iter().any(|m| known(&m)) {
         return Err(PeersRefused::NotExpected(host.clone()));
     }
-    let alive = |member: &Member| member.silent.is_some_and(|silent| silent < ALIVE);
+    let alive = |member: &Member| member.silent.is_none_or(|silent| silent < ALIVE);
     match members.iter().filter(known).any(alive) {
         true => Err(PeersRefused::Alive(host.clone())),
         false => Ok(()),
@@ -197,7 +197,7 @@ pub async fn replace(raft: &Raft, dead: PeerId, by: PeerId) -> Result<(), PeersR
 }
 
 async fn admit(raft: &Raft, roll: &Roll, id: PeerId) -> Result<(), PeersRefused> {
-    let before = members(raft);
+    let before = members(raft, None);
     let peer = match before.iter().find(|member| member.id == id) {
         Some(member) => member.peer.clone(),
         None => roll.pending.get(&id).cloned().ok_or(PeersRefused::NoNumber(id))?,
@@ -216,7 +216,7 @@ async fn admit(raft: &Raft, roll: &Roll, id: PeerId) -> Result<(), PeersRefused>
 }
 
 async fn promote(raft: &Raft, host: &HostName) -> Result<(), PeersRefused> {
-    let members = members(raft);
+    let members = members(raft, None);
     let found = members.iter().find(|member| member.peer.name == host.as_str());
     let member = found.ok_or_else(|| PeersRefused::NoPeer(host.clone()))?;
     if member.role == Role::Voter {
@@ -232,7 +232,7 @@ async fn promote(raft: &Raft, host: &HostName) -> Result<(), PeersRefused> {
 }
 
 async fn remove(raft: &Raft, host: &HostName) -> Result<(), PeersRefused> {
-    let members = members(raft);
+    let members = members(raft, None);
     let of_host = |member: &&Member| member.peer.name == host.as_str();
     if !members.iter().any(|member| of_host(&member)) {
         return Err(PeersRefused::NoPeer(host.clone()));
@@ -277,6 +277,22 @@ mod tests {
             founders(&peers).len()
         };
         assert_eq!((1..=9).map(of).collect::<Vec<_>>(), [1, 1, 3, 3, 5, 5, 7, 7, 7]);
+    }
+
+    #[test]
+    fn a_name_is_free_only_when_its_peer_is_dead() {
+        let file: BTreeMap<_, _> = [("alpha".parse().unwrap(), String::new())].into();
+        let alpha = "alpha".parse().unwrap();
+        let mut all = vec![member(1, Role::Voter, 2)];
+        all[0].peer.name = "alpha".to_owned();
+        assert_eq!(may_join(&all, &Roll::default(), &file, &alpha), Ok(()));
+        all[0].silent = Some(Duration::from_millis(1999));
+        assert_eq!(may_join(&all, &Roll::default(), &file, &alpha), Err(PeersRefused::Alive(alpha.clone())));
+        all[0].silent = None;
+        assert_eq!(may_join(&all, &Roll::default(), &file, &alpha), Err(PeersRefused::Alive(alpha)));
+        let beta: HostName = "beta".parse().unwrap();
+        let refused = PeersRefused::NotExpected(beta.clone());
+        assert_eq!(may_join(&all, &Roll::default(), &file, &beta), Err(refused));
     }
 
     #[test]
