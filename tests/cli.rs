@@ -339,3 +339,21 @@ fn completions_and_manual_pages_cover_every_command() {
     assert!(!out.join("bigbrother-demo-zone.1").exists(), "the hidden command has a page");
     assert!(run(&["man"]).out.contains(".TH bigbrother 1"));
 }
+
+#[test]
+fn certificates_are_made_and_never_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().to_str().expect("a path");
+    let made = run(&["ca", "init", "--dir", dir, "--cluster", "pirates"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    assert_eq!(made.out.lines().collect::<Vec<_>>(), [format!("{dir}/ca.pem"), format!("{dir}/ca.key")]);
+    let issued = run(&["ca", "issue", "alpha", "--dir", dir, "--json"]).json();
+    assert_eq!(issued["cert"], format!("{dir}/alpha.pem"));
+    assert_eq!(issued["key"], format!("{dir}/alpha.key"));
+    let again = run(&["ca", "issue", "alpha", "--dir", dir]);
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert!(again.err.contains("a file that is there is never replaced"), "{}", again.err);
+    assert_eq!(run(&["ca", "issue", "Not A Name", "--dir", dir]).code, Some(2));
+    let none = run(&["ca", "issue", "beta", "--dir", "/nonexistent"]);
+    assert!(none.err.contains("make a CA with `bigbrother ca init`"), "{}", none.err);
+}
