@@ -76,6 +76,8 @@ const STUCK_NS: u64 = 5_000_000_000;
 const CROWD: usize = 32;
 /// A child older than this is slow, and no part of a crowd.
 const CROWD_NS: u64 = 200_000_000;
+/// How long after the last start or end of a run the memory of both is given back.
+const CALM_NS: u64 = 2_000_000_000;
 /// With `exit_when_idle`: how long without runs and without an agent.
 const IDLE_NS: u64 = 5_000_000_000;
 
@@ -124,6 +126,8 @@ pub struct Keeper {
     strays: Vec<InstanceId>,
     /// One child's end was looked at, others may have ended: when all are looked at.
     sweep_ns: Option<u64>,
+    /// Runs have started or ended; when that is long ago.
+    calm_ns: Option<u64>,
     /// The deadline in force has passed and its runs were killed.
     fence_fired: bool,
     heard_ns: u64,
@@ -199,6 +203,10 @@ impl Keeper {
             self.reap();
         }
         self.look_at_births(now);
+        if self.calm_ns.is_some_and(|at| now >= at) {
+            self.calm_ns = None;
+            memory::give_back();
+        }
         self.repeat_kills(now);
         self.report_logs(now);
         if !self.draining && now >= self.heard_ns + AGENT_SILENCE_MS * 1_000_000 {
@@ -225,6 +233,7 @@ impl Keeper {
             (fence != 0 && !self.fence_fired).then_some(fence),
             self.pending.values().map(|p| p.look_ns).min(),
             self.sweep_ns,
+            self.calm_ns,
             self.repeats.values().map(|r| r.at_ns).min(),
             self.report_due.then(|| self.reported_ns + REPORT_NS),
             self.systemd.beat_ns.map(|pause| self.beat_ns + pause),

@@ -47,6 +47,7 @@ impl Keeper {
         let spawned_ns = boottime_ns();
         let slot = self.intend(spawn, in_cgroup, spawned_ns)?;
         fault::pass(Point::AfterIntent);
+        self.calm_ns = Some(spawned_ns + super::CALM_NS);
         let words = self.ledger.slot(slot).child_words();
         let cgroup = self.instances.get(&spawn.instance).and_then(|i| i.cgroup.as_ref());
         match spawn::fork(spawn, prepared, words, cgroup, &mut self.surroundings) {
@@ -259,6 +260,7 @@ impl Keeper {
             return;
         }
         let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
+        self.calm_ns = Some(boottime_ns() + super::CALM_NS);
         self.ledger.slot(slot).set_phase(Phase::Exited(end));
         self.distrust(id, end);
         if self.is_empty(id) {

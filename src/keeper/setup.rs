@@ -177,6 +177,7 @@ impl Keeper {
             repeats: Default::default(),
             strays: Vec::new(),
             sweep_ns: None,
+            calm_ns: None,
             fence_fired: false,
             heard_ns: boottime_ns(),
             draining: true,
