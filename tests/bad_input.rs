@@ -9,6 +9,8 @@
 #[path = "death/host.rs"]
 mod host;
 
+#[path = "bad_input/lookups.rs"]
+mod lookups;
 #[path = "bad_input/neighbours.rs"]
 mod neighbours;
 #[path = "bad_input/processes.rs"]

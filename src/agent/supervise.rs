@@ -19,6 +19,7 @@ use super::chronicle::Chronicle;
 use super::evidence::Evidence;
 use super::handle::HostRequest;
 use super::keeper_link::{KeeperSource, Link, LinkError};
+use super::lookup::{self, Lookups};
 use super::planner::Unplaced;
 use super::probe::{ProbeResult, Prober};
 use super::readiness::Readiness;
@@ -39,6 +40,7 @@ mod answers;
 mod effects;
 mod hearing;
 mod meeting;
+mod orders;
 mod watchers;
 
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
@@ -115,6 +117,8 @@ pub struct Supervisor {
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
     listing: meeting::Listing,
+    orders: orders::Orders,
+    found: mpsc::Receiver<lookup::Answer>,
     child: Option<Child>,
     connect_at: Moment,
     start_at: Moment,
@@ -144,6 +148,7 @@ enum Wake {
     Keeper(Result<(), LinkError>),
     Sockets,
     Probed(ProbeResult),
+    LookedUp(lookup::Answer),
     State,
     Settings,
     Asked(HostRequest),
@@ -157,6 +162,7 @@ impl Supervisor {
     /// A loop that has heard nothing yet. Must be called within its own runtime.
     pub fn new(parts: Parts) -> std::io::Result<Supervisor> {
         let (results, answers) = mpsc::channel(1024);
+        let (finds, found) = mpsc::channel(1024);
         let sockets = Sockets::new()?;
         let sockets_ready = Readiness::new(std::os::fd::AsFd::as_fd(&sockets))?;
         let now = moment();
@@ -167,6 +173,8 @@ impl Supervisor {
             keeper: None,
             cgroups: CgroupSupport::None,
             listing: meeting::Listing::default(),
+            orders: orders::Orders::new(Lookups::new(finds)),
+            found,
             child: None,
             connect_at: now,
             start_at: now,
@@ -202,6 +210,7 @@ impl Supervisor {
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
                 Wake::Keeper(Err(error)) => self.lose_keeper(&error),
                 Wake::Probed(result) => self.hear_answer(result),
+                Wake::LookedUp(answer) => self.hear_look_up(answer),
                 Wake::State => self.desire(),
                 Wake::Settings => self.take_settings(),
                 Wake::Asked(request) => self.answer(request),
@@ -226,6 +235,7 @@ impl Supervisor {
             _ = shutdown.wait_for(|end| *end) => Wake::End,
             heard = keeper_ready(link) => Wake::Keeper(heard),
             _ = self.sockets_ready.readable() => Wake::Sockets,
+            Some(answer) = self.found.recv() => Wake::LookedUp(answer),
             Some(result) = self.answers.recv() => Wake::Probed(result),
             Ok(()) = states.changed() => Wake::State,
             Ok(()) = settings.changed() => Wake::Settings,
@@ -242,7 +252,7 @@ impl Supervisor {
         let now = moment();
         let mut next = self.turned.after(TURN);
         // Without a keeper nothing can be carried out, so nothing falls due.
-        if let Some(due) = self.host.next_due().filter(|_| self.met) {
+        for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
             next = next.min(due);
         }
         if self.link.is_none() {
@@ -280,6 +290,7 @@ impl Supervisor {
             self.count_socket_faults();
             self.tell_planner();
             self.repeat_lost_reports();
+            self.look_up_again(now);
         }
         if !self.met {
             return;
@@ -291,6 +302,7 @@ impl Supervisor {
         }
         let actions = self.host.tick(self.now());
         self.carry_out(actions);
+        self.tend_orders(now);
     }
 
     /// Compares what is wanted with what is there.

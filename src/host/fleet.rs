@@ -142,12 +142,19 @@ impl Host {
     }
 
     /// The keeper's table, after the agent or the keeper began anew: what is there is taken over, what is
-    /// missing has ended unseen. [`Host::desire`] with the same wants follows.
-    pub fn meet(&mut self, table: Vec<Found>, wants: &BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
+    /// missing has ended unseen, unless no keeper was told of it yet. [`Host::desire`] with the same wants follows.
+    pub fn meet(
+        &mut self,
+        table: Vec<Found>,
+        wants: &BTreeMap<InstanceId, Want>,
+        unsent: &BTreeSet<RunId>,
+        now: Now,
+    ) -> Vec<Action> {
         let mut out = Vec::new();
         let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
         // Before a run that is ordered below, which cannot be listed.
-        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
+        let held = |run: &RunId| listed.contains(run) || unsent.contains(run);
+        let lost: Vec<RunId> = self.runs.keys().filter(|run| !held(run)).copied().collect();
         // First of all, since what follows the end of one run may be another run of a new number.
         self.last_run = listed.last().map_or(self.last_run, |run| self.last_run.max(run.0));
         // The living first: the end of an older run of theirs must not start another.

@@ -43,6 +43,8 @@ pub struct Host {
     pub ports: (u16, u16),
     /// The account to run the agent as.
     pub uid: Option<u32>,
+    /// A command that executes the agent in surroundings of its own.
+    pub through: Vec<String>,
     agent: Option<Child>,
     /// A keeper that the test started itself.
     keeper: Option<Child>,
@@ -106,6 +108,7 @@ impl Host {
             cgroup,
             ports: (low, low + 49),
             uid: None,
+            through: Vec::new(),
             agent: None,
             keeper: None,
             external: false,
@@ -158,8 +161,10 @@ impl Host {
     /// Starts the agent and returns at once.
     pub fn launch_agent(&mut self) {
         assert!(self.agent.is_none(), "one agent at a time");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
-        command.arg("agent").arg("--config").arg(self.config());
+        let words: Vec<&str> = self.through.iter().map(String::as_str).collect();
+        let words = [&words[..], &[env!("CARGO_BIN_EXE_bigbrother")]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("agent").arg("--config").arg(self.config());
         match self.external {
             true => command.arg("--external-keeper"),
             false => command.args(["--cgroup", &self.cgroup]),

@@ -1,6 +1,7 @@
 //! The keeper, as the loop hears it: connecting, its table, what it tells of runs.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
 
@@ -107,6 +108,9 @@ impl Supervisor {
             Reply::Spawned { run, pid } => self.hear_spawned(run, pid),
             Reply::SpawnFailed { run, step, errno } => {
                 self.parts.metrics.spawn_failed(SpawnFault::Step(step));
+                if let Some(known) = self.host.instance_of(run) {
+                    self.parts.resolver.distrust(&known.id);
+                }
                 let why = self.explain(run, describe_failure(step, errno));
                 self.happens(run, Happening::SpawnFailed(why));
             }
@@ -170,9 +174,10 @@ impl Supervisor {
         };
         self.listing.datagrams.retain(|(id, _, _)| alive(id));
         let pids: Vec<(InstanceId, i32)> = table.iter().map(|f| (f.instance.clone(), f.pid)).collect();
-        let actions = self.host.meet(table, &wants, self.now());
+        let actions = self.host.meet(table, &wants, &self.orders.unsent(), self.now());
         self.met = true;
         self.carry_out(actions);
+        self.send_orders();
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
             self.open_lost_sockets(&instance);
             self.identify(&instance, pid);
@@ -223,16 +228,16 @@ impl Supervisor {
         if self.sockets.descriptors(instance).is_some() {
             return;
         }
-        let account = self.account(instance);
-        if let Err(error) = self.open_sockets(instance, account.as_ref()) {
+        if let Err(error) = self.open_sockets(instance, self.account(instance).as_ref()) {
             tracing::error!(%instance, %error, "cannot open the sockets of an adopted run");
         }
     }
 
-    /// The account of an instance's run; `None`: the agent's own.
-    fn account(&mut self, instance: &InstanceId) -> Option<Account> {
-        let process = self.host.instance(instance).and_then(|known| known.process.clone())?;
-        self.parts.resolver.account(&process).ok().flatten()
+    /// The account of an instance's run, by the files of its sockets: they are its own from its spawn on, and lie
+    /// on tmpfs, which always answers. `None`: the agent's own.
+    fn account(&self, instance: &InstanceId) -> Option<Account> {
+        let file = std::fs::metadata(self.socket_folder(instance).join("api.sock")).ok()?;
+        Some(Account { uid: file.uid(), gid: file.gid(), groups: Vec::new() })
     }
 
     fn found(&mut self, record: RunRecord) -> Found {
@@ -258,9 +263,7 @@ impl Supervisor {
 
     /// From now on only the run's own processes may speak on its sockets.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
-        // Not from `wants`: a new agent meets its runs before it wants anything.
-        let account = self.account(instance);
-        let mut identity = self.identity(account.as_ref());
+        let mut identity = self.identity(self.account(instance).as_ref());
         identity.main_pid = pid;
         if self.cgroups != CgroupSupport::None {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();

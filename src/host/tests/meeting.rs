@@ -1,5 +1,7 @@
 //! The keeper's table: a new agent, a new keeper, and what was lost between them.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::host::instance::Note;
 use crate::keeper::protocol::SpawnStep;
@@ -27,7 +29,7 @@ fn gone(end: End) -> Stage {
 impl Rig {
     fn meet(&mut self, table: Vec<Found>) -> Vec<Action> {
         let wants = BTreeMap::from([(zone(), self.want.clone())]);
-        self.host.meet(table, &wants, self.now())
+        self.host.meet(table, &wants, &BTreeSet::new(), self.now())
     }
 
     /// What the keeper would list of the run as it is.
@@ -117,12 +119,12 @@ fn what_is_wanted_is_compared_with_what_was_taken_over() {
 fn what_nobody_wants_is_stopped_or_forgotten() {
     let mut rig = Rig::idle(NATIVE);
     let table = vec![found(&rig, 7, Stage::Running)];
-    rig.host.meet(table, &BTreeMap::new(), rig.now());
+    rig.host.meet(table, &BTreeMap::new(), &BTreeSet::new(), rig.now());
     let stop = ask(7, StopReason::Remove, s(10), Some(15));
     assert_eq!(orders(rig.remove()), [stop], "by what its note says");
     assert_eq!(orders(rig.gone(End::Code(0))), [ack(7), Action::Release { instance: zone() }]);
     let table = vec![found(&rig, 8, gone(KILLED))];
-    assert_eq!(rig.host.meet(table, &BTreeMap::new(), rig.now()), [ack(8)]);
+    assert_eq!(rig.host.meet(table, &BTreeMap::new(), &BTreeSet::new(), rig.now()), [ack(8)]);
 }
 
 #[test]
