@@ -104,7 +104,7 @@ impl Metrics {
             restarts: closed(
                 &r,
                 "restarts_total",
-                "Restarts, by what ended the run before.",
+                "Restarts, by what ended the run before; stray: leftovers that were killed.",
                 "cause",
                 &CAUSES,
             ),
@@ -208,6 +208,11 @@ impl Metrics {
         let cause = CAUSES.into_iter().find(|known| *known == cause).unwrap_or("unknown");
         self.restarts.with_label_values(&[cause]).inc();
         self.kill_to_restart.observe(after.as_secs_f64());
+    }
+
+    /// Leftovers of an instance were killed. What follows them is no restart of a run, so it took no time.
+    pub fn strays_killed(&self) {
+        self.restarts.with_label_values(&["stray"]).inc();
     }
 
     /// A hung run was killed, this long after its deadline.

@@ -16,5 +16,7 @@ mod fault_points;
 mod frozen;
 #[path = "death/ledger.rs"]
 mod ledger;
+#[path = "death/rests.rs"]
+mod rests;
 #[path = "death/rounds.rs"]
 mod rounds;

@@ -352,6 +352,7 @@ mod tests {
             paused: false,
             waits_for: None,
             args: BTreeMap::new(),
+            rest: None,
         };
         let (instance, ports) = (zone(), Ports::new());
         let sockets = Path::new("/run/i/zone.0");

@@ -26,7 +26,7 @@ use super::supervise::{Parts, Supervisor};
 use super::{planner, reload};
 use crate::config::{Config, HostSettings};
 use crate::http::{ListenError, Listeners, ServeError};
-use crate::keeper::protocol::CgroupSupport;
+use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
 use crate::state::HostFacts;
@@ -117,6 +117,7 @@ struct Tasks {
     replica: Replica,
     writer: super::book::Writer,
     reports: mpsc::Receiver<Report>,
+    settled: mpsc::Sender<RunId>,
     reload: reload::Reloader,
     launches: mpsc::Receiver<super::supervise::LaunchOrder>,
     launched: mpsc::Sender<super::supervise::LaunchDone>,
@@ -129,7 +130,8 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, mut reports, reload, launches, launched, unplaced, liveness } = tasks;
+    let Tasks { replica, writer, mut reports, settled, reload, launches, launched, unplaced, liveness } =
+        tasks;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -146,7 +148,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
             return Ok(());
         }
     };
-    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
+    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups), settled).await?;
     // The first plan must know what runs.
     reporter.catch_up(&mut reports).await;
     reload.begin(&config).await?;
@@ -198,9 +200,8 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
-    let (reloads, to_reload) = mpsc::channel(1);
-    let (launches, to_launch) = mpsc::channel(256);
-    let (launched, done) = mpsc::channel(256);
+    let ((settles, settled), (reloads, to_reload)) = (mpsc::channel(1024), mpsc::channel(1));
+    let ((launches, to_launch), (launched, done)) = (mpsc::channel(256), mpsc::channel(256));
     let (unplaced, unplaced_seen) = watch::channel(planner::Unplaced::default());
     let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
@@ -231,6 +232,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         replica,
         writer,
         reports: reported,
+        settled: settles,
         reload,
         launches: to_launch,
         launched,
@@ -238,8 +240,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         liveness,
     };
     // The last three are replaced by the caller.
-    let (_, gate) = oneshot::channel();
-    let (_, shutdown) = watch::channel(false);
+    let ((_, gate), (_, shutdown)) = (oneshot::channel(), watch::channel(false));
     let parts = Parts {
         name: host.name.clone(),
         runtime_dir: host.runtime_dir.clone(),
@@ -250,6 +251,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         chronicle: Chronicle::new(host.name.clone(), events),
         metrics: Arc::new(Metrics::new()),
         reports,
+        settled,
         states: state,
         unplaced: unplaced_seen,
         liveness: liveness_told,

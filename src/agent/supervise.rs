@@ -26,7 +26,7 @@ use super::readiness::Readiness;
 use super::replica::wall_ms;
 use super::reporter::Report;
 use super::resolve::Resolver;
-use crate::host::{Grounds, Host, Moment, Now, wants};
+use crate::host::{Action, Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
@@ -79,6 +79,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// To the replicated state.
     pub reports: mpsc::Sender<Report>,
+    /// Last runs of instances of which the replicated state holds that they rest.
+    pub settled: mpsc::Receiver<RunId>,
     /// From the replicated state.
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
@@ -118,6 +120,8 @@ pub struct Supervisor {
     cgroups: CgroupSupport,
     listing: meeting::Listing,
     orders: orders::Orders,
+    /// Instances whose sockets the keeper held when it was met: those that are not here any more are let go.
+    unclaimed: BTreeSet<InstanceId>,
     found: mpsc::Receiver<lookup::Answer>,
     child: Option<Child>,
     connect_at: Moment,
@@ -151,6 +155,7 @@ enum Wake {
     LookedUp(lookup::Answer),
     State,
     Settings,
+    Settled(RunId),
     Asked(HostRequest),
     Launched(LaunchDone),
     Gate,
@@ -174,6 +179,7 @@ impl Supervisor {
             cgroups: CgroupSupport::None,
             listing: meeting::Listing::default(),
             orders: orders::Orders::new(Lookups::new(finds)),
+            unclaimed: BTreeSet::new(),
             found,
             child: None,
             connect_at: now,
@@ -213,6 +219,7 @@ impl Supervisor {
                 Wake::LookedUp(answer) => self.hear_look_up(answer),
                 Wake::State => self.desire(),
                 Wake::Settings => self.take_settings(),
+                Wake::Settled(run) => self.carry_out(vec![Action::Acknowledge { run }]),
                 Wake::Asked(request) => self.answer(request),
                 Wake::Launched(done) => self.launched(done),
                 Wake::Gate => {
@@ -228,7 +235,7 @@ impl Supervisor {
     }
 
     async fn wake(&mut self, wait: Duration) -> Wake {
-        let Parts { states, requests, shutdown, gate, settings, launched, .. } = &mut self.parts;
+        let Parts { states, requests, shutdown, gate, settings, launched, settled, .. } = &mut self.parts;
         let link = self.link.as_mut();
         tokio::select! {
             biased;
@@ -239,6 +246,7 @@ impl Supervisor {
             Some(result) = self.answers.recv() => Wake::Probed(result),
             Ok(()) = states.changed() => Wake::State,
             Ok(()) = settings.changed() => Wake::Settings,
+            Some(run) = settled.recv() => Wake::Settled(run),
             // Closed without a word means that the agent is ending; `shutdown` says so, too.
             Ok(()) = gate, if !self.open => Wake::Gate,
             Some(done) = launched.recv() => Wake::Launched(done),
@@ -319,6 +327,11 @@ impl Supervisor {
             let actions = self.host.desire(wants(&state, &self.parts.name), self.now());
             self.carry_out(actions);
         }
+        for instance in std::mem::take(&mut self.unclaimed) {
+            if self.host.instance(&instance).is_none() {
+                self.carry_out(vec![Action::Release { instance }]);
+            }
+        }
         self.tell_watchers(&state);
     }
 
@@ -358,8 +371,12 @@ impl Supervisor {
     fn repeat_lost_reports(&mut self) {
         if self.reports_lost && self.parts.reports.capacity() > 0 {
             self.reports_lost = false;
-            self.report(Report::Inventory(self.host.inventory()));
+            self.report_inventory();
         }
+    }
+
+    fn report_inventory(&mut self) {
+        self.report(Report::Inventory { runs: self.host.inventory(), rests: self.host.rests() });
     }
 }
 

@@ -182,6 +182,7 @@ impl Supervisor {
         let metrics = &self.parts.metrics;
         match measure {
             Measure::Restarted { cause, took } => metrics.restarted(cause.as_str(), took),
+            Measure::Strays => metrics.strays_killed(),
             Measure::HangKill(late) => metrics.hang_killed(late),
             Measure::LateBeat(late) => metrics.beat(late, Duration::ZERO),
         }

@@ -8,10 +8,9 @@ use std::time::Duration;
 use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::replica::wall_ms;
-use crate::agent::reporter::Report;
 use crate::host::fleet::Found;
 use crate::host::instance::Note;
-use crate::host::{Happening, Moment};
+use crate::host::{Action, Happening, Moment};
 use crate::http::view::KeeperView;
 use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{
@@ -151,10 +150,12 @@ impl Supervisor {
 
     /// The keeper's table is complete: from here on it and the core agree.
     fn meet(&mut self, strays: Vec<InstanceId>) {
-        for instance in strays {
+        for instance in &strays {
             tracing::warn!(%instance, "the keeper killed leftovers without a certain record");
         }
+        self.carry_out(self.host.strays(strays));
         let listing = std::mem::take(&mut self.listing);
+        self.unclaimed.extend(listing.held.iter().map(|(instance, _)| instance.clone()));
         self.adopt_sockets(listing.held, &listing.runs);
         let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
         self.listing.datagrams = listing.datagrams;
@@ -183,9 +184,23 @@ impl Supervisor {
             self.identify(&instance, pid);
         }
         self.hear_datagrams();
-        self.report(Report::Inventory(self.host.inventory()));
+        self.limit_again();
+        self.report_inventory();
         self.grounds = None;
         self.desire();
+    }
+
+    /// A limit that was changed while no keeper or no agent was there is in force from now on.
+    fn limit_again(&mut self) {
+        if !matches!(self.cgroups, CgroupSupport::Full { .. }) {
+            return;
+        }
+        let living = self.host.instances().filter_map(|instance| {
+            let run = instance.run.as_ref().filter(|run| run.pid.is_some())?;
+            Some(Action::Limit { instance: instance.id.clone(), run: run.id })
+        });
+        let limits = living.collect();
+        self.carry_out(limits);
     }
 
     fn hear_datagrams(&mut self) {
