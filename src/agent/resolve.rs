@@ -391,7 +391,7 @@ mod tests {
         let (mut resolver, errand) = resolver();
         assert_eq!(resolver.aged(at(29)), []);
         assert_eq!(resolver.found(&errand, at(29)), Some(found(60)));
-        assert_eq!(resolver.aged(at(30)), [errand.clone()]);
+        assert_eq!(resolver.aged(at(30)), std::slice::from_ref(&errand));
         assert_eq!(resolver.aged(at(31)), [], "somebody is under way");
         assert_eq!(resolver.found(&errand, at(31)), Some(found(60)), "no restart waits for that");
         resolver.learn(&errand, Ok(&found(61)), at(32));
@@ -402,7 +402,7 @@ mod tests {
     fn what_was_found_last_holds_while_nobody_answers_and_no_longer() {
         let (mut resolver, errand) = resolver();
         assert_eq!(resolver.found(&errand, at(60)), None, "nobody asked again: it may be anything by now");
-        assert_eq!(resolver.aged(at(60)), [errand.clone()]);
+        assert_eq!(resolver.aged(at(60)), std::slice::from_ref(&errand));
         assert_eq!(resolver.found(&errand, at(3600)), Some(found(60)));
         resolver.learn(&errand, Err(&LookUpError::NoUser("games".to_owned())), at(3601));
         assert_eq!(resolver.found(&errand, at(3601)), None);
