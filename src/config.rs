@@ -117,7 +117,7 @@ pub struct HostSettings {
 }
 
 /// `[host.policy]`: an empty list allows everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPolicy {
     /// Users that a process may run as.
     pub users: Vec<String>,

@@ -149,6 +149,11 @@ impl Metrics {
         self.runs.kill_to_restart.observe(after.as_secs_f64());
     }
 
+    /// Leftovers of an instance were killed. What follows them is no restart of a run, so it took no time.
+    pub fn strays_killed(&self) {
+        self.runs.restarts.with_label_values(&["stray"]).inc();
+    }
+
     /// A hung run was killed, this long after its deadline.
     pub fn hang_killed(&self, late: Duration) {
         self.runs.hang_kills.inc();

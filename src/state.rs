@@ -52,6 +52,8 @@ pub struct State {
     pub counters: BTreeMap<ProcessName, u64>,
     /// Live runs.
     pub directory: BTreeMap<InstanceId, Entry>,
+    /// Placed instances of which their host starts no further run by itself.
+    pub rests: BTreeMap<InstanceId, Rest>,
 }
 
 /// A count set by `scale`; it lasts until the spec's own count changes.
@@ -147,6 +149,20 @@ pub struct Ended {
     pub end: End,
     /// The host will not start another run of the instance by itself: it is done.
     pub done: bool,
+}
+
+/// That a host starts no further run of an instance by itself: it is done, or it has failed too often. Ended
+/// by its next run, `start`, a new placement or a changed spec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// The last run.
+    pub run: RunId,
+    /// How that ended.
+    pub end: End,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// Why the host gave up; `None`: the run did what it was for.
+    pub failed: Option<String>,
 }
 
 #[cfg(test)]

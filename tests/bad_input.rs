@@ -10,6 +10,8 @@ mod host;
 
 #[path = "bad_input/file_server.rs"]
 mod file_server;
+#[path = "bad_input/lookups.rs"]
+mod lookups;
 #[path = "bad_input/neighbours.rs"]
 mod neighbours;
 #[path = "bad_input/processes.rs"]

@@ -18,5 +18,7 @@ mod fault_points;
 mod frozen;
 #[path = "death/ledger.rs"]
 mod ledger;
+#[path = "death/rests.rs"]
+mod rests;
 #[path = "death/rounds.rs"]
 mod rounds;

@@ -83,8 +83,10 @@ impl Book {
         let last_run = page.runs;
         page.runs += RUN_BLOCK;
         let bytes = encode(&page);
-        super::disk::replace(&path, &bytes)
-            .map_err(|source| BookError::File { path: path.clone(), source })?;
+        // A full disk must not keep the games from a new agent: run numbers then come from the keeper's table.
+        if let Err(error) = super::disk::replace(&path, &bytes) {
+            tracing::error!(%error, file = %path.display(), "run numbers and assigned ports are not saved");
+        }
         let (out, changes) = watch::channel(bytes);
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
         Ok((

@@ -2,8 +2,8 @@
 //!
 //! Owns the [`State`]. It stands where Raft will stand, and has its shape: proposals are applied in order,
 //! the newest state goes out through a `watch`, and a reply is sent only when the change is on disk.
-//! Events of runs are not made durable: after a restart the host's inventory brings them back. The end of
-//! a launched instance that is done is, since nothing else would say so.
+//! Events of runs are not made durable: after a restart the host's inventory brings them back. That an instance
+//! rests (done or failed) is, since nothing else would say so.
 
 use std::fs::File;
 use std::io::Read;
@@ -70,6 +70,10 @@ impl Replica {
         let mut state = read(&file)?;
         // What ran when this was written says nothing about now: the host's inventory does.
         state.directory.clear();
+        // Nor is anybody up in a cluster of one before its agent has joined. So a host whose /etc/machine-id was
+        // made anew is welcome to its own data, and one that has another name now leaves no host behind that
+        // keeps its instances; a clone beside a host that is up is refused as ever.
+        state.hosts.values_mut().for_each(|host| host.up = false);
         let state = Arc::new(state);
         let (out, states) = watch::channel(state.clone());
         Ok((Replica { state, file, proposals, out }, states))
@@ -82,7 +86,7 @@ impl Replica {
             let mut durable = false;
             let mut answers = Vec::new();
             for Proposal { command, reply } in batch.drain(..) {
-                durable |= is_durable(&command);
+                durable |= is_durable(&self.state, &command);
                 let envelope = Envelope { stamp_ms: wall_ms(), command };
                 answers.push((reply, Arc::make_mut(&mut self.state).apply(&envelope)));
             }
@@ -104,12 +108,20 @@ impl Replica {
     }
 }
 
-/// An inventory brings back what runs, but not that a launched instance is done: it would run again.
-fn is_durable(command: &Command) -> bool {
-    let done = |event: &Event| matches!(event.kind, EventKind::Stopped(Ended { done: true, .. }));
+/// An inventory brings back what runs, but not that an instance rests, or rests no more: it would run again, or
+/// not at all.
+fn is_durable(state: &State, command: &Command) -> bool {
+    let turns = |event: &Event| match &event.kind {
+        EventKind::Rests(_) | EventKind::Stopped(Ended { done: true, .. }) => true,
+        EventKind::Started { .. } => state.rests.contains_key(&event.instance),
+        _ => false,
+    };
     match command {
-        Command::Events { events, .. } => events.iter().any(done),
-        Command::Inventory { .. } => false,
+        Command::Events { events, .. } => events.iter().any(turns),
+        Command::Inventory { runs, rests, .. } => {
+            runs.keys().any(|id| state.rests.contains_key(id))
+                || rests.iter().any(|(id, rest)| state.rests.get(id) != Some(rest))
+        }
         _ => true,
     }
 }
@@ -179,15 +191,29 @@ mod tests {
     }
 
     #[test]
-    fn that_an_instance_is_done_is_kept_and_that_it_restarts_is_not() {
-        let stopped = |done| {
-            let kind = EventKind::Stopped(Ended { end: crate::keeper::protocol::End::Code(0), done });
-            let run = crate::keeper::protocol::RunId(1);
-            let events = vec![Event { instance: "dungeon.1".parse().unwrap(), run, kind }];
+    fn that_an_instance_rests_is_kept_and_that_it_restarts_is_not() {
+        use crate::keeper::protocol::{End, RunId};
+        let (id, run) = ("dungeon.1".parse::<crate::spec::InstanceId>().unwrap(), RunId(1));
+        let event = |kind| {
+            let events = vec![Event { instance: id.clone(), run, kind }];
             Command::Events { host: "alpha".parse().unwrap(), incarnation: 1, first_seq: 1, events }
         };
-        assert!(is_durable(&stopped(true)));
-        assert!(!is_durable(&stopped(false)));
+        let stopped = |done| event(EventKind::Stopped(Ended { end: End::Code(0), done }));
+        let rest = crate::state::Rest { run, end: End::Code(0), at_ms: 1, failed: None };
+        let started = || event(EventKind::Started { hash: Default::default(), ports: Default::default() });
+        let inventory = |resting: bool| Command::Inventory {
+            host: "alpha".parse().unwrap(),
+            incarnation: 1,
+            runs: Default::default(),
+            rests: resting.then(|| (id.clone(), rest.clone())).into_iter().collect(),
+        };
+        let (mut resting, runs) = (State::default(), State::default());
+        resting.rests.insert(id.clone(), rest.clone());
+        assert!(is_durable(&runs, &stopped(true)) && !is_durable(&runs, &stopped(false)));
+        assert!(is_durable(&runs, &event(EventKind::Rests(rest.clone()))));
+        assert!(is_durable(&resting, &started()) && !is_durable(&runs, &started()));
+        assert!(is_durable(&runs, &inventory(true)) && !is_durable(&resting, &inventory(true)));
+        assert!(!is_durable(&runs, &inventory(false)));
     }
 
     #[test]
@@ -208,6 +234,24 @@ mod tests {
         let (_, proposals) = mpsc::channel(8);
         let (_, states) = Replica::open(dir.path(), proposals).unwrap();
         assert!(states.borrow().directory.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_host_with_another_machine_id_has_its_own_data_back_and_a_clone_beside_it_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let join = |machine_id: &str| Command::JoinHost {
+            host: "alpha".parse().unwrap(),
+            facts: crate::state::HostFacts { machine_id: machine_id.to_owned(), ..Default::default() },
+        };
+        for (own, clone) in [("first", "second"), ("second", "first")] {
+            let (send, proposals) = mpsc::channel(8);
+            let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
+            let task = tokio::spawn(replica.run());
+            propose(&send, join(own)).await.unwrap();
+            let refused = propose(&send, join(clone)).await;
+            assert!(matches!(refused, Err(Rejected::CloneOf(_))), "{refused:?}");
+            task.abort();
+        }
     }
 
     #[test]

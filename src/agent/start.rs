@@ -28,7 +28,7 @@ use crate::config::{Config, HostSettings};
 use crate::descriptors;
 use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::fault;
-use crate::keeper::protocol::CgroupSupport;
+use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
 use crate::state::HostFacts;
@@ -118,6 +118,7 @@ struct Tasks {
     replica: Replica,
     writer: super::book::Writer,
     reports: mpsc::Receiver<Report>,
+    settled: mpsc::Sender<RunId>,
     reload: reload::Reloader,
     launches: mpsc::Receiver<super::supervise::LaunchOrder>,
     launched: mpsc::Sender<super::supervise::LaunchDone>,
@@ -130,7 +131,8 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, mut reports, reload, launches, launched, unplaced, liveness } = tasks;
+    let Tasks { replica, writer, mut reports, settled, reload, launches, launched, unplaced, liveness } =
+        tasks;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -152,7 +154,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
         }
     };
     starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
-    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
+    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups), settled).await?;
     // The first plan must know what runs.
     reporter.catch_up(&mut reports).await;
     reload.begin(&config).await?;
@@ -214,9 +216,8 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
-    let (reloads, to_reload) = mpsc::channel(1);
-    let (launches, to_launch) = mpsc::channel(256);
-    let (launched, done) = mpsc::channel(256);
+    let ((settles, settled), (reloads, to_reload)) = (mpsc::channel(1024), mpsc::channel(1));
+    let ((launches, to_launch), (launched, done)) = (mpsc::channel(256), mpsc::channel(256));
     let (unplaced, unplaced_seen) = watch::channel(planner::Unplaced::default());
     let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
@@ -247,6 +248,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         replica,
         writer,
         reports: reported,
+        settled: settles,
         reload,
         launches: to_launch,
         launched,
@@ -254,8 +256,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         liveness,
     };
     // The last three are replaced by the caller.
-    let (_, gate) = oneshot::channel();
-    let (_, shutdown) = watch::channel(false);
+    let ((_, gate), (_, shutdown)) = (oneshot::channel(), watch::channel(false));
     let parts = Parts {
         name: host.name.clone(),
         runtime_dir: host.runtime_dir.clone(),
@@ -266,6 +267,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         chronicle: Chronicle::new(host.name.clone(), events),
         metrics: Arc::new(Metrics::new()),
         reports,
+        settled,
         states: state,
         unplaced: unplaced_seen,
         liveness: liveness_told,

@@ -19,6 +19,7 @@ use super::chronicle::Chronicle;
 use super::evidence::Evidence;
 use super::handle::HostRequest;
 use super::keeper_link::{KeeperSource, Link, LinkError};
+use super::lookup::{self, Lookups};
 use super::planner::Unplaced;
 use super::probe::{ProbeResult, Prober};
 use super::readiness::Readiness;
@@ -39,6 +40,7 @@ mod answers;
 mod effects;
 mod hearing;
 mod meeting;
+mod orders;
 mod watchers;
 
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
@@ -79,6 +81,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// To the replicated state.
     pub reports: mpsc::Sender<Report>,
+    /// Last runs of instances of which the replicated state holds that they rest.
+    pub settled: mpsc::Receiver<RunId>,
     /// From the replicated state.
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
@@ -117,6 +121,10 @@ pub struct Supervisor {
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
     listing: meeting::Listing,
+    orders: orders::Orders,
+    /// Instances whose sockets the keeper held when it was met: those that are not here any more are let go.
+    unclaimed: BTreeSet<InstanceId>,
+    found: mpsc::Receiver<lookup::Answer>,
     child: Option<Child>,
     connect_at: Moment,
     start_at: Moment,
@@ -151,8 +159,10 @@ enum Wake {
     Keeper(Result<(), LinkError>),
     Sockets,
     Probed(ProbeResult),
+    LookedUp(lookup::Answer),
     State,
     Settings,
+    Settled(RunId),
     Asked(HostRequest),
     Launched(LaunchDone),
     Gate,
@@ -164,6 +174,7 @@ impl Supervisor {
     /// A loop that has heard nothing yet. Must be called within its own runtime.
     pub fn new(parts: Parts) -> std::io::Result<Supervisor> {
         let (results, answers) = mpsc::channel(1024);
+        let (finds, found) = mpsc::channel(1024);
         let sockets = Sockets::new()?;
         let sockets_ready = Readiness::new(std::os::fd::AsFd::as_fd(&sockets))?;
         let now = moment();
@@ -174,6 +185,9 @@ impl Supervisor {
             keeper: None,
             cgroups: CgroupSupport::None,
             listing: meeting::Listing::default(),
+            orders: orders::Orders::new(Lookups::new(finds)),
+            unclaimed: BTreeSet::new(),
+            found,
             child: None,
             connect_at: now,
             start_at: now,
@@ -214,8 +228,10 @@ impl Supervisor {
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
                 Wake::Keeper(Err(error)) => self.lose_keeper(&error),
                 Wake::Probed(result) => self.hear_answer(result),
+                Wake::LookedUp(answer) => self.hear_look_up(answer),
                 Wake::State => self.desire(),
                 Wake::Settings => self.take_settings(),
+                Wake::Settled(run) => self.carry_out(vec![Action::Acknowledge { run }]),
                 Wake::Asked(request) => self.answer(request),
                 Wake::Launched(done) => self.launched(done),
                 Wake::Gate => {
@@ -235,16 +251,18 @@ impl Supervisor {
     }
 
     async fn wake(&mut self, wait: Duration) -> Wake {
-        let Parts { states, requests, shutdown, gate, settings, launched, .. } = &mut self.parts;
+        let Parts { states, requests, shutdown, gate, settings, launched, settled, .. } = &mut self.parts;
         let link = self.link.as_mut();
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|end| *end) => Wake::End,
             heard = keeper_ready(link) => Wake::Keeper(heard),
             _ = self.sockets_ready.readable() => Wake::Sockets,
+            Some(answer) = self.found.recv() => Wake::LookedUp(answer),
             Some(result) = self.answers.recv() => Wake::Probed(result),
             Ok(()) = states.changed() => Wake::State,
             Ok(()) = settings.changed() => Wake::Settings,
+            Some(run) = settled.recv() => Wake::Settled(run),
             // Closed without a word means that the agent is ending; `shutdown` says so, too.
             Ok(()) = gate, if !self.open => Wake::Gate,
             Some(done) = launched.recv() => Wake::Launched(done),
@@ -258,7 +276,7 @@ impl Supervisor {
         let now = moment();
         let mut next = self.turned.after(TURN);
         // Without a keeper nothing can be carried out, so nothing falls due.
-        if let Some(due) = self.host.next_due().filter(|_| self.met) {
+        for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
             next = next.min(due);
         }
         if self.link.is_none() {
@@ -297,6 +315,7 @@ impl Supervisor {
             self.count_socket_faults();
             self.tell_planner();
             self.repeat_lost_reports();
+            self.look_up_again(now);
         }
         if !self.met {
             return;
@@ -308,6 +327,7 @@ impl Supervisor {
         }
         let actions = self.host.tick(self.now());
         self.carry_out(actions);
+        self.tend_orders(now);
     }
 
     /// Compares what is wanted with what is there.
@@ -323,6 +343,11 @@ impl Supervisor {
             self.parts.book.keep_off(state.spec.fixed_ports().collect());
             let actions = self.host.desire(wants(&state, &self.parts.name), self.now());
             self.carry_out(actions);
+        }
+        for instance in std::mem::take(&mut self.unclaimed) {
+            if self.host.instance(&instance).is_none() {
+                self.carry_out(vec![Action::Release { instance }]);
+            }
         }
         self.tell_watchers(&state);
     }
@@ -363,8 +388,12 @@ impl Supervisor {
     fn repeat_lost_reports(&mut self) {
         if self.reports_lost && self.parts.reports.capacity() > 0 {
             self.reports_lost = false;
-            self.report(Report::Inventory(self.host.inventory()));
+            self.report_inventory();
         }
+    }
+
+    fn report_inventory(&mut self) {
+        self.report(Report::Inventory { runs: self.host.inventory(), rests: self.host.rests() });
     }
 }
 

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::{InstanceId, Probe};
 use crate::state::EventKind;
@@ -163,7 +165,7 @@ impl StopReason {
 }
 
 /// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cause {
     /// It exited by itself.
     Exit,
@@ -283,6 +285,8 @@ pub enum Story {
     },
     /// It is ready but has never beaten: nothing watches it for hangs.
     Unarmed,
+    /// A new keeper found leftovers of it that no certain record explains, and killed them.
+    Strays,
 }
 
 /// Something to measure.
@@ -295,6 +299,8 @@ pub enum Measure {
         /// From that end (of a hung run: its deadline) to the new run's program.
         took: Duration,
     },
+    /// Leftovers of an instance were killed.
+    Strays,
     /// A hung run is being killed, this long after its deadline.
     HangKill(Duration),
     /// A heartbeat came this long after it was due.

@@ -16,13 +16,8 @@ impl Instance {
         if !matches!(process.heartbeat.mode, HeartbeatMode::Native | HeartbeatMode::Notify) {
             return;
         }
-        let first = run.watch.last.is_none();
         if let Some(late) = run.watch.beat(cx.now.at, process.heartbeat.interval) {
             cx.out.push(Action::Measure(Measure::LateBeat(late)));
-        }
-        if first {
-            let id = run.id;
-            self.remember(id, cx);
         }
     }
 
@@ -70,20 +65,11 @@ impl Instance {
         }
     }
 
-    /// A new agent must know it, too.
-    pub(super) fn changes_timeout(&mut self, timeout: Duration, cx: &mut Step<'_>) {
-        let Some(run) = &mut self.run else { return };
-        let before = run.watch.own_timeout.replace(timeout);
-        let id = run.id;
-        if before != Some(timeout) {
-            self.remember(id, cx);
-        }
-    }
-
     /// A process that says hello while it is to end has not heard the message: nobody was connected then.
     pub(super) fn connected(&mut self, native: bool, cx: &mut Step<'_>) {
         let Some(run) = &mut self.run else { return };
         let before = std::mem::replace(&mut run.native, native);
+        run.expected = false;
         let (until, cause) = match self.phase {
             Phase::Stopping { until: Some(until), cause: Some(cause) } if cause != Cause::Hang => {
                 (until, cause)
@@ -92,13 +78,8 @@ impl Instance {
             _ => return,
         };
         if native && !before {
-            let reason = match (&self.want, cause) {
-                (None, _) => StopReason::Remove,
-                (_, Cause::Operator) => StopReason::Restart,
-                (Some(want), _) if want.paused => StopReason::Stop,
-                _ => StopReason::Update,
-            };
             let (instance, run, within) = (self.id.clone(), run.id, until.since(cx.now.at));
+            let reason = self.stop_reason(cause);
             cx.out.push(Action::Ask { instance, run, reason, within, signal: None });
         }
     }
@@ -200,7 +181,8 @@ impl Instance {
                 if until <= now {
                     self.ask_to_stop(StopReason::DrainTimeout, cause.or(Some(Cause::Stop)), cx);
                 } else if confirm.is_some_and(|confirm| confirm <= now) {
-                    self.ask_to_stop(StopReason::Update, cause, cx);
+                    let reason = self.stop_reason(cause.unwrap_or(Cause::Stop));
+                    self.ask_to_stop(reason, cause, cx);
                 }
             }
             Phase::Stopping { until: Some(until), cause } if until <= now => {

@@ -130,7 +130,7 @@ pub struct EventView {
     /// Of which run; null where none is concerned.
     pub run: Option<u64>,
     /// `started`, `ready`, `draining`, `stopping`, `hang`, `exited`, `stopped`, `backoff`, `failed`, `paused`,
-    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unarmed`, `unenforced`, `adopted`,
+    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unarmed`, `unenforced`, `strays`, `adopted`,
     /// `announce`.
     pub kind: String,
     /// The cause of an end; see [`ExitView::cause`].

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::command::{EventKind, RunFact};
 use super::{
     Command, Entry, Envelope, Event, Host, HostFacts, Launch, Pauses, PlaceChange, Placement, Rejected,
-    Response, Scale, State, Target,
+    Response, Rest, Scale, State, Target,
 };
 use crate::spec::fingerprint::spec_hash;
 use crate::spec::{HostName, InstanceId, InstanceKey, Population, ProcessName, Spec};
@@ -28,7 +28,9 @@ impl State {
                 self.take_events(host, *incarnation, *first_seq, events)
             }
             Command::Launch { process, args, key } => self.launch(process, args, key.as_deref()),
-            Command::Inventory { host, incarnation, runs } => self.take_inventory(host, *incarnation, runs),
+            Command::Inventory { host, incarnation, runs, rests } => {
+                self.take_inventory(host, *incarnation, runs, rests)
+            }
             Command::Roll { process, epoch } => self.roll(process, *epoch),
         }
     }
@@ -165,6 +167,7 @@ impl State {
             };
             if meant {
                 placement.generation = index;
+                self.rests.remove(id);
             }
         }
         self.basis += 1;
@@ -192,6 +195,8 @@ impl State {
             self.check_exclusive(change)?;
         }
         for change in changes {
+            let (PlaceChange::Put { instance, .. } | PlaceChange::Remove { instance }) = change;
+            self.rests.remove(instance);
             match change {
                 PlaceChange::Put { instance, host, hash } => {
                     let placement = Placement { host: host.clone(), generation: self.index, hash: *hash };
@@ -270,6 +275,7 @@ impl State {
                     ready: None,
                 };
                 self.directory.insert(event.instance.clone(), entry);
+                self.rest_no_more(&event.instance);
             }
             EventKind::Ready => self.mark(host, event, Some(index)),
             EventKind::Unready => self.mark(host, event, None),
@@ -278,11 +284,30 @@ impl State {
                 {
                     self.directory.remove(&event.instance);
                 }
-                if ended.done && self.launches.remove(&event.instance).is_some() {
-                    self.basis += 1;
+                if ended.done {
+                    self.conclude_launch(&event.instance);
                 }
             }
+            EventKind::Rests(rest) => self.rest(host, &event.instance, rest),
         }
+    }
+
+    fn rest(&mut self, host: &HostName, instance: &InstanceId, rest: &Rest) {
+        if rest.failed.is_none() {
+            self.conclude_launch(instance);
+        }
+        let placed = self.placements.get(instance).is_some_and(|placement| placement.host == *host);
+        if placed && self.rests.insert(instance.clone(), rest.clone()).as_ref() != Some(rest) {
+            self.basis += 1;
+        }
+    }
+
+    fn rest_no_more(&mut self, instance: &InstanceId) {
+        self.basis += u64::from(self.rests.remove(instance).is_some());
+    }
+
+    fn conclude_launch(&mut self, instance: &InstanceId) {
+        self.basis += u64::from(self.launches.remove(instance).is_some());
     }
 
     fn mark(&mut self, host: &HostName, event: &Event, ready: Option<u64>) {
@@ -305,12 +330,17 @@ impl State {
         name: &HostName,
         incarnation: u64,
         runs: &BTreeMap<InstanceId, RunFact>,
+        rests: &BTreeMap<InstanceId, Rest>,
     ) -> Result<Response, Rejected> {
         let address = self.current(name, incarnation)?.facts.address.clone();
         self.directory
             .retain(|id, entry| entry.host != *name || runs.get(id).is_some_and(|r| r.run == entry.run));
         let index = self.index;
+        for (id, rest) in rests {
+            self.rest(name, id, rest);
+        }
         for (id, fact) in runs {
+            self.rests.remove(id);
             let ready = fact.ready.then_some(index);
             let entry = self.directory.entry(id.clone()).or_insert_with(|| Entry {
                 host: name.clone(),

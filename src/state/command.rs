@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Ended;
+use super::{Ended, Rest};
 use crate::keeper::protocol::RunId;
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
@@ -87,6 +87,8 @@ pub enum Command {
         incarnation: u64,
         /// Every live run.
         runs: BTreeMap<InstanceId, RunFact>,
+        /// Every instance that the host knows to rest; of others it may not know yet.
+        rests: BTreeMap<InstanceId, Rest>,
     },
     /// Replace every run of a process at the pace of its `update`: a new binary lies at the same path.
     Roll {
@@ -183,6 +185,8 @@ pub enum EventKind {
     Unready,
     /// Nothing of it is left.
     Stopped(Ended),
+    /// Nor does another run follow by itself. Where the run was never started there is no `Stopped` before it.
+    Rests(Rest),
 }
 
 /// What came of a command.

@@ -138,8 +138,12 @@ fn an_older_life_of_a_host_is_refused_and_a_new_one_counts_anew() {
     assert_eq!(state.join("alpha"), 2);
     let old = Err(Rejected::OldIncarnation(host("alpha")));
     assert_eq!(state.events(2, vec![event("zone.0", 1, EventKind::Ready)]), old);
-    let inventory =
-        |incarnation| Command::Inventory { host: host("alpha"), incarnation, runs: BTreeMap::new() };
+    let inventory = |incarnation| Command::Inventory {
+        host: host("alpha"),
+        incarnation,
+        runs: BTreeMap::new(),
+        rests: BTreeMap::new(),
+    };
     assert_eq!(state.take(inventory(1)), old);
     assert_eq!(state.hosts[&host("alpha")].last_seq, 0);
     assert_eq!(state.take(inventory(2)), Ok(Response::Done));
@@ -310,7 +314,12 @@ fn an_inventory_makes_the_directory_agree_with_the_host() {
         (id("zone.1"), fact(2, false)),
         (id("logd.alpha"), fact(3, true)),
     ]);
-    let command = Command::Inventory { host: host("alpha"), incarnation: 1, runs: runs.clone() };
+    let command = Command::Inventory {
+        host: host("alpha"),
+        incarnation: 1,
+        runs: runs.clone(),
+        rests: BTreeMap::new(),
+    };
     state.take(command.clone()).unwrap();
     let seen: BTreeMap<InstanceId, RunFact> = state
         .directory
@@ -468,4 +477,43 @@ proptest! {
             prop_assert!(state.hosts[&host("alpha")].incarnation >= before.hosts[&host("alpha")].incarnation);
         }
     }
+}
+
+#[test]
+fn a_rest_is_ended_by_a_run_a_start_or_a_new_placement_and_told_by_event_and_inventory_alike() {
+    let id: InstanceId = "zone.0".parse().unwrap();
+    let rest = Rest { run: RunId(1), end: End::Code(1), at_ms: 5, failed: Some("gave up".to_owned()) };
+    let placed = |host: &str| Placement { host: host.parse().unwrap(), generation: 1, hash: SpecHash(0) };
+    let mut state = State::default();
+    state.placements.insert(id.clone(), placed("alpha"));
+    let alpha: HostName = "alpha".parse().unwrap();
+    let facts = HostFacts::default();
+    let apply = |state: &mut State, command| state.apply(&Envelope { stamp_ms: 0, command }).unwrap();
+    apply(&mut state, Command::JoinHost { host: alpha.clone(), facts });
+    let mut seq = 0;
+    let mut tell = |kind| {
+        seq += 1;
+        let events = vec![Event { instance: "zone.0".parse().unwrap(), run: RunId(1), kind }];
+        Command::Events { host: "alpha".parse().unwrap(), incarnation: 1, first_seq: seq, events }
+    };
+    let basis = state.basis;
+    apply(&mut state, tell(EventKind::Rests(rest.clone())));
+    assert_eq!(state.rests.get(&id), Some(&rest));
+    assert!(state.basis > basis, "wants depend on it");
+    apply(&mut state, tell(EventKind::Started { hash: SpecHash(0), ports: BTreeMap::new() }));
+    assert!(state.rests.is_empty());
+    let rests = BTreeMap::from([(id.clone(), rest.clone())]);
+    let inventory = Command::Inventory { host: alpha, incarnation: 1, runs: BTreeMap::new(), rests };
+    apply(&mut state, inventory.clone());
+    assert_eq!(state.rests.get(&id), Some(&rest));
+    apply(&mut state, Command::Resume { target: Target::All });
+    assert!(state.rests.is_empty());
+    apply(&mut state, inventory.clone());
+    let changes =
+        vec![PlaceChange::Put { instance: id.clone(), host: "beta".parse().unwrap(), hash: SpecHash(1) }];
+    let based_on = state.basis;
+    apply(&mut state, Command::Place { based_on, changes });
+    assert!(state.rests.is_empty());
+    apply(&mut state, inventory);
+    assert!(state.rests.is_empty(), "it is another host's now");
 }

@@ -62,6 +62,8 @@ pub struct Host {
     pub uid: Option<u32>,
     /// Where the next agent is to die (src/keeper/fault.rs).
     pub fault: Option<&'static str>,
+    /// A command that executes the agent in surroundings of its own.
+    pub through: Vec<String>,
     agent: Option<Child>,
     /// A keeper that the test started itself.
     keeper: Option<Child>,
@@ -100,6 +102,7 @@ impl Host {
             args: Vec::new(),
             uid: None,
             fault: None,
+            through: Vec::new(),
             agent: None,
             keeper: None,
             external: false,
@@ -137,8 +140,10 @@ impl Host {
     /// Starts the agent and returns at once.
     pub fn launch_agent(&mut self) {
         assert!(self.agent.is_none(), "one agent at a time");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
-        command.arg("agent").arg("--config").arg(self.config());
+        let words: Vec<&str> = self.through.iter().map(String::as_str).collect();
+        let words = [&words[..], &[env!("CARGO_BIN_EXE_bigbrother")]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("agent").arg("--config").arg(self.config());
         match self.external {
             true => command.arg("--external-keeper"),
             false if self.cgroup.is_empty() => &mut command,

@@ -1,61 +1,21 @@
 //! Carrying out the host core's actions.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use super::orders::PROBE;
 use super::{LATER, Supervisor, moment};
-use crate::agent::keeper_link::{Link, LinkError};
+use crate::agent::keeper_link::Link;
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::reporter::Report;
-use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
+use crate::agent::resolve::{Order, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
 use crate::keeper::fault::{self, Point};
-use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep, Target};
-use crate::metrics::SpawnFault;
+use crate::keeper::protocol::{Request, RunId, Target};
 use crate::process_api::rpc::Outgoing;
-use crate::process_api::socket::{Identity, KnownBy, door};
 use crate::spec::{InstanceId, Probe};
 use crate::state::Event;
-
-/// Why a run could not even be ordered from the keeper.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum OrderError {
-    #[error(transparent)]
-    Port(#[from] crate::agent::book::NoPort),
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    #[error("its sockets' folder {0}: {1}")]
-    Folder(PathBuf, std::io::Error),
-    #[error("its sockets: {0}")]
-    Sockets(#[from] crate::process_api::socket::OpenError),
-    #[error("{0}")]
-    Link(#[from] LinkError),
-    #[error("not wanted any more")]
-    Unwanted,
-}
-
-impl OrderError {
-    fn fault(&self) -> SpawnFault {
-        match self {
-            OrderError::Port(_) => SpawnFault::Port,
-            OrderError::Resolve(error) => match error {
-                ResolveError::NoUser(_) | ResolveError::NoGroup(_) | ResolveError::Lookup(..) => {
-                    SpawnFault::Account
-                }
-                ResolveError::Template { .. } => SpawnFault::Template,
-                ResolveError::Policy(_) => SpawnFault::Policy,
-                ResolveError::NoProgram(_) => SpawnFault::Step(SpawnStep::Exec),
-                ResolveError::Folder { .. } => SpawnFault::Files,
-            },
-            OrderError::Sockets(_) | OrderError::Folder(..) => SpawnFault::Files,
-            // Neither is the run's fault, and both are over with the next order.
-            OrderError::Link(_) | OrderError::Unwanted => SpawnFault::Step(SpawnStep::Fork),
-        }
-    }
-}
 
 impl Supervisor {
     /// Carries out actions in order; what fails at once comes back as a happening. Where runs are started, what
@@ -92,6 +52,9 @@ impl Supervisor {
         match action {
             Action::Spawn { instance, run } => return self.spawn(&instance, run),
             Action::Ask { instance, run, reason, within, signal } => {
+                if let Some(actions) = self.withdraw(run) {
+                    return actions;
+                }
                 fault::pass(Point::AgentBeforeAsk);
                 self.ask(&instance, run, reason, within, signal);
                 fault::pass(Point::AgentAfterAsk);
@@ -103,6 +66,9 @@ impl Supervisor {
                 self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Main });
             }
             Action::Kill { run } => {
+                if let Some(actions) = self.withdraw(run) {
+                    return actions;
+                }
                 fault::pass(Point::AgentBeforeKill);
                 self.send(&Request::Kill { run });
                 fault::pass(Point::AgentAfterKill);
@@ -145,96 +111,6 @@ impl Supervisor {
             Action::Measure(measure) => self.measure(measure),
         }
         Vec::new()
-    }
-
-    fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
-        match self.order(instance, run) {
-            Ok(()) => Vec::new(),
-            Err(error) => {
-                self.parts.metrics.spawn_failed(error.fault());
-                let now = self.now();
-                self.host.on_run(run, Happening::SpawnFailed(error.to_string()), now)
-            }
-        }
-    }
-
-    fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
-        let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
-        self.parts.book.use_run(run.0);
-        let ports = self.parts.book.assign(instance, &want.process.ports)?;
-        let account = self.parts.resolver.account(&want.process)?;
-        let sockets = self.open_sockets(instance, account.as_ref())?;
-        let note = self.note(instance).unwrap_or_default();
-        let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
-        let spawn = self.parts.resolver.spawn(order)?;
-        // Before the table of a new connection is complete, a run that it cannot hold would pass for lost,
-        // and be started twice.
-        if let Some(link) = self.link.as_mut().filter(|_| self.met) {
-            fault::pass(Point::AgentBeforeOrder);
-            link.send(&Request::Spawn(Box::new(spawn)))?;
-            link.flush()?;
-            fault::pass(Point::AgentAfterOrder);
-        }
-        Ok(())
-    }
-
-    /// Where an instance's sockets lie, or the folder that they have to themselves there.
-    fn socket_base(&self, instance: &InstanceId) -> PathBuf {
-        self.parts.runtime_dir.join("i").join(instance.to_string())
-    }
-
-    /// The folder of an instance's sockets; looked for once.
-    fn socket_folder(&mut self, instance: &InstanceId, identity: &Identity) -> Result<PathBuf, OrderError> {
-        if let Some(folder) = self.folders.get(instance) {
-            return Ok(folder.clone());
-        }
-        let base = self.socket_base(instance);
-        let folder = door(&base, identity).map_err(|e| OrderError::Folder(base, e))?;
-        self.folders.insert(instance.clone(), folder.clone());
-        Ok(folder)
-    }
-
-    /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
-    pub(super) fn open_sockets(
-        &mut self,
-        instance: &InstanceId,
-        account: Option<&Account>,
-    ) -> Result<PathBuf, OrderError> {
-        let identity = self.identity(account);
-        let folder = self.socket_folder(instance, &identity)?;
-        self.forget_listeners(instance);
-        if self.sockets.descriptors(instance).is_some() {
-            self.sockets.reset(instance);
-            self.sockets.identify(instance, identity);
-            return Ok(folder);
-        }
-        let descriptors = self.sockets.open(instance, &folder, identity)?;
-        hold(self.link.as_mut(), instance, descriptors)?;
-        fault::pass(Point::AgentAfterHold);
-        Ok(folder)
-    }
-
-    /// Who may speak on an instance's sockets until its process is known.
-    pub(super) fn identity(&self, account: Option<&Account>) -> Identity {
-        let (uid, gid) = match account {
-            Some(account) => (account.uid, account.gid),
-            None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
-        };
-        let known_by = match self.cgroups {
-            CgroupSupport::None => KnownBy::Account,
-            _ => KnownBy::CgroupToCome,
-        };
-        Identity { uid, gid, main_pid: 0, known_by }
-    }
-
-    /// What the next agent is to know of a run. Its ports are in it because the book may not be on disk yet; where
-    /// they are too many for a note they are in the book alone.
-    fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
-        let note = self.host.instance(instance)?.note()?;
-        let encode =
-            |ports: Ports| bincode::serde::encode_to_vec((&note, ports), bincode::config::standard());
-        let whole = encode(self.parts.book.ports(instance)).ok()?;
-        if whole.len() <= MAX_NOTE { Some(whole) } else { encode(Ports::new()).ok() }
     }
 
     /// The message where somebody listens, the signal where nobody does.
@@ -283,15 +159,14 @@ impl Supervisor {
             Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(run, &ports, port)? }),
             Probe::Exec { command } => {
                 let want = known.want.clone().ok_or("the instance is not wanted")?;
-                let identity = self.identity(None);
-                let sockets = self.socket_folder(instance, &identity).map_err(|e| e.to_string())?;
+                let sockets = self.socket_folder(instance).map_err(|e| e.to_string())?;
                 let note = Vec::new();
                 let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
-                let resolved = self
-                    .parts
-                    .resolver
-                    .command(&order, command, "command of the probe")
-                    .map_err(|error| error.to_string())?;
+                let words = |error: &dyn std::fmt::Display| error.to_string();
+                let errand = self.parts.resolver.errand(&order, command, PROBE).map_err(|e| words(&e))?;
+                let found = self.looked_up(&errand).ok_or("its program is being looked up")?;
+                let resolver = &self.parts.resolver;
+                let resolved = resolver.command(&order, command, PROBE, found).map_err(|e| words(&e))?;
                 Ok(ProbeTarget::Exec(ExecRequest {
                     command: resolved.args,
                     env: resolved.env,
@@ -321,7 +196,7 @@ impl Supervisor {
     }
 
     /// Nobody is connected any more who said hello or watched.
-    fn forget_listeners(&mut self, instance: &InstanceId) {
+    pub(super) fn forget_listeners(&mut self, instance: &InstanceId) {
         self.watchers.retain(|(id, _), _| id != instance);
         self.greeted.remove(instance);
     }
@@ -332,6 +207,7 @@ impl Supervisor {
         self.folders.remove(instance);
         self.forget_listeners(instance);
         self.parts.book.release(instance);
+        self.parts.resolver.forget(instance);
         self.evidence.forget(instance);
         // It holds the two socket files at most; one that stays is replaced by the next run's.
         let _ = std::fs::remove_dir_all(self.socket_base(instance));
@@ -343,6 +219,7 @@ impl Supervisor {
         let metrics = &self.parts.metrics;
         match measure {
             Measure::Restarted { cause, took } => metrics.restarted(cause.as_str(), took),
+            Measure::Strays => metrics.strays_killed(),
             Measure::HangKill(late) => metrics.hang_killed(late),
             Measure::LateBeat(late) => metrics.beat(late, Duration::ZERO),
         }
@@ -354,26 +231,5 @@ impl Supervisor {
         if let Err(error) = link.send(request) {
             self.lose_keeper(&error);
         }
-    }
-}
-
-impl Supervisor {
-    /// Gives the keeper the sockets of an instance again: a new keeper has none.
-    pub(super) fn hold_again(&mut self, instance: &InstanceId) -> Result<(), LinkError> {
-        match self.sockets.descriptors(instance) {
-            Some(descriptors) => hold(self.link.as_mut(), instance, descriptors),
-            None => Ok(()),
-        }
-    }
-}
-
-fn hold(
-    link: Option<&mut Link>,
-    instance: &InstanceId,
-    descriptors: [BorrowedFd<'_>; 2],
-) -> Result<(), LinkError> {
-    match link {
-        Some(link) => link.send_with(&Request::Hold { instance: instance.clone() }, &descriptors),
-        None => Ok(()),
     }
 }

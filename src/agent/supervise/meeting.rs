@@ -1,16 +1,16 @@
 //! The keeper, as the loop hears it: connecting, its table, what it tells of runs.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
 
 use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::replica::wall_ms;
-use crate::agent::reporter::Report;
 use crate::host::fleet::Found;
 use crate::host::instance::Note;
-use crate::host::{Happening, Moment, Ports};
+use crate::host::{Action, Happening, Moment, Ports};
 use crate::http::view::KeeperView;
 use crate::keeper::fault::{self, Point};
 use crate::keeper::process::boottime_ns;
@@ -109,6 +109,9 @@ impl Supervisor {
             Reply::Spawned { run, pid } => self.hear_spawned(run, pid),
             Reply::SpawnFailed { run, step, errno } => {
                 self.parts.metrics.spawn_failed(SpawnFault::Step(step));
+                if let Some(known) = self.host.instance_of(run) {
+                    self.parts.resolver.distrust(&known.id);
+                }
                 let why = self.explain(run, step, describe_failure(step, errno));
                 self.happens(run, Happening::SpawnFailed(why));
             }
@@ -152,10 +155,12 @@ impl Supervisor {
 
     /// The keeper's table is complete: from here on it and the core agree.
     fn meet(&mut self, strays: Vec<InstanceId>) {
-        for instance in strays {
+        for instance in &strays {
             tracing::warn!(%instance, "the keeper killed leftovers without a certain record");
         }
+        self.carry_out(self.host.strays(strays));
         let listing = std::mem::take(&mut self.listing);
+        self.unclaimed.extend(listing.held.iter().map(|(instance, _)| instance.clone()));
         self.adopt_sockets(listing.held, &listing.runs);
         let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
         self.listing.datagrams = listing.datagrams;
@@ -175,17 +180,32 @@ impl Supervisor {
         };
         self.listing.datagrams.retain(|(id, _, _)| alive(id));
         let pids: Vec<(InstanceId, i32)> = table.iter().map(|f| (f.instance.clone(), f.pid)).collect();
-        let actions = self.host.meet(table, &wants, self.now());
+        let actions = self.host.meet(table, &wants, &self.orders.unsent(), self.now());
         self.met = true;
         self.carry_out(actions);
+        self.send_orders();
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
             self.open_lost_sockets(&instance);
             self.identify(&instance, pid);
         }
         self.hear_datagrams();
-        self.report(Report::Inventory(self.host.inventory()));
+        self.limit_again();
+        self.report_inventory();
         self.grounds = None;
         self.desire();
+    }
+
+    /// A limit that was changed while no keeper or no agent was there is in force from now on.
+    fn limit_again(&mut self) {
+        if !matches!(self.cgroups, CgroupSupport::Full { .. }) {
+            return;
+        }
+        let living = self.host.instances().filter_map(|instance| {
+            let run = instance.run.as_ref().filter(|run| run.pid.is_some())?;
+            Some(Action::Limit { instance: instance.id.clone(), run: run.id })
+        });
+        let limits = living.collect();
+        self.carry_out(limits);
     }
 
     fn hear_datagrams(&mut self) {
@@ -234,10 +254,12 @@ impl Supervisor {
         }
     }
 
-    /// The account of an instance's run; `None`: the agent's own.
+    /// The account of an instance's run, by the files of its sockets: they are its own from its spawn on, and lie
+    /// on tmpfs, which always answers. `None`: the agent's own.
     fn account(&mut self, instance: &InstanceId) -> Option<Account> {
-        let process = self.host.instance(instance).and_then(|known| known.process.clone())?;
-        self.parts.resolver.account(&process).ok().flatten()
+        let folder = self.socket_folder(instance).ok()?;
+        let file = std::fs::metadata(folder.join("api.sock")).ok()?;
+        Some(Account { uid: file.uid(), gid: file.gid(), groups: Vec::new() })
     }
 
     fn found(&mut self, record: RunRecord) -> Found {
@@ -267,7 +289,6 @@ impl Supervisor {
 
     /// From now on only the run's own processes may speak on its sockets; what they have said already is heard.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
-        // Not from `wants`: a new agent meets its runs before it wants anything.
         let account = self.account(instance);
         let mut identity = self.identity(account.as_ref());
         identity.main_pid = pid;

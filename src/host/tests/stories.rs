@@ -91,7 +91,7 @@ fn silence_is_a_hang_by_every_sign_and_on_time() {
     let mut rig = Rig::ready(TCP);
     let started = rig.at;
     let actions = rig.wait(s(5));
-    assert_eq!(actions.last(), Some(&kill(1)), "{actions:?}");
+    assert_eq!(orders(actions.clone()).last(), Some(&kill(1)), "{actions:?}");
     assert_eq!(rig.at, started.after(s(5)));
 }
 
@@ -303,14 +303,14 @@ fn hello_while_stopping_is_answered_with_the_message_once() {
     let mut rig = Rig::started(NATIVE);
     assert_eq!(orders(rig.pause(true)), [ask(1, StopReason::Stop, s(10), Some(15))]);
     rig.wait(s(4));
-    assert_eq!(rig.on(Happening::Connected(true)), [ask(1, StopReason::Stop, s(6), None)]);
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Stop, s(6), None)]);
     assert_eq!(rig.on(Happening::Connected(true)), []);
     let mut rig = Rig::started(NATIVE);
     rig.on(Happening::Restart);
-    assert_eq!(rig.on(Happening::Connected(true)), [ask(1, StopReason::Restart, s(10), None)]);
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Restart, s(10), None)]);
     let mut rig = Rig::started(NATIVE);
     rig.remove();
-    assert_eq!(rig.on(Happening::Connected(true)), [ask(1, StopReason::Remove, s(10), None)]);
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Remove, s(10), None)]);
     let mut rig = Rig::started(NATIVE);
     rig.on(Happening::Stopping);
     assert_eq!(rig.on(Happening::Connected(true)), [], "it ends by its own wish");
@@ -522,7 +522,9 @@ fn a_launched_instance_is_done_when_it_ends_or_cannot_start() {
     assert_eq!(orders(rig.wait(s(1000))), []);
     let mut rig = Rig::ordered(lines);
     let actions = rig.on(Happening::SpawnFailed("no such file".to_owned()));
-    assert_eq!(told(&actions), [stopped(End::Unknown, true)], "else its launch would stay for ever");
+    let rest = rig.host.rests().remove(&zone()).expect("it rests");
+    assert_eq!(rest.failed, None);
+    assert_eq!(told(&actions), [EventKind::Rests(rest)], "else its launch would stay for ever");
 }
 
 #[test]
