@@ -1,7 +1,7 @@
 //! A file server that does not answer: a FUSE file system with one program on it.
 //!
 //! Speaks the kernel's protocol of include/uapi/linux/fuse.h, version 7.31, as far as looking up, opening and
-//! reading one file needs it. Its answers to reads are held back until
+//! reading one file needs it. Its answers to reads (or to look-ups) are held back until
 //! [`FileServer::answer`]; a server that is dropped has died: what waits fails with ECONNABORTED, what comes
 //! later with ENOTCONN. The test itself must never touch the mounted folder.
 
@@ -40,6 +40,8 @@ pub enum Silent {
     Reads,
     /// Reads. The kernel waits for them where no signal reaches, as NFS mounted `hard` does.
     ReadsDeaf,
+    /// Look-ups: already `stat` does not come back.
+    Names,
 }
 
 struct Desk {
@@ -151,7 +153,8 @@ impl Server {
             let Ok(len) = (&*self.device).read(&mut packet) else { continue };
             let Some((opcode, answer)) = self.answer(&packet[..len]) else { continue };
             let mut desk = self.desk.lock().unwrap();
-            match desk.silent && opcode == READ {
+            let held = if self.silent == Silent::Names { LOOKUP } else { READ };
+            match desk.silent && opcode == held {
                 true => desk.held.push(answer),
                 false => drop((&*self.device).write(&answer)),
             }

@@ -159,3 +159,21 @@ fn others_live_on(host: &Host) {
     host.ready("near.0");
     host.ready("near.1");
 }
+
+/// Not the exec but what comes before it: a name that is looked up (by `host.policy`) hangs.
+#[test]
+fn a_name_that_cannot_be_looked_up_holds_up_nobody() {
+    let (mut host, server) = host_of(Cgroups::Own, Silent::Names);
+    let config = std::fs::read_to_string(host.config()).unwrap();
+    let policy = format!("[host]\npolicy = {{ programs = [\"/bin\", \"/usr/bin\", {:?}] }}\n", host.root);
+    std::fs::write(host.config(), config.replacen("[host]\n", &policy, 1)).unwrap();
+    host.start();
+    until("the look-up waits for the server", || expect(server.owes() > 0, server.owes()));
+    let before = host.ready("near.0");
+    signal(before.pid.unwrap(), libc::SIGKILL);
+    until("near.0 is started again", || {
+        let view = host.view("near.0")?;
+        expect(view.state == "ready" && view.run != before.run, &view)
+    });
+    comes_to_life(&host, &server);
+}
