@@ -108,8 +108,11 @@ impl Peer {
         State::clone(&self.node().states().borrow())
     }
 
+    /// A busy machine may hold an election now and then: what finds no primary is asked again.
     pub fn propose(&self, command: Command) -> Response {
-        self.run(self.node().propose(command)).unwrap()
+        until("a change", || {
+            self.run(self.node().propose(command.clone())).map_err(|error| error.to_string())
+        })
     }
 }
 
