@@ -21,7 +21,29 @@ fn a_killed_primary_is_replaced_and_catches_up_when_it_is_back() {
     assert_ne!(standing.primary, Some(settings.host.clone()));
     peers.push(Peer::start(&settings));
     let state = agreed(&peers);
-    assert_eq!(state.launches.len(), 1);
+    assert_eq!(notes(&state), ["after the kill".to_owned()].into());
+}
+
+#[test]
+fn a_primary_that_stands_still_is_left_and_finds_itself_replaced() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    let place = primary(&peers);
+    let old = peers.remove(place);
+    let stall = Duration::from_secs(10);
+    let since = Instant::now();
+    old.stall(stall);
+    peers[0].propose(launch("meanwhile"));
+    println!("a change {} ms after the primary stood still", since.elapsed().as_millis());
+    assert!(since.elapsed() < stall, "the change waited for the primary to go on");
+    // It goes on and takes itself for the primary no more.
+    until("the old primary follows", || {
+        let standing = old.standing();
+        let other = standing.quorum && standing.primary.is_some_and(|primary| primary != *old.name());
+        if other && !old.state().launches.is_empty() { Ok(()) } else { Err(old.standing()) }
+    });
+    peers.push(old);
+    agreed(&peers);
 }
 
 #[test]
@@ -105,6 +127,6 @@ fn without_a_quorum_there_is_no_primary_and_the_state_can_still_be_read() {
     let mut peers: Vec<Peer> = others.iter().map(Peer::start).collect();
     peers.push(last);
     peers[0].propose(launch("together again"));
-    assert_eq!(agreed(&peers).launches.len(), 1);
+    assert_eq!(notes(&agreed(&peers)), ["together again".to_owned()].into());
     peers[1].run(peers[1].node().catch_up()).unwrap();
 }

@@ -35,16 +35,16 @@ fn a_peer_that_lost_its_disk_comes_back_under_a_new_number_by_a_snapshot() {
     primary(&peers);
     peers[0].propose(spec());
     for number in 0..100 {
-        peers[number % 3].propose(launch("x"));
+        peers[number % 3].propose(launch(&format!("x{number}")));
     }
     let settings = peers.remove(1).kill();
     std::fs::remove_dir_all(settings.data_dir.join("raft")).unwrap();
     for number in 0..100 {
-        peers[number % 2].propose(launch("y"));
+        peers[number % 2].propose(launch(&format!("y{number}")));
     }
     peers.push(Peer::start(&settings));
     wait_for(&peers, &[entry("alpha", 1, true), entry("beta", 0, true), entry("gamma", 3, true)], "beta");
-    assert_eq!(agreed(&peers).launches.len(), 200);
+    assert_eq!(notes(&agreed(&peers)).len(), 200);
     assert!(peers[2].node().id() > Some(3));
     let files = std::fs::read_dir(folder.path().join("beta/raft")).unwrap();
     assert!(files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("snapshot-")));
@@ -63,10 +63,10 @@ fn a_lagging_peer_gets_a_snapshot() {
     peers[0].propose(spec());
     let settings = peers.remove(2).kill();
     for number in 0..200 {
-        peers[number % 2].propose(launch("y"));
+        peers[number % 2].propose(launch(&format!("y{number}")));
     }
     peers.push(Peer::start(&settings));
-    assert_eq!(agreed(&peers).launches.len(), 200);
+    assert_eq!(notes(&agreed(&peers)).len(), 200);
     assert_eq!(peers[2].node().id(), Some(3));
 }
 
