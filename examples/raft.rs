@@ -147,7 +147,13 @@ fn hand_overs(peers: &[Peer]) -> Result<(), Fault> {
 }
 
 /// Hosts report batches of events, each one after another, all to one peer.
-async fn report(node: Arc<Node>, host: HostName, until: Instant, done: Arc<AtomicU64>) -> Result<(), String> {
+async fn report(
+    node: Arc<Node>,
+    process: String,
+    host: HostName,
+    until: Instant,
+    done: Arc<AtomicU64>,
+) -> Result<(), String> {
     let words = |error: &dyn Error| error.to_string();
     let join = Command::JoinHost { host: host.clone(), facts: HostFacts::default() };
     let Response::Incarnation(incarnation) = node.propose(join).await.map_err(|e| words(&e))? else {
@@ -157,7 +163,8 @@ async fn report(node: Arc<Node>, host: HostName, until: Instant, done: Arc<Atomi
     while Instant::now() < until {
         let event = |offset: u64| {
             let number = (seq + offset) / 2;
-            let instance = format!("zone.{}", number % INSTANCES).parse().map_err(|_| "a name".to_owned())?;
+            let instance =
+                format!("{process}.{}", number % INSTANCES).parse().map_err(|_| "a name".to_owned())?;
             let kind = match (seq + offset) % 2 {
                 0 => EventKind::Started { hash: Default::default(), ports: BTreeMap::new() },
                 _ => EventKind::Ready,
@@ -183,7 +190,7 @@ fn events(peers: &[Peer]) -> Result<(), Fault> {
         let mut tasks = Vec::new();
         for number in 0..HOSTS {
             let host = format!("host{number}").parse()?;
-            let work = report(peer.node.clone(), host, started + LOAD, done.clone());
+            let work = report(peer.node.clone(), format!("zone{number}"), host, started + LOAD, done.clone());
             tasks.push(peer.runtime.spawn(work));
         }
         for task in tasks {
@@ -192,7 +199,11 @@ fn events(peers: &[Peer]) -> Result<(), Fault> {
         let rate = done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64();
         println!("events through {who}: {rate:.0}/s, {HOSTS} hosts in batches of {BATCH}");
         let standing = peer.node.standing().borrow().clone();
-        println!("    log index {}, term {}", standing.index, standing.term);
+        let entries = peer.node.states().borrow().directory.len();
+        println!(
+            "    {entries} entries in the directory, log index {}, term {}",
+            standing.index, standing.term
+        );
     }
     let started = Instant::now();
     let single = 500;

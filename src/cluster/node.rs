@@ -212,6 +212,11 @@ impl Node {
         self.shared.ours.borrow().id
     }
 
+    /// Which life of the host this is, for the handshakes from now on; `JoinHost` tells it.
+    pub fn set_incarnation(&self, incarnation: u64) {
+        self.shared.ours.send_modify(|ours| ours.incarnation = incarnation);
+    }
+
     /// The peers as this one knows them; only the primary knows who answers.
     pub fn peers(&self) -> Vec<Member> {
         self.shared.raft().map(|raft| self.shared.members(&raft)).unwrap_or_default()

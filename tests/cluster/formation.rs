@@ -22,7 +22,7 @@ fn peers_form_a_cluster_in_any_order_and_take_changes_anywhere() {
         // Whoever asked has it in its own copy.
         assert!(peer.state().launches.values().any(|l| l.args["note"] == peer.name().as_str()));
     }
-    assert_eq!(agreed(&peers).launches.len(), 3);
+    assert_eq!(notes(&agreed(&peers)).len(), 3);
     let mut ids: Vec<_> = peers.iter().map(|peer| (peer.name().to_string(), peer.node().id())).collect();
     ids.sort();
     assert_eq!(ids, [("alpha", 1), ("beta", 2), ("gamma", 3)].map(|(h, id)| (h.to_owned(), Some(id))));

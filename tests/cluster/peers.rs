@@ -1,6 +1,6 @@
 //! Peers in one process, each with a runtime of its own, so that one can be killed as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::TcpListener;
 use std::path::Path;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// What one wait may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn name(text: &str) -> HostName {
     text.parse().unwrap()
@@ -84,6 +84,12 @@ impl Peer {
         self.settings.clone()
     }
 
+    /// As SIGSTOP does, for so long: its sockets stay open and nothing moves.
+    pub fn stall(&self, time: Duration) {
+        // The only thread of its runtime.
+        self.runtime.as_ref().unwrap().spawn(async move { std::thread::sleep(time) });
+    }
+
     fn end(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -108,8 +114,11 @@ impl Peer {
         State::clone(&self.node().states().borrow())
     }
 
+    /// A busy machine may hold an election now and then: what finds no primary is asked again.
     pub fn propose(&self, command: Command) -> Response {
-        self.run(self.node().propose(command)).unwrap()
+        until("a change", || {
+            self.run(self.node().propose(command.clone())).map_err(|error| error.to_string())
+        })
     }
 }
 
@@ -176,6 +185,11 @@ pub fn spec() -> Command {
 pub fn launch(note: &str) -> Command {
     let args = [("note".to_owned(), note.to_owned())].into();
     Command::Launch { process: "dungeon".parse().unwrap(), args, key: None }
+}
+
+/// The notes of what was launched: a set, since on a busy machine a launch may be asked for twice.
+pub fn notes(state: &State) -> BTreeSet<String> {
+    state.launches.values().map(|launch| launch.args["note"].clone()).collect()
 }
 
 /// All peers have the same state.

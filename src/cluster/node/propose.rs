@@ -217,9 +217,21 @@ impl Shared {
                 Ok(Err(_)) | Err(_) => Attempt::Again,
             };
         }
-        match self.ask(&primary, Kind::Propose, body.to_vec(), ttl).await {
+        let answer = tokio::select! {
+            answer = self.ask(&primary, Kind::Propose, body.to_vec(), ttl) => answer,
+            // One that stands still would be waited for although there is another one.
+            () = self.succeeded(&primary) => None,
+        };
+        match answer {
             Some(Forwarded::Applied(outcome, index)) => Attempt::Answered((outcome, index)),
             Some(Forwarded::NotPrimary) | None => Attempt::Again,
+        }
+    }
+
+    /// Until this peer knows of another primary.
+    async fn succeeded(&self, old: &Target) {
+        while self.primary().is_none_or(|primary| primary == *old) {
+            tokio::time::sleep(AGAIN).await;
         }
     }
 
@@ -241,6 +253,8 @@ impl Shared {
         patience: Duration,
     ) -> Result<Option<u64>, PeersError> {
         let deadline = Instant::now() + patience;
+        // An attempt without an answer may have been carried out.
+        let mut unknown = false;
         while Instant::now() < deadline {
             let rest = deadline.saturating_duration_since(Instant::now());
             let answer = match (self.raft(), self.primary_or_file()) {
@@ -255,9 +269,14 @@ impl Shared {
             };
             match answer {
                 Some(PeersAnswer::Done(number)) => return Ok(number),
+                Some(PeersAnswer::Refused(refused)) if unknown && refused.says_done(change) => {
+                    return Ok(None);
+                }
+                Some(PeersAnswer::Refused(PeersRefused::Unsettled)) | None => unknown = true,
                 Some(PeersAnswer::Refused(refused)) => return Err(refused.into()),
-                Some(PeersAnswer::NotPrimary) | None => tokio::time::sleep(10 * AGAIN).await,
+                Some(PeersAnswer::NotPrimary) => {}
             }
+            tokio::time::sleep(10 * AGAIN).await;
         }
         Err(PeersError::NoPrimary(patience))
     }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::identity::{Decision, Founding, Identity, Probed, decide};
 use super::service::JoinAnswer;
-use super::{OpenError, Outlets, Shared, ours_of};
+use super::{OpenError, Outlets, Shared};
 use crate::cluster::raft::config;
 use crate::cluster::raft::log_store::LogStore;
 use crate::cluster::raft::log_store::disk::{Disk, Key, Op, stopped};
@@ -172,7 +172,7 @@ impl Settler {
         let identity = Identity::Peer { id, history, founding };
         write(&self.shared.disk, &identity).await.map_err(OpenError::Identity)?;
         self.say(&format!("this host is peer {id} of the cluster"));
-        self.shared.ours.send_replace(ours_of(&self.shared.settings, &identity));
+        self.shared.ours.send_modify(|ours| (ours.id, ours.history) = (Some(id), Some(history)));
         self.shared.identity.send_replace(identity);
         // Lines that were dialled without a number are not asked any more.
         self.shared.exchange.keep(|_| false);

@@ -90,6 +90,20 @@ pub enum PeersRefused {
     /// Raft could not do it now.
     #[error("the peers cannot be changed now: {0}")]
     NotNow(String),
+    /// The primary was replaced or lost its quorum on the way: whoever asked asks again.
+    #[error("the primary changed meanwhile: try again")]
+    Unsettled,
+}
+
+impl PeersRefused {
+    /// True when it says that the change was carried out before.
+    pub fn says_done(&self, change: &PeersChange) -> bool {
+        matches!(
+            (self, change),
+            (PeersRefused::Votes(_), PeersChange::Promote { .. })
+                | (PeersRefused::NoPeer(_), PeersChange::Remove { .. })
+        )
+    }
 }
 
 /// What a peer is to Raft.
@@ -258,7 +272,10 @@ async fn apply(raft: &Raft, change: ChangeMembers<PeerId, Peer>) -> Result<(), P
 }
 
 fn not_now(error: RaftError<C, ClientWriteError<C>>) -> PeersRefused {
-    PeersRefused::NotNow(error.to_string())
+    match error.forward_to_leader() {
+        Some(_) => PeersRefused::Unsettled,
+        None => PeersRefused::NotNow(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -277,6 +294,16 @@ mod tests {
             founders(&peers).len()
         };
         assert_eq!((1..=9).map(of).collect::<Vec<_>>(), [1, 1, 3, 3, 5, 5, 7, 7, 7]);
+    }
+
+    #[test]
+    fn a_change_that_is_asked_for_again_is_known_to_be_done() {
+        let host: HostName = "beta".parse().unwrap();
+        let (promote, remove) =
+            (PeersChange::Promote { host: host.clone() }, PeersChange::Remove { host: host.clone() });
+        assert!(PeersRefused::Votes(host.clone()).says_done(&promote));
+        assert!(PeersRefused::NoPeer(host.clone()).says_done(&remove));
+        assert!(!PeersRefused::NoPeer(host).says_done(&promote));
     }
 
     #[test]

@@ -31,18 +31,6 @@ pub enum DecodeError {
     Trailing(usize),
 }
 
-impl From<EncodeError> for std::io::Error {
-    fn from(error: EncodeError) -> Self {
-        std::io::Error::other(error)
-    }
-}
-
-impl From<DecodeError> for std::io::Error {
-    fn from(error: DecodeError) -> Self {
-        std::io::Error::other(error)
-    }
-}
-
 /// The bytes of a message, at most [`MAX_BODY`].
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
     let bytes = encode_unbounded(value)?;

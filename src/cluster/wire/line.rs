@@ -5,7 +5,7 @@
 //! which nothing is heard although something is due is given up, because TCP alone would wait for minutes.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -50,7 +50,7 @@ struct Call {
     kind: Kind,
     body: Vec<u8>,
     ttl: Duration,
-    reply: oneshot::Sender<Result<Vec<u8>, CallError>>,
+    reply: Reply,
 }
 
 /// The asking end. Cheap to clone; the connection ends with the last clone.
@@ -89,8 +89,10 @@ struct Operator {
     connected: mpsc::Sender<Target>,
 }
 
+type Reply = oneshot::Sender<Result<Vec<u8>, CallError>>;
 /// Sent, and when; without an answer yet.
-type Pending = Mutex<BTreeMap<u64, (Instant, oneshot::Sender<Result<Vec<u8>, CallError>>)>>;
+type Waiting = BTreeMap<u64, (Instant, Reply)>;
+type Pending = Mutex<Waiting>;
 
 impl Operator {
     async fn run(mut self) {
@@ -141,10 +143,8 @@ impl Operator {
     }
 }
 
-fn locked(
-    pending: &Pending,
-) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Instant, oneshot::Sender<Result<Vec<u8>, CallError>>)>> {
-    pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn locked(pending: &Pending) -> MutexGuard<'_, Waiting> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn send(

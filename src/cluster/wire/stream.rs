@@ -6,10 +6,24 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
+use super::codec::{DecodeError, EncodeError};
 use super::frame::{Decoder, Frame, FrameError, MAX_BODY, MAX_GREETING};
 
 /// How much is read at once.
 const CHUNK: usize = 64 * 1024;
+
+// For openraft, which knows the storage's failures as those of input and output.
+impl From<EncodeError> for io::Error {
+    fn from(error: EncodeError) -> Self {
+        io::Error::other(error)
+    }
+}
+
+impl From<DecodeError> for io::Error {
+    fn from(error: DecodeError) -> Self {
+        io::Error::other(error)
+    }
+}
 
 /// A socket, in plain or under TLS.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
