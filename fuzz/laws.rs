@@ -5,6 +5,8 @@ use bigbrother::config::{self, Context};
 use bigbrother::keeper::protocol::{self, Reply, Request};
 use bigbrother::process_api::notify;
 use bigbrother::process_api::rpc::{Decoder, Outgoing};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// The name of a target and of its corpus, and what must hold.
 pub type Law = (&'static str, fn(&[u8]));
@@ -29,12 +31,18 @@ pub fn config(data: &[u8]) {
 
 /// Any packet between agent and keeper is read or refused, and what was read is written as it was.
 pub fn keeper(data: &[u8]) {
-    if let Ok(request) = protocol::decode::<Request>(data) {
-        assert_eq!(protocol::encode(&request).ok().as_deref(), Some(data));
+    written_as_read::<Request>(data);
+    written_as_read::<Reply>(data);
+}
+
+fn written_as_read<M: Serialize + DeserializeOwned>(data: &[u8]) {
+    let Ok(messages) = protocol::decode::<M>(data) else { return };
+    let mut packet = vec![protocol::VERSION];
+    for message in &messages {
+        let alone = protocol::encode(message).expect("what was read can be written");
+        packet.extend_from_slice(&alone[1..]);
     }
-    if let Ok(reply) = protocol::decode::<Reply>(data) {
-        assert_eq!(protocol::encode(&reply).ok().as_deref(), Some(data));
-    }
+    assert_eq!(packet, data);
 }
 
 /// Any datagram on a notify socket is read or refused; what it says holds no control characters.

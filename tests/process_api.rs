@@ -425,6 +425,7 @@ fn the_client_is_light() {
         "serde_core",
         "serde_derive",
         "serde_json",
+        "smol_str",
         "syn",
         "thiserror",
         "thiserror-impl",

@@ -41,6 +41,7 @@ mod effects;
 mod hearing;
 mod meeting;
 mod orders;
+mod reporting;
 mod watchers;
 
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
@@ -360,40 +361,6 @@ impl Supervisor {
 
     fn now(&self) -> Now {
         Now { at: moment(), wall_ms: wall_ms(), chance: fastrand::u32(..) }
-    }
-
-    fn report(&mut self, report: Report) {
-        if self.parts.reports.try_send(report).is_err() {
-            self.reports_lost = true;
-        }
-    }
-
-    /// How many players there are where; told when it has changed.
-    fn tell_planner(&self) {
-        let told = self.host.instances().filter_map(|instance| {
-            let players = instance.status.get("players")?.as_u64()?;
-            Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
-        });
-        let liveness = Liveness { players: told.collect() };
-        self.parts.liveness.send_if_modified(|held| {
-            let changed = **held != liveness;
-            if changed {
-                *held = Arc::new(liveness);
-            }
-            changed
-        });
-    }
-
-    /// An inventory makes good what the full queue did not take.
-    fn repeat_lost_reports(&mut self) {
-        if self.reports_lost && self.parts.reports.capacity() > 0 {
-            self.reports_lost = false;
-            self.report_inventory();
-        }
-    }
-
-    fn report_inventory(&mut self) {
-        self.report(Report::Inventory { runs: self.host.inventory(), rests: self.host.rests() });
     }
 }
 
