@@ -202,3 +202,28 @@ impl<RT: AsyncRuntime, S: Shelf> RaftSnapshotBuilder<Types<RT>> for Builder<S> {
         Ok(Snapshot { meta: self.meta.clone(), snapshot })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::raft::log_store::Disk;
+    use crate::state::{Command, Envelope, Target};
+
+    #[test]
+    fn a_change_with_a_key_is_applied_once_and_one_without_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = DiskShelf::new(folder.path(), Arc::new(Disk::open(folder.path()).unwrap()));
+        let (states, _) = watch::channel(Arc::default());
+        let (applies, _) = watch::channel(Applied::default());
+        let mut machine = Machine::new(shelf, states, applies);
+        let envelope = || Arc::new(Envelope { stamp_ms: 5, command: Command::Pause { target: Target::All } });
+        let once = |number| Change::Once { key: (7, number), envelope: envelope() };
+        let first = machine.apply_change(&once(1));
+        assert_eq!(machine.apply_change(&once(1)), first);
+        assert_eq!(machine.content.state.index, 1);
+        machine.apply_change(&once(2));
+        machine.apply_change(&Change::State(envelope()));
+        machine.apply_change(&Change::State(envelope()));
+        assert_eq!(machine.content.state.index, 4);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Owns nothing but the way to one peer. Votes and heartbeats use the urgent line, entries the bulk line, a
 //! snapshot a connection of its own. openraft's deadline (`soft_ttl`) is for a heartbeat and is kept; entries
-//! must reach a disk before they are answered and get [`ENTRIES`] times as much. A peer that cannot be
+//! must reach a disk before they are answered and get `ENTRIES` times as much. A peer that cannot be
 //! reached is `Unreachable`, so that openraft leaves it alone for a while; `node` ends that wait when a
 //! connection comes to be again. `node::service` is the other end.
 

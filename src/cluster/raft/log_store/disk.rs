@@ -1,7 +1,7 @@
 //! The log's file (redb): the entries and, beside them, vote, marks, the snapshot's description and this peer's
 //! identity, so that they change together.
 //!
-//! Owns `raft.redb` and refuses one that is damaged. Reads at once; writes are queued for the [`writer`]'s
+//! Owns `raft.redb` and refuses one that is damaged. Reads at once; writes are queued for the writer's
 //! thread. Never reads a message.
 
 use std::io;
