@@ -290,7 +290,7 @@ fn hello_while_stopping_is_answered_with_the_message_once() {
     assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Remove, s(10), None)]);
     let mut rig = Rig::started(NATIVE);
     rig.on(Happening::Stopping);
-    assert_eq!(rig.on(Happening::Connected(true)), [], "it ends by its own wish");
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [], "it ends by its own wish");
 }
 
 #[test]
