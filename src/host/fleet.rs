@@ -225,11 +225,15 @@ impl Host {
             return;
         }
         let id = found.instance.clone();
+        let held_nothing = held.is_none();
         let instance = self.instances.entry(id.clone()).or_insert_with(|| Instance::new(id.clone()));
         instance.process = want.map(|want| want.process.clone());
         // What follows its end, now or before the next `desire`, depends on what is wanted.
         instance.want = want.cloned();
         instance.unheeded = true;
+        if held_nothing && let Some(note) = &found.note {
+            instance.failures = note.failures.clone();
+        }
         let run = adopted(&found, now);
         self.runs.insert(found.run, id.clone());
         let leaving = found.note.as_ref().map_or(Leaving::No, |note| note.leaving);

@@ -177,6 +177,8 @@ pub struct Note {
     pub stop: Stop,
     /// It speaks on the process socket.
     pub native: bool,
+    /// Those before it that still count.
+    pub failures: Failures,
     /// How far its end is. Written after what was asked of it, over the same connection: a keeper that has the
     /// note has heard the rest, too.
     pub leaving: Leaving,
@@ -259,6 +261,7 @@ impl Instance {
                 .map(|own| u64::try_from(own.as_millis()).unwrap_or(u64::MAX)),
             stop: self.process.as_ref().map_or_else(|| run.stop.clone(), |process| process.stop.clone()),
             native: run.native || run.expected,
+            failures: self.failures.noted(),
             leaving: Leaving::of(&self.phase),
         })
     }

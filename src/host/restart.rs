@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Cause, Moment, Now};
 use crate::keeper::protocol::End;
 use crate::spec::{Restart, RestartPolicy};
@@ -13,8 +15,11 @@ use crate::spec::{Restart, RestartPolicy};
 /// reason to spin.
 const SPAWN_PAUSE: Duration = Duration::from_secs(1);
 
+/// Moments of failures in a note, which has 256 bytes for all.
+const MOST_NOTED: usize = 12;
+
 /// The failures of an instance that still count.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failures {
     /// Since the last healthy run.
     consecutive: u32,
@@ -50,6 +55,12 @@ impl Failures {
     /// Forgets everything: an operator wants a new start.
     pub fn clear(&mut self) {
         *self = Failures::default();
+    }
+
+    /// As much of it as a note has room for: the newest.
+    pub fn noted(&self) -> Failures {
+        let older = self.recent.len().saturating_sub(MOST_NOTED);
+        Failures { consecutive: self.consecutive, recent: self.recent.iter().skip(older).copied().collect() }
     }
 
     /// How many in a row.

@@ -17,6 +17,7 @@ fn found(rig: &Rig, run: u64, stage: Stage) -> Found {
         own_timeout_ms: None,
         stop,
         native: false,
+        failures: Default::default(),
         leaving: Leaving::No,
     };
     Found {
@@ -359,6 +360,36 @@ fn what_rests_goes_on_resting_with_a_new_agent_until_it_is_asked_to_start() {
         rig.want.rest = None;
         assert_eq!(orders(rig.heed()), [spawn(run + 1)], "{word}");
     }
+}
+
+#[test]
+fn a_new_agent_counts_on_where_the_one_before_was() {
+    let mut rig = Rig::ready("restart = { give_up = { failures = 1, within = \"1h\" } }");
+    rig.gone(CRASHED);
+    rig.spawned();
+    let table = vec![rig.listed(gone(CRASHED))];
+    rig.host = Host::new(2);
+    assert_eq!(orders(rig.meet(table)), [], "it was failed, whether or not anybody had held that");
+    assert_eq!(rig.phase(), Phase::Failed);
+}
+
+#[test]
+fn the_longest_note_fits_the_ledger() {
+    let rig = Rig::ready(NATIVE);
+    let mut note = rig.instance().note().unwrap();
+    let late = Moment(u64::MAX);
+    let leaving = Leaving::Draining { until: late, cause: Some(Cause::Unknown), confirm: Some(late) };
+    note = Note { own_timeout_ms: Some(u64::MAX), leaving, ..note };
+    note.hash.0 = u64::MAX;
+    let policy = process("restart = { backoff = false, give_up = { failures = 100, within = \"1h\" } }");
+    let ending = crate::host::restart::Ending { cause: Cause::Exit, end: CRASHED, healthy_for: s(0) };
+    let mut failures = crate::host::restart::Failures::default();
+    for _ in 0..100 {
+        failures.judge(&policy.restart, ending, Now { at: late, ..rig.now() });
+    }
+    note.failures = failures.noted();
+    let bytes = bincode::serde::encode_to_vec(&note, bincode::config::standard()).unwrap();
+    assert!((150..=crate::keeper::protocol::MAX_NOTE).contains(&bytes.len()), "{} bytes", bytes.len());
 }
 
 #[test]
