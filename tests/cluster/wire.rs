@@ -117,7 +117,8 @@ async fn a_host_that_is_back_is_told_of() {
     while ask(&wire, Kind::Vote, b"4", 200).await.is_err() {
         assert!(Instant::now() < deadline, "a host that is back does not answer");
     }
-    assert_eq!(wire.connected.recv().await, Some(wire.target.clone()));
+    let told = tokio::time::timeout(Duration::from_secs(10), wire.connected.recv()).await;
+    assert_eq!(told.expect("nobody was told"), Some(wire.target.clone()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
