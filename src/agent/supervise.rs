@@ -229,7 +229,13 @@ impl Supervisor {
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
                 Wake::Keeper(Err(error)) => self.lose_keeper(&error),
                 Wake::Probed(result) => self.hear_answer(result),
-                Wake::LookedUp(answer) => self.hear_look_up(answer),
+                Wake::LookedUp(answer) => {
+                    self.hear_look_up(answer);
+                    for _ in 0..KEEPER_BATCH {
+                        let Ok(answer) = self.found.try_recv() else { break };
+                        self.hear_look_up(answer);
+                    }
+                }
                 Wake::State => self.desire(),
                 Wake::Settings => self.take_settings(),
                 Wake::Settled(run) => self.carry_out(vec![Action::Acknowledge { run }]),

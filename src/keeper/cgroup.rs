@@ -80,7 +80,10 @@ impl Cgroups {
             _ => {}
         }
         let mut cgroup = Cgroup::open(path)?;
-        cgroup.spent = made.is_err();
+        match made {
+            Ok(()) => cgroup.limits = Some(Vec::new()),
+            Err(_) => cgroup.spent = true,
+        }
         Ok(Some(cgroup))
     }
 
@@ -136,6 +139,7 @@ impl Cgroup {
             self.remove()?;
             fs::create_dir(&self.path)?;
             *self = Cgroup::open(self.path.clone())?;
+            self.limits = Some(Vec::new());
         }
         Ok(())
     }

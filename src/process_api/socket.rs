@@ -199,10 +199,10 @@ impl Sockets {
 
     /// Forgets all that an earlier run said or left open, so that nothing of it counts for the next one.
     pub fn reset(&mut self, instance: &InstanceId) {
-        // A run that has said nothing leaves nothing, and its successor waits: one look at both sockets.
-        if self.endpoint(instance).is_some_and(|endpoint| endpoint.is_called()) {
-            drop(self.drain(instance));
+        if let Some(endpoint) = self.endpoint(instance) {
+            endpoint.connections = Default::default();
         }
+        drop(self.drain(instance));
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.connections = Default::default();
         }
@@ -255,6 +255,9 @@ impl Sockets {
     pub fn drain(&mut self, instance: &InstanceId) -> Vec<SocketEvent> {
         let mut events = Vec::new();
         let Some(&slot) = self.slots.get(instance) else { return events };
+        if self.endpoint(instance).is_some_and(|endpoint| endpoint.is_quiet()) {
+            return events;
+        }
         let (endpoints, mut round) = self.begin(&mut events);
         if let Some(Some(endpoint)) = endpoints.get_mut(slot) {
             for _ in 0..DRAIN_ROUNDS {

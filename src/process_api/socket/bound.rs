@@ -89,10 +89,11 @@ pub fn door(base: &Path, identity: &Identity) -> std::io::Result<PathBuf> {
     if identity.known_by == KnownBy::Account {
         return Ok(base.to_owned());
     }
-    if let Some(parent) = base.parent() {
-        DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+    let mut made = DirBuilder::new().mode(0o711).create(base);
+    if made.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        made = DirBuilder::new().recursive(true).mode(0o711).create(base);
     }
-    match DirBuilder::new().mode(0o711).create(base) {
+    match made {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             std::fs::set_permissions(base, Permissions::from_mode(0o711))?;
             for entry in std::fs::read_dir(base)? {
@@ -121,13 +122,16 @@ fn secret() -> std::io::Result<String> {
 
 /// The listener `api.sock` and the notify socket `notify.sock` in a folder.
 pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, OwnedFd), OpenError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(folder)
-        .map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
-    let held = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(|errno| OpenError::Folder { path: folder.to_owned(), source: errno.into() })?;
+    let failed = |source| OpenError::Folder { path: folder.to_owned(), source };
+    let open_folder = || open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let held = match open_folder() {
+        Err(Errno::ENOENT) => {
+            DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+            open_folder()
+        }
+        opened => opened,
+    };
+    let held = held.map_err(|errno| failed(errno.into()))?;
     let listener = one(folder, &held, "api.sock", SockType::Stream, identity)?;
     let notify = one(folder, &held, "notify.sock", SockType::Datagram, identity)?;
     Ok((listener, notify))

@@ -80,12 +80,12 @@ impl Endpoint {
         }
     }
 
-    /// A connection or a datagram waits.
-    pub(super) fn is_called(&self) -> bool {
+    /// Nobody is connected, and neither a connection nor a datagram waits.
+    pub(super) fn is_quiet(&self) -> bool {
         let waits = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut sockets = [waits(self.listener.as_fd()), waits(self.notify.as_fd())];
         // When it cannot be known, something may wait.
-        poll(&mut sockets, PollTimeout::ZERO).map_or(true, |called| called > 0)
+        self.connections.iter().all(Option::is_none) && poll(&mut sockets, PollTimeout::ZERO) == Ok(0)
     }
 
     fn event(&self, conn: Option<ConnId>, pid: i32, said: Said) -> SocketEvent {
