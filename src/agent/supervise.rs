@@ -104,8 +104,8 @@ pub struct Parts {
     pub launched: mpsc::Receiver<LaunchDone>,
     /// The other runtime, where probes run.
     pub main_runtime: tokio::runtime::Handle,
-    /// The first keeper's powers, for joining.
-    pub met: Option<oneshot::Sender<CgroupSupport>>,
+    /// The powers of the keeper that was met last, for joining and for what this host says of itself.
+    pub met: watch::Sender<Option<CgroupSupport>>,
     /// Opens when the state holds a plan for this host: nothing is started or stopped before.
     pub gate: oneshot::Receiver<()>,
     /// True: end.
