@@ -9,7 +9,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::{Counter, Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder};
+use prometheus::{
+    Counter, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry, TextEncoder,
+};
 
 use crate::agent::handle::HostSnapshot;
 use crate::spec::Probe;
@@ -20,7 +22,7 @@ mod scrape;
 mod usage;
 
 use family::{closed, counter, gauge, histogram, histogram_opts, int_gauge_vec, opts, registered};
-pub use fault::{SocketFault, SpawnFault};
+pub use fault::{SavedFile, SocketFault, SpawnFault};
 use scrape::ReadAtScrape;
 use usage::Usage;
 
@@ -51,6 +53,7 @@ pub struct Metrics {
     stall_seconds: Counter,
     unenforced_limits: IntCounterVec,
     keeper_connections_lost: IntCounter,
+    unsaved: IntGaugeVec,
     requests: Requests,
     read: ReadAtScrape,
     // One scrape at a time: it resets and fills the vectors of `read`.
@@ -134,6 +137,7 @@ impl Metrics {
                 "keeper_connections_lost_total",
                 "Times the connection to the keeper broke.",
             ),
+            unsaved: unsaved(&r),
             requests: Requests::new(&r),
             read: ReadAtScrape::new(&r),
             usage: Mutex::new(Usage::new()),
@@ -211,6 +215,11 @@ impl Metrics {
         self.keeper_connections_lost.inc();
     }
 
+    /// A change is not on disk (and is tried again), or is by now.
+    pub fn unsaved(&self, file: SavedFile, unsaved: bool) {
+        self.unsaved.with_label_values(&[file.label()]).set(i64::from(unsaved));
+    }
+
     /// The API answered; `route` is one of its patterns (`/v1/instances/{id}`), never a path.
     pub fn request_served(&self, route: &str, status: u16, took: Duration) {
         let class = match status / 100 {
@@ -235,6 +244,15 @@ impl Metrics {
         // The encoder fails only on metrics without a name or a value, and the registry has none.
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
+}
+
+fn unsaved(r: &Registry) -> IntGaugeVec {
+    let help = "1: what the agent must not forget is not on disk, and would be lost with the agent.";
+    let unsaved = int_gauge_vec(r, "unsaved", help, &["file"]);
+    for file in SavedFile::ALL {
+        unsaved.with_label_values(&[file.label()]).set(0);
+    }
+    unsaved
 }
 
 impl Runs {

@@ -10,6 +10,8 @@ mod host;
 
 #[path = "bad_input/file_server.rs"]
 mod file_server;
+#[path = "bad_input/full_disk.rs"]
+mod full_disk;
 #[path = "bad_input/lookups.rs"]
 mod lookups;
 #[path = "bad_input/neighbours.rs"]

@@ -18,6 +18,8 @@ mod fault_points;
 mod frozen;
 #[path = "death/ledger.rs"]
 mod ledger;
+#[path = "death/leftovers.rs"]
+mod leftovers;
 #[path = "death/rests.rs"]
 mod rests;
 #[path = "death/rounds.rs"]

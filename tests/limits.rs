@@ -92,6 +92,19 @@ fn limits_are_written_changed_and_taken_back() {
 }
 
 #[test]
+fn what_a_keeper_before_has_set_is_taken_back() {
+    let tree = Tree::make("cpu memory pids");
+    assert_eq!(tree.open().limit(&limits("memory = \"2GiB\", cpu = 1.5, pids = 256")), []);
+    // Another keeper: it knows of no limit.
+    let mut zone = tree.open();
+    assert_eq!(zone.limit(&limits("pids = 64")), []);
+    // A plain file keeps the rest of what it held.
+    assert!(tree.read("memory.max").starts_with("max"), "{}", tree.read("memory.max"));
+    assert!(tree.read("cpu.max").starts_with("max"), "{}", tree.read("cpu.max"));
+    assert!(tree.read("pids.max").starts_with("64"), "{}", tree.read("pids.max"));
+}
+
+#[test]
 fn a_limit_without_its_controller_is_told_and_tried_again() {
     let tree = Tree::make("memory pids");
     fs::remove_file(tree.zone().join("cpu.max")).expect("the file");

@@ -6,12 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::disk::Saving;
 use crate::host::Ports;
 use crate::keeper::fault::{self, Point};
+use crate::metrics::{Metrics, SavedFile};
 use crate::spec::{InstanceId, PortRequest, Protocol};
 
 /// Run numbers are reserved in blocks, so that the file is not written for each run. A keeper's table is the
@@ -84,14 +87,14 @@ impl Book {
         page.runs += RUN_BLOCK;
         let bytes = encode(&page);
         // A full disk must not keep the games from a new agent: run numbers then come from the keeper's table.
-        if let Err(error) = super::disk::replace(&path, &bytes) {
-            tracing::error!(%error, file = %path.display(), "run numbers and assigned ports are not saved");
-        }
+        let saved = super::disk::replace(&path, &bytes);
+        let mut saving = Saving::new(path, SavedFile::Book);
+        saving.note(saved);
         let (out, changes) = watch::channel(bytes);
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
         Ok((
             Book { page, last_run, range, taken, fixed: BTreeSet::new(), next: range.0, out },
-            Writer { path, changes },
+            Writer { saving, changes },
         ))
     }
 
@@ -207,20 +210,24 @@ fn encode(page: &Page) -> Vec<u8> {
 
 /// Writes the book's changes; the newest one wins.
 pub struct Writer {
-    path: PathBuf,
+    saving: Saving,
     changes: watch::Receiver<Vec<u8>>,
 }
 
 impl Writer {
     /// Writes until the book is closed and its last change is on disk.
-    pub async fn run(mut self) {
-        while self.changes.changed().await.is_ok() {
-            fault::pass(Point::AgentBeforeBook);
-            let (path, bytes) = (self.path.clone(), self.changes.borrow_and_update().clone());
-            let written = tokio::task::spawn_blocking(move || super::disk::replace(&path, &bytes)).await;
-            if let Ok(Err(error)) = written {
-                tracing::error!(%error, file = %self.path.display(), "assigned ports are not saved");
+    pub async fn run(mut self, metrics: Arc<Metrics>) {
+        self.saving = self.saving.measured(metrics);
+        loop {
+            tokio::select! {
+                changed = self.changes.changed() => if changed.is_err() {
+                    return;
+                },
+                () = self.saving.retry() => {}
             }
+            fault::pass(Point::AgentBeforeBook);
+            let bytes = self.changes.borrow_and_update().clone();
+            self.saving.save(move || Ok(bytes)).await;
             fault::pass(Point::AgentAfterBook);
         }
     }
@@ -242,7 +249,7 @@ mod tests {
     async fn ports_stay_with_their_instance_over_restarts_and_run_numbers_never_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let (mut book, writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
-        let task = tokio::spawn(writer.run());
+        let task = tokio::spawn(writer.run(Arc::new(Metrics::new())));
         let first = book.assign(&id("zone.0"), &udp()).unwrap();
         let second = book.assign(&id("zone.1"), &udp()).unwrap();
         assert_ne!(first, second);

@@ -206,21 +206,29 @@ pub enum KeeperSource {
     },
 }
 
-/// Starts a keeper that outlives this agent. Its messages go to `keeper.log` in the data folder.
+/// Starts a keeper that outlives this agent. Its messages go to `keeper.log` in the data folder, or where
+/// the agent's go.
 pub fn start_keeper(
     program: &Path,
     runtime_dir: &Path,
     data_dir: &Path,
     cgroup: Option<&str>,
 ) -> io::Result<Child> {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(data_dir.join("keeper.log"))?;
+    let log = data_dir.join("keeper.log");
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(&log);
+    let outputs = opened.and_then(|file| Ok([Stdio::from(file.try_clone()?), Stdio::from(file)]));
+    // Neither a full nor a read-only disk may keep the games from their keeper.
+    let [stdout, stderr] = outputs.unwrap_or_else(|error| {
+        tracing::warn!(%error, file = %log.display(), "cannot open the keeper's log; it writes where this agent does");
+        [Stdio::inherit(), Stdio::inherit()]
+    });
     let mut command = Command::new(program);
     command.arg("keeper").arg("--runtime-dir").arg(runtime_dir).arg("--exit-when-idle");
     if let Some(cgroup) = cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
     // A group of its own: Ctrl-C at the agent's terminal is not meant for it.
-    command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.process_group(0).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     for own in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", fault::VARIABLE] {
         command.env_remove(own);
     }

@@ -41,15 +41,25 @@ impl Reloader {
         Ok(())
     }
 
-    /// Reloads whenever it is asked to.
-    pub async fn run(mut self, cgroups: CgroupSupport, mut hung_up: mpsc::Receiver<()>) {
+    /// Reloads whenever it is asked to, and tells of a keeper that can do more or less than the one before.
+    pub async fn run(
+        mut self,
+        mut cgroups: watch::Receiver<Option<CgroupSupport>>,
+        mut hung_up: mpsc::Receiver<()>,
+    ) {
         loop {
             let reply = tokio::select! {
                 Some(reply) = self.requests.recv() => Some(reply),
                 Some(()) = hung_up.recv() => None,
+                Ok(()) = cgroups.changed() => {
+                    let met = cgroups.borrow_and_update().clone();
+                    self.tell(met).await;
+                    continue;
+                }
                 else => return,
             };
-            let result = self.reload(&cgroups).await;
+            let met = cgroups.borrow_and_update().clone();
+            let result = self.reload(met).await;
             match &result {
                 Ok(done) => tracing::info!("{done}"),
                 Err(why) => tracing::error!("the file was not reloaded:\n{why}"),
@@ -60,16 +70,21 @@ impl Reloader {
         }
     }
 
-    async fn reload(&self, cgroups: &CgroupSupport) -> Result<String, String> {
+    async fn tell(&self, cgroups: Option<CgroupSupport>) {
+        let facts = facts(&self.settings.borrow(), &cgroups.unwrap_or(CgroupSupport::None));
+        // A reporter that is gone ends with the agent.
+        let _ = self.reports.send(Report::Facts(facts)).await;
+    }
+
+    async fn reload(&self, cgroups: Option<CgroupSupport>) -> Result<String, String> {
         let (path, host) = (self.path.clone(), self.host.clone());
         let read = tokio::task::spawn_blocking(move || spec_file::read(&path, host.as_deref(), false));
         let config = read.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         let before = self.settings.borrow().clone();
         let (now, fixed) = reconcile(&before, &config.host);
         if *before != now {
-            let facts = facts(&now, cgroups);
             self.settings.send_replace(Arc::new(now));
-            let _ = self.reports.send(Report::Facts(facts)).await;
+            self.tell(cgroups).await;
         }
         let outcome = spec_file::apply(&self.handle, &config).await.map_err(|e| e.to_string())?;
         let mut told = self.show(outcome);
@@ -127,4 +142,41 @@ fn reconcile(before: &HostSettings, file: &HostSettings) -> (HostSettings, Vec<&
         ..file.clone()
     };
     (now, fixed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_new_keeper_can_do_is_told_without_a_reload() {
+        let context = crate::config::Context { hostname: "alpha".to_owned(), host_override: None };
+        let host = crate::config::parse("", "cluster.toml", &context).unwrap().host;
+        let ((reports, mut told), (_asks, requests)) = (mpsc::channel(8), mpsc::channel(1));
+        let (handle_requests, _asked) = mpsc::channel(1);
+        let (proposals, _proposed) = mpsc::channel(1);
+        let handle = Handle {
+            host: host.name.clone(),
+            cluster: String::new(),
+            started_at: String::new(),
+            logs: PathBuf::new(),
+            requests: handle_requests,
+            proposals,
+            state: watch::channel(Default::default()).1,
+            events: tokio::sync::broadcast::channel(1).0,
+        };
+        let settings = watch::channel(Arc::new(host)).0;
+        let drift = watch::channel(None).0;
+        let reloader =
+            Reloader { path: PathBuf::new(), host: None, handle, settings, drift, reports, requests };
+        let (met, seen) = watch::channel(Some(CgroupSupport::KillOnly));
+        let (_hang_up, hung_up) = mpsc::channel(1);
+        let task = tokio::spawn(reloader.run(seen, hung_up));
+        met.send_replace(Some(CgroupSupport::Full { controllers: vec!["memory".to_owned()] }));
+        let wait = std::time::Duration::from_secs(10);
+        let report = tokio::time::timeout(wait, told.recv()).await.expect("a report within 10 s");
+        let Some(Report::Facts(facts)) = report else { panic!("another report") };
+        assert_eq!(facts.enforces, ["memory"]);
+        task.abort();
+    }
 }

@@ -13,7 +13,9 @@ use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::disk::Saving;
 use super::handle::Proposal;
+use crate::metrics::{Metrics, SavedFile};
 use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
 
 /// The first bytes of the file.
@@ -55,7 +57,7 @@ pub enum OpenError {
 /// The owner of the state.
 pub struct Replica {
     state: Arc<State>,
-    file: PathBuf,
+    saving: Saving,
     proposals: mpsc::Receiver<Proposal>,
     out: watch::Sender<Arc<State>>,
 }
@@ -76,13 +78,25 @@ impl Replica {
         state.hosts.values_mut().for_each(|host| host.up = false);
         let state = Arc::new(state);
         let (out, states) = watch::channel(state.clone());
-        Ok((Replica { state, file, proposals, out }, states))
+        let saving = Saving::new(file, SavedFile::State);
+        Ok((Replica { state, saving, proposals, out }, states))
     }
 
     /// Applies proposals until the last proposer is gone.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, metrics: Arc<Metrics>) {
+        self.saving = self.saving.measured(metrics);
         let mut batch = Vec::new();
-        while self.proposals.recv_many(&mut batch, BATCH).await > 0 {
+        loop {
+            tokio::select! {
+                biased;
+                taken = self.proposals.recv_many(&mut batch, BATCH) => if taken == 0 {
+                    return;
+                },
+                () = self.saving.retry() => {
+                    self.save().await;
+                    continue;
+                }
+            }
             let mut durable = false;
             let mut answers = Vec::new();
             for Proposal { command, reply } in batch.drain(..) {
@@ -99,12 +113,9 @@ impl Replica {
     }
 
     /// A host alone goes on when its disk does not: the change holds until the next restart, and says so.
-    async fn save(&self) {
-        let (state, file) = (self.state.clone(), self.file.clone());
-        let saved = tokio::task::spawn_blocking(move || write(&file, &state)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::error!(%error, file = %self.file.display(), "the state is not saved and will be lost at the next restart");
-        }
+    async fn save(&mut self) {
+        let state = self.state.clone();
+        self.saving.save(move || encode(&state)).await;
     }
 }
 
@@ -158,18 +169,22 @@ fn read(path: &Path) -> Result<State, OpenError> {
     }
 }
 
-fn write(path: &Path, state: &State) -> std::io::Result<()> {
+fn encode(state: &State) -> std::io::Result<Vec<u8>> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(FORMAT.to_le_bytes());
     bincode::serde::encode_into_std_write(state, &mut bytes, bincode::config::standard())
         .map_err(std::io::Error::other)?;
-    super::disk::replace(path, &bytes)
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::state::Target;
+
+    fn write(path: &Path, state: &State) {
+        super::super::disk::replace(path, &encode(state).unwrap()).unwrap();
+    }
 
     async fn propose(to: &mpsc::Sender<Proposal>, command: Command) -> Result<Response, Rejected> {
         let (reply, answer) = oneshot::channel();
@@ -182,7 +197,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (send, proposals) = mpsc::channel(8);
         let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
-        let task = tokio::spawn(replica.run());
+        let task = tokio::spawn(replica.run(Arc::new(Metrics::new())));
         propose(&send, Command::Pause { target: Target::All }).await.unwrap();
         task.abort();
         let (_, proposals) = mpsc::channel(8);
@@ -230,7 +245,7 @@ mod tests {
             ready: Some(2),
         };
         state.directory.insert("zone.0".parse().unwrap(), entry);
-        write(&dir.path().join("state.bin"), &state).unwrap();
+        write(&dir.path().join("state.bin"), &state);
         let (_, proposals) = mpsc::channel(8);
         let (_, states) = Replica::open(dir.path(), proposals).unwrap();
         assert!(states.borrow().directory.is_empty());
@@ -246,7 +261,7 @@ mod tests {
         for (own, clone) in [("first", "second"), ("second", "first")] {
             let (send, proposals) = mpsc::channel(8);
             let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
-            let task = tokio::spawn(replica.run());
+            let task = tokio::spawn(replica.run(Arc::new(Metrics::new())));
             propose(&send, join(own)).await.unwrap();
             let refused = propose(&send, join(clone)).await;
             assert!(matches!(refused, Err(Rejected::CloneOf(_))), "{refused:?}");
@@ -258,7 +273,7 @@ mod tests {
     fn a_damaged_or_foreign_file_is_refused_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.bin");
-        write(&path, &State::default()).unwrap();
+        write(&path, &State::default());
         let good = std::fs::read(&path).unwrap();
         for bytes in [&b"hello"[..], &good[..good.len() - 1], &[&good[..], b"x"].concat()] {
             std::fs::write(&path, bytes).unwrap();

@@ -136,17 +136,19 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
-    let (met, keeper_met) = oneshot::channel();
+    let (met, mut keeper_met) = watch::channel(None);
     let (starting, waits) = watch::channel(Some(waits_for_keeper(&config.host)));
-    let api = crate::http::serve(handle.clone(), metrics, listeners, waits, ending.clone());
+    let api = crate::http::serve(handle.clone(), metrics.clone(), listeners, waits, ending.clone());
     let mut api = tokio::spawn(api);
-    let supervision = start_supervision(Parts { met: Some(met), gate, shutdown: ending.clone(), ..parts })?;
-    let replica = tokio::spawn(replica.run());
-    let writer = tokio::spawn(writer.run());
+    let supervision = start_supervision(Parts { met, gate, shutdown: ending.clone(), ..parts })?;
+    let replica = tokio::spawn(replica.run(metrics.clone()));
+    let writer = tokio::spawn(writer.run(metrics.clone()));
 
     let mut signals = Signals::new()?;
     let cgroups = tokio::select! {
-        met = keeper_met => met.map_err(|_| AgentError::Supervision)?,
+        met = keeper_met.wait_for(Option::is_some) => {
+            met.map_err(|_| AgentError::Supervision)?.clone().unwrap_or(CgroupSupport::None)
+        }
         () = signals.end() => {
             let _ = shutdown.send(true);
             let _ = tokio::time::timeout(LAST_ANSWERS, &mut api).await;
@@ -165,7 +167,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     tokio::spawn(planner::run(handle.clone(), liveness, unplaced));
     tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
     let (hang_up, hung_up) = mpsc::channel(1);
-    tokio::spawn(reload.run(cgroups, hung_up));
+    tokio::spawn(reload.run(keeper_met, hung_up));
     starting.send_replace(None);
     Systemd::from_environment().tell("READY=1");
     tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
@@ -256,7 +258,8 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         liveness,
     };
     // The last three are replaced by the caller.
-    let ((_, gate), (_, shutdown)) = (oneshot::channel(), watch::channel(false));
+    let ((met, _), (_, gate), (_, shutdown)) =
+        (watch::channel(None), oneshot::channel(), watch::channel(false));
     let parts = Parts {
         name: host.name.clone(),
         runtime_dir: host.runtime_dir.clone(),
@@ -278,7 +281,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         launches,
         launched: done,
         main_runtime: tokio::runtime::Handle::current(),
-        met: None,
+        met,
         gate,
         shutdown,
     };

@@ -28,7 +28,7 @@ use super::reporter::Report;
 use super::resolve::Resolver;
 use crate::host::{Action, Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
-use crate::keeper::protocol::{CgroupSupport, RunId};
+use crate::keeper::protocol::{AGENT_SILENCE_MS, CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
 use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
@@ -51,7 +51,7 @@ pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
 const TURN: Duration = Duration::from_secs(1);
 /// A turn that comes this much too late was a stall.
 const STALL: Duration = Duration::from_millis(250);
-/// How soon after a stall the keeper has handed over what it took meanwhile.
+/// How soon after a long stall the keeper has handed over what it took meanwhile.
 const HANDED_OVER: Duration = Duration::from_millis(250);
 /// Messages of the keeper taken in one turn.
 const KEEPER_BATCH: usize = 64;
@@ -104,8 +104,8 @@ pub struct Parts {
     pub launched: mpsc::Receiver<LaunchDone>,
     /// The other runtime, where probes run.
     pub main_runtime: tokio::runtime::Handle,
-    /// The first keeper's powers, for joining.
-    pub met: Option<oneshot::Sender<CgroupSupport>>,
+    /// The powers of the keeper that was met last, for joining and for what this host says of itself.
+    pub met: watch::Sender<Option<CgroupSupport>>,
     /// Opens when the state holds a plan for this host: nothing is started or stopped before.
     pub gate: oneshot::Receiver<()>,
     /// True: end.
@@ -303,9 +303,13 @@ impl Supervisor {
         }
         tracing::warn!(?late, "the agent stood still; heartbeat deadlines move by as much");
         self.parts.metrics.stalled(late);
-        // The keeper may have taken beats meanwhile, which it hands over once it hears of this agent again.
-        let actions = self.host.stalled(late + HANDED_OVER, self.now());
+        // A keeper that missed this agent has taken the beats meanwhile, and hands them over once it hears of it.
+        let missed = now.since(self.pinged) >= Duration::from_millis(AGENT_SILENCE_MS);
+        let by = if missed { late + HANDED_OVER } else { late };
+        let actions = self.host.stalled(by, self.now());
         self.carry_out(actions);
+        // Who has ended meanwhile is not to be judged as one that does not end.
+        self.hear_keeper();
     }
 
     fn pass_time(&mut self) {

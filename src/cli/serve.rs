@@ -73,6 +73,8 @@ fn log() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // A log on a full disk must not end the program: telling of it on stderr would fail, too, and panic.
+        .log_internal_errors(false)
         .init();
 }
 

@@ -130,7 +130,7 @@ impl Host {
         self.schedule.first().map(|(at, _)| *at)
     }
 
-    /// The agent stood still for this long: nobody is blamed for it.
+    /// The agent stood still for this long: no silence counts that it could not have heard.
     pub fn stalled(&mut self, by: Duration, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let all: Vec<InstanceId> = self.instances.keys().cloned().collect();

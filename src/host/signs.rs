@@ -146,15 +146,13 @@ impl Instance {
         }
     }
 
+    /// Only what waits for a sign of the process is put off: how long it may take to end is its own time, and an
+    /// agent that is starved for long must not put off a kill for as long.
     pub(super) fn stalled(&mut self, by: Duration) {
-        let moved = |moment: &mut Moment| *moment = moment.after(by);
         match &mut self.phase {
-            Phase::Starting { until } => moved(until),
-            Phase::Draining { until, confirm, .. } => {
-                moved(until);
-                confirm.iter_mut().for_each(moved);
+            Phase::Starting { until } | Phase::Draining { confirm: Some(until), .. } => {
+                *until = until.after(by)
             }
-            Phase::Stopping { until, .. } => until.iter_mut().for_each(moved),
             _ => {}
         }
         self.with_run(|run| run.watch.stalled(by));

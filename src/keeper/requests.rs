@@ -167,7 +167,9 @@ impl Keeper {
             self.poll.remove(socket);
         }
         instance.fifos.remove(&mut self.copier);
-        if let Some(Err(error)) = instance.cgroup.map(|cgroup| cgroup.remove()) {
+        // It had no run with this keeper: the one before has made the cgroup.
+        let cgroup = instance.cgroup.map_or_else(|| self.cgroups.open(id), |cgroup| Ok(Some(cgroup)));
+        if let Err(error) = cgroup.and_then(|cgroup| cgroup.map_or(Ok(()), |cgroup| cgroup.remove())) {
             tracing::warn!(%error, instance = %id, "cannot remove the cgroup");
         }
     }

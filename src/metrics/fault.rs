@@ -1,4 +1,4 @@
-//! What can go wrong on process sockets and in spawning, as closed labels.
+//! What can go wrong on process sockets, in spawning and in saving, as closed labels.
 
 use crate::keeper::protocol::SpawnStep;
 
@@ -34,6 +34,26 @@ pub enum SpawnFault {
     Policy,
     /// The instance's sockets or folders could not be made.
     Files,
+}
+
+/// A file in data_dir that holds what must outlive the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SavedFile {
+    /// Run numbers and assigned ports.
+    Book,
+    /// The replicated state of a host alone.
+    State,
+}
+
+impl SavedFile {
+    pub(super) const ALL: [SavedFile; 2] = [SavedFile::Book, SavedFile::State];
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            SavedFile::Book => "host.json",
+            SavedFile::State => "state.bin",
+        }
+    }
 }
 
 impl SocketFault {

@@ -116,7 +116,11 @@ fn a_damaged_ledger_doubles_nobody() {
         for name in ALL {
             assert_ne!(after[name].pid, before[name].pid, "{cgroups:?}: {name}");
             assert_eq!(host.witnessed(name).len(), 2, "{cgroups:?}: {name}");
+            let told: Vec<_> = host.events(name).into_iter().filter(|event| event.kind == "strays").collect();
+            assert_eq!(told.len(), 1, "{cgroups:?}: {name}: {:?}", host.events(name));
+            assert_eq!((told[0].cause.as_deref(), told[0].run), (Some("stray"), None));
         }
+        assert_eq!(host.metric("bigbrother_restarts_total", "cause=\"stray\"").unwrap(), 2.0);
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
 use bigbrother::keeper::protocol::SpawnStep;
-use bigbrother::metrics::{SocketFault, SpawnFault};
+use bigbrother::metrics::{SavedFile, SocketFault, SpawnFault};
 use bigbrother::spec::Probe;
 
 use super::pretended::{instance, snapshot};
@@ -55,6 +55,7 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.stalled(second);
     m.limits_unenforced(&["memory.max".into(), "io.max".into()]);
     m.keeper_lost();
+    m.unsaved(SavedFile::State, true);
     server.get("/v1/status").await;
     server.get("/nowhere").await;
 
@@ -91,6 +92,8 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
         "bigbrother_agent_stall_seconds_total 1\n",
         "bigbrother_unenforced_limits_total{limit=\"memory\"} 1\n",
         "bigbrother_unenforced_limits_total{limit=\"other\"} 1\n",
+        "bigbrother_unsaved{file=\"state.bin\"} 1\n",
+        "bigbrother_unsaved{file=\"host.json\"} 0\n",
         "bigbrother_instances{state=\"ready\"} 2\n",
         "bigbrother_instances{state=\"failed\"} 0\n",
         "bigbrother_supervision_loop_up 1\n",

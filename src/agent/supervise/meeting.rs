@@ -165,10 +165,9 @@ impl Supervisor {
         let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
         self.listing.datagrams = listing.datagrams;
         self.met_table(table);
-        if let Some(met) = self.parts.met.take() {
-            // The agent's start waits for this and for the inventory; if it has given up, it is ending.
-            let _ = met.send(self.cgroups.clone());
-        }
+        // The agent's start waits for this and for the inventory.
+        let powers = Some(self.cgroups.clone());
+        self.parts.met.send_if_modified(|met| std::mem::replace(met, powers.clone()) != powers);
     }
 
     fn met_table(&mut self, table: Vec<Found>) {

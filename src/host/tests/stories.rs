@@ -253,7 +253,7 @@ fn a_changed_heartbeat_is_watched_in_the_living_run() {
 }
 
 #[test]
-fn a_stall_of_the_agent_moves_every_deadline() {
+fn a_stall_of_the_agent_puts_off_what_waits_for_a_sign_of_the_process() {
     let mut rig = Rig::ready(NATIVE);
     rig.on(Happening::Beat);
     rig.wait(s(4));
@@ -274,11 +274,42 @@ fn a_stall_of_the_agent_moves_every_deadline() {
     assert_eq!(orders(rig.wait(ms(9_999))), [], "what was granted is moved, too");
     assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
 
-    let mut rig = Rig::ready(PLAIN);
-    rig.on(Happening::Restart);
+    // It may have said that it drains.
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Connected(true));
+    rig.update("heartbeat = { mode = \"none\" }\nstop = { timeout = \"10s\" }\ndrain = { timeout = \"1h\" }\nbuild = \"2\"");
     rig.stall(s(30));
     assert_eq!(orders(rig.wait(ms(9_999))), []);
-    assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
+    assert_eq!(orders(rig.wait(ms(1))), [ask(1, StopReason::Update, s(10), Some(15))]);
+}
+
+#[test]
+fn an_agent_that_stalls_again_and_again_puts_off_no_end() {
+    // Each: how it comes to end, and what follows at a deadline that is 10 s off.
+    let stop = |rig: &mut Rig| drop(rig.on(Happening::Restart));
+    let says_so = |rig: &mut Rig| drop(rig.on(Happening::Stopping));
+    let abort = |rig: &mut Rig| drop(rig.on(Happening::Trigger));
+    let drain = |rig: &mut Rig| drop(rig.on(Happening::Draining));
+    let lines = "ready = { mode = \"native\" }
+heartbeat = { mode = \"native\", timeout = \"5s\", on_hang = \"abort\", abort_timeout = \"10s\" }
+stop = { timeout = \"10s\" }
+drain = { timeout = \"10s\" }";
+    let ends: [(&str, &dyn Fn(&mut Rig), Action); 4] = [
+        ("stop", &stop, kill(1)),
+        ("its own wish", &says_so, kill(1)),
+        ("abort", &abort, kill(1)),
+        ("drain", &drain, ask(1, StopReason::DrainTimeout, s(10), Some(15))),
+    ];
+    for (name, end, follows) in ends {
+        let mut rig = Rig::ready(lines);
+        end(&mut rig);
+        for _ in 0..19 {
+            rig.stall(ms(500));
+            assert_eq!(orders(rig.wait(ms(0))), [], "{name}");
+        }
+        rig.stall(ms(500));
+        assert_eq!(orders(rig.wait(ms(0))), [follows], "{name}");
+    }
 }
 
 // ---- stopping
