@@ -1,8 +1,9 @@
 //! As many descriptors as a full host wants, for agent and keeper.
 //!
-//! Owns nothing but the process's limit. Room in the table is made at once: Linux enlarges the table as it fills, and when several threads share it each enlargement
-//! waits until no processor can still be reading the old one: 10 ms and more, in the middle of a start of
-//! hundreds of instances. Called by agent and keeper at their start, before they have threads.
+//! Owns nothing but the process's limit. Room in the table is made at once: Linux enlarges the table as it
+//! fills, and when several threads share it each enlargement waits until no processor can still be reading the
+//! old one (synchronize_rcu in fs/file.c): 10 ms and more, in the middle of a start of hundreds of instances.
+//! Called by agent and keeper at their start, before they have threads.
 
 use std::fs::File;
 use std::io;
