@@ -169,13 +169,18 @@ impl Surroundings {
         // SAFETY: numbers only.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         descriptors::make_room()?;
+        let low_tables = makes_low_tables();
+        if !low_tables {
+            // A child closes nothing then, and whoever started us may have left us something.
+            descriptors::keep_from_programs()?;
+        }
         Ok(Surroundings {
             null,
             keeper_pid: std::process::id() as i32,
             nice,
             files,
             into_cgroup: true,
-            low_tables: makes_low_tables(),
+            low_tables,
             stacks: Stacks::default(),
         })
     }
