@@ -1,10 +1,11 @@
 //! As many descriptors as a full host wants, for agent and keeper.
 //!
-//! Owns nothing but the process's limit. Room in the table is made at once: Linux enlarges the table as it fills, and when several threads share it each enlargement
-//! waits until no processor can still be reading the old one: 10 ms and more, in the middle of a start of
-//! hundreds of instances. Called by agent and keeper at their start, before they have threads.
+//! Owns nothing but the process's limit. Room in the table is made at once: Linux enlarges the table as it
+//! fills, and when several threads share it each enlargement waits until no processor can still be reading the
+//! old one (synchronize_rcu in fs/file.c): 10 ms and more, in the middle of a start of hundreds of instances.
+//! Called by agent and keeper at their start, before they have threads.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -31,8 +32,38 @@ pub fn make_room() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes everything that is open now but 0, 1 and 2 close-on-exec.
+pub fn keep_from_programs() -> io::Result<()> {
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if number > 2 {
+            // SAFETY: numbers only, and nobody else's memory hangs on the flag.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_was_inherited_is_kept_from_programs() {
+        use std::os::fd::AsRawFd;
+        let file = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: our own descriptor.
+        let flags = |set: Option<i32>| unsafe {
+            match set {
+                Some(flags) => libc::fcntl(file.as_raw_fd(), libc::F_SETFD, flags),
+                None => libc::fcntl(file.as_raw_fd(), libc::F_GETFD),
+            }
+        };
+        flags(Some(0));
+        super::keep_from_programs().unwrap();
+        assert_eq!(flags(None), libc::FD_CLOEXEC);
+    }
+
     #[test]
     fn there_is_room_and_nothing_stays_open() {
         let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();

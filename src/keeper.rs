@@ -74,7 +74,7 @@ const SWEEP_NS: u64 = 2_000_000;
 const STUCK_NS: u64 = 5_000_000_000;
 /// As many children that have just been forked are a crowd.
 const CROWD: usize = 32;
-/// A child older than this is slow, and no part of a crowd.
+/// A child that is on its way for longer is slow, and holds up no requests.
 const CROWD_NS: u64 = 200_000_000;
 /// How long after the last start or end of a run the memory of both is given back.
 const CALM_NS: u64 = 2_000_000_000;
@@ -276,12 +276,11 @@ impl Keeper {
         self.attend(process::boottime_ns());
     }
 
-    /// Watches for room when the agent does not read, and for its requests unless many children are on their
-    /// way to their programs: these run sooner when no more join them.
+    /// Watches for room when the agent does not read, and for its requests.
     fn attend(&mut self, now: u64) {
         let mut interest = EpollFlags::empty();
         interest.set(EpollFlags::EPOLLOUT, self.link.waits());
-        interest.set(EpollFlags::EPOLLIN, self.uncrowded_ns(now).is_none());
+        interest.set(EpollFlags::EPOLLIN, self.listens(now));
         if let Some(agent) = self.link.agent()
             && interest != self.interest
         {
@@ -290,15 +289,11 @@ impl Keeper {
         }
     }
 
-    /// When requests are read again: children that take longer than [`CROWD_NS`] hold up nobody.
-    fn uncrowded_ns(&self, now: u64) -> Option<u64> {
-        if self.pending.len() < CROWD {
-            return None;
-        }
-        let mut young: Vec<u64> =
-            self.pending.values().map(|p| p.forked_ns + CROWD_NS).filter(|until| *until > now).collect();
-        young.sort_unstable();
-        let over = young.len().checked_sub(CROWD)?;
-        young.get(over).copied()
+    /// Requests are read now. Not while a crowd of children is on its way: these run sooner when no more join
+    /// them. Nor while an upgrade waits for a child, unless that is a slow one, which must hold up nobody.
+    fn listens(&self, now: u64) -> bool {
+        let young = self.pending.values().filter(|child| now < child.forked_ns + CROWD_NS).count();
+        let only_slow = young == 0 && !self.pending.is_empty();
+        young < CROWD && (self.upgrade.is_none() || only_slow)
     }
 }

@@ -5,6 +5,8 @@
 #[path = "keeper/host.rs"]
 mod host;
 
+#[path = "keeper/birth.rs"]
+mod birth;
 #[path = "keeper/death.rs"]
 mod death;
 #[path = "keeper/disk.rs"]

@@ -37,7 +37,7 @@ pub enum LinkError {
     #[error("a message for the keeper cannot be encoded")]
     Encode(#[from] EncodeError),
     /// The keeper does not read.
-    #[error("the keeper does not read: {MAX_WAITING} messages wait")]
+    #[error("the keeper does not read: {MAX_WAITING} packets wait")]
     Stuck,
 }
 

@@ -57,6 +57,8 @@ const HANDED_OVER: Duration = Duration::from_millis(250);
 const KEEPER_BATCH: usize = 64;
 /// How long what only tells of a start may wait for the next turn.
 const LATER: Duration = Duration::from_millis(2);
+/// How long starts may put off the rest of the turns: deadlines, sockets, the watchdog.
+const PUT_OFF: Duration = Duration::from_millis(20);
 /// How often a keeper that is not there is looked for.
 const RECONNECT: Duration = Duration::from_millis(20);
 /// The same for a keeper that this agent has started.
@@ -219,13 +221,18 @@ impl Supervisor {
     /// Supervises until the end. The games stay.
     pub async fn run(mut self) {
         let mut more = false;
+        let mut put_off_since = None;
         loop {
             let wait = if more { Duration::ZERO } else { self.wait() };
             self.expected = moment().after(wait);
             let wake = self.wake(wait).await;
             self.catch_up();
             match wake {
-                Wake::End => return,
+                Wake::End => {
+                    // What was put off is not lost; a keeper that does not read hears it from the next agent.
+                    let _ = self.link.as_mut().map(Link::flush);
+                    return;
+                }
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
                 Wake::Keeper(Err(error)) => self.lose_keeper(&error),
                 Wake::Probed(result) => self.hear_answer(result),
@@ -247,10 +254,13 @@ impl Supervisor {
                 }
                 Wake::Sockets | Wake::Time => {}
             }
-            if self.later_at.is_some() {
-                // Runs were started: they get the processors, and the rest its turn.
+            // Runs were started: they get the processors, and the rest its turn. Not for ever: where programs
+            // end at once and are started again, there is a start in every turn.
+            let now = moment();
+            if self.later_at.is_some() && now.since(*put_off_since.get_or_insert(now)) < PUT_OFF {
                 continue;
             }
+            put_off_since = None;
             self.notice_stall();
             more = self.hear_sockets();
             self.pass_time();

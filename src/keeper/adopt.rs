@@ -136,6 +136,11 @@ impl Keeper {
         if !self.table.enter(run) {
             tracing::error!(run = %entry.record.run, "the ledger has a run twice; the second is dropped");
             self.ledger.leave(at);
+            return;
+        }
+        // A child that could not go on has said so, whoever heard it.
+        if let Some((step, errno)) = self.ledger.slot(at).failure() {
+            self.table.exec_failed(entry.record.run, step, errno);
         }
     }
 

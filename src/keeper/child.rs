@@ -29,7 +29,7 @@ pub enum Output {
 /// is dead.
 #[derive(Clone, Copy)]
 pub struct Plan {
-    /// It shares the keeper's table of descriptors, and keeps those below this number.
+    /// It shares the keeper's table of descriptors, and takes along those below this number.
     pub apart_from: Option<RawFd>,
     /// Whose child it has to be when it starts its program.
     pub keeper_pid: i32,
@@ -90,7 +90,9 @@ pub unsafe extern "C" fn run(plan: *const Plan) -> ! {
     // SAFETY: the caller's.
     let plan = unsafe { &*plan };
     if let Some(end) = plan.apart_from {
-        take_own_table(plan, end);
+        // Until here the table is the keeper's as well, so nothing may have changed it. This copies what lies below
+        // `end` and nothing else.
+        call!(plan, SpawnStep::Descriptors, libc::SYS_close_range, end, u32::MAX, libc::CLOSE_RANGE_UNSHARE);
     }
     call!(plan, SpawnStep::Session, libc::SYS_setsid);
     // SAFETY: the caller's.
@@ -112,14 +114,6 @@ pub unsafe extern "C" fn run(plan: *const Plan) -> ! {
     point(plan, Point::ChildBeforeExec);
     call!(plan, SpawnStep::Exec, libc::SYS_execve, plan.program, plan.args, plan.env);
     exit(127)
-}
-
-/// Until here the table is the keeper's as well, so nothing may have changed it.
-fn take_own_table(plan: &Plan, end: RawFd) {
-    // It copies what lies below `end` and nothing else. Linux 5.9.
-    if try_call!(libc::SYS_close_range, end, u32::MAX, libc::CLOSE_RANGE_UNSHARE) < 0 {
-        call!(plan, SpawnStep::Descriptors, libc::SYS_unshare, libc::CLONE_FILES);
-    }
 }
 
 /// Sets 0, 1, 2 and closes what is the keeper's: an exec that hangs must hold neither the agent's connection

@@ -1,8 +1,9 @@
 //! Named points at which a test makes the keeper, or the agent, die of SIGKILL.
 //!
 //! Owns the table of points and the one armed point. `BIGBROTHER_FAULT=<point>[:n]` arms one: the process
-//! that it is given to kills itself when it passes the point for the n-th time (default 1). Compiled in always, so that the
-//! program that is tested is the program that runs; unarmed, a point costs one load and one branch.
+//! that it is given to kills itself when it passes the point for the n-th time (default 1). Compiled in
+//! always, so that the program that is tested is the program that runs; unarmed, a point costs one load and
+//! one branch.
 //!
 //! | point | when |
 //! |---|---|
@@ -120,8 +121,8 @@ pub fn pass(point: Point) {
     }
 }
 
-/// True when this passing is the one at which to die. The child asks too: its copy of the counter is
-/// counted down by [`passed_child_points`].
+/// True when this passing is the one at which to die. The child asks too: in our memory it counts for us; for
+/// one with a copy [`passed_child_points`] does.
 #[inline]
 pub fn hit(point: Point) -> bool {
     ARMED.load(Ordering::Relaxed) == point as u32 + 1 && LEFT.fetch_sub(1, Ordering::Relaxed) == 1

@@ -92,9 +92,15 @@ impl Poll {
         Ok(self.epoll.add(fd, EpollEvent::new(events, source.word()))?)
     }
 
-    /// Watches for other events.
+    /// Watches for other events. For none at all it is not watched: epoll tells of a hang-up whatever is asked
+    /// for, and again and again.
     pub fn change(&self, fd: impl AsFd, source: Source, events: EpollFlags) {
-        let _ = self.epoll.modify(fd, &mut EpollEvent::new(events, source.word()));
+        if events.is_empty() {
+            self.remove(fd);
+        } else if let Err(Errno::ENOENT) = self.epoll.modify(&fd, &mut EpollEvent::new(events, source.word()))
+        {
+            let _ = self.add(fd, source, events);
+        }
     }
 
     /// No longer watches; nothing happens if it did not.
@@ -156,6 +162,23 @@ mod tests {
             assert_eq!(Source::of_word(source.word()), Some(source));
         }
         assert_eq!(Source::of_word(0), None);
+    }
+
+    #[test]
+    fn what_is_watched_for_nothing_is_not_told_as_hung_up() {
+        let mut poll = Poll::new().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        poll.add(&ours, Source::Agent, EpollFlags::EPOLLIN).unwrap();
+        poll.change(&ours, Source::Agent, EpollFlags::empty());
+        drop(theirs);
+        poll.ring_at(Some(1)).unwrap();
+        let mut sources = Vec::new();
+        poll.wait(&mut sources).unwrap();
+        assert_eq!(sources, [Source::Alarm]);
+        poll.rang();
+        poll.change(&ours, Source::Agent, EpollFlags::EPOLLIN);
+        poll.wait(&mut sources).unwrap();
+        assert_eq!(sources, [Source::Agent]);
     }
 
     #[test]

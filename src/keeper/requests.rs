@@ -36,7 +36,7 @@ impl Keeper {
 
     pub(super) fn on_agent(&mut self) {
         for _ in 0..MAX_ROUND {
-            if self.upgrade.is_some() || self.uncrowded_ns(boottime_ns()).is_some() {
+            if !self.listens(boottime_ns()) {
                 return;
             }
             match self.link.receive() {

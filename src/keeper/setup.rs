@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -99,13 +100,16 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     let carried = Carried::from_environment().map_err(KeeperError::Carried)?;
     let signals = take_signals().map_err(kernel("signalfd"))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(kernel("the subreaper flag"))?;
-    let mut keeper = Keeper::new(options, signals, carried)?;
+    // A child that dumps core before its exec would write this memory, and before Linux 5.16 the kernel kills
+    // everybody who shares it: us. Programs are dumped as ever, an exec sets this anew.
+    nix::sys::prctl::set_dumpable(false).map_err(kernel("PR_SET_DUMPABLE"))?;
+    // Never dropped, whatever ends us (an error and a panic, too): a child whose exec hangs still lives in this
+    // memory, and nothing that it reads must be unmapped under it.
+    let mut keeper = ManuallyDrop::new(Keeper::new(options, signals, carried)?);
     memory::give_back();
     keeper.serve().map_err(kernel("epoll"))?;
     keeper.link.end();
     keeper.tidy();
-    // A child whose exec hangs still lives in this memory: what it reads must not be unmapped under it.
-    std::mem::forget(keeper);
     Ok(())
 }
 

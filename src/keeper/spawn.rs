@@ -47,6 +47,8 @@ pub struct Surroundings {
     pub files: (u64, u64),
     /// The kernel can place a child in a cgroup.
     pub into_cgroup: bool,
+    /// The kernel makes a table of the lowest descriptors alone.
+    low_tables: bool,
     stacks: Stacks,
 }
 
@@ -113,7 +115,11 @@ pub fn fork(
     around: &mut Surroundings,
 ) -> Result<(i32, Birth), (SpawnStep, i32)> {
     let plan = plan(spawn, &prepared, ledger, around);
-    let mut birth = Birth::new(prepared, plan, around.stacks.lend());
+    // The kernel's OOM killer kills whoever shares its victim's memory, and with a limit of its own even the
+    // exec may be too much for the new cgroup: it must not take us along.
+    let limited = spawn.limits.iter().any(|(file, _)| file.starts_with("memory."));
+    let stack = if limited { None } else { around.stacks.lend() };
+    let mut birth = Birth::new(prepared, plan, stack);
     match clone::make_child(&mut birth, cgroup, around) {
         Ok(pid) => Ok((pid, birth)),
         Err(failure) => {
@@ -132,6 +138,7 @@ fn plan(spawn: &Spawn, prepared: &Prepared, ledger: ChildWords<'_>, around: &Sur
     let apart_from = match &prepared.outputs {
         // Its number may be any, so the whole table is copied.
         Outputs::Stream(_) => None,
+        _ if !around.low_tables => None,
         _ => Some(1 + around.null.as_raw_fd()),
     };
     Plan {
@@ -162,15 +169,28 @@ impl Surroundings {
         // SAFETY: numbers only.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         descriptors::make_room()?;
+        let low_tables = makes_low_tables();
+        if !low_tables {
+            // A child closes nothing then, and whoever started us may have left us something.
+            descriptors::keep_from_programs()?;
+        }
         Ok(Surroundings {
             null,
             keeper_pid: std::process::id() as i32,
             nice,
             files,
             into_cgroup: true,
+            low_tables,
             stacks: Stacks::default(),
         })
     }
+}
+
+/// Linux does since 5.9; some containers forbid it. Asked for no descriptor at all, and with a table that
+/// nobody shares, it changes nothing.
+fn makes_low_tables() -> bool {
+    // SAFETY: numbers only; there is no such descriptor.
+    unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
 }
 
 impl Surroundings {
