@@ -9,7 +9,7 @@ use nix::sys::epoll::EpollFlags;
 
 use super::descent::{self};
 use super::fault::{self, Point};
-use super::ledger::{Phase, Record};
+use super::ledger::{Phase, Record, Slot};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
@@ -162,8 +162,12 @@ impl Keeper {
 
     /// Which children execute their programs by now? Tells of those whose exec does not come back.
     pub(super) fn look_at_births(&mut self, now: u64) {
-        let over = |(id, pending): (&RunId, &Pending)| pending.birth.is_over(pending.pid).then_some(*id);
-        let over: Vec<RunId> = self.pending.iter().filter_map(over).collect();
+        // One that has ended without that stays until it is reaped, so that no upgrade comes before its end is known.
+        let over = |(id, pending): &(&RunId, &Pending)| {
+            let slot = self.table.get(**id).map(|run| self.ledger.slot(run.slot));
+            pending.birth.is_over(pending.pid) && slot.is_some_and(Slot::came_through)
+        };
+        let over: Vec<RunId> = self.pending.iter().filter(over).map(|(id, _)| *id).collect();
         for id in over {
             self.born(id);
         }

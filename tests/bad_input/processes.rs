@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use super::host::{Cgroups, Host, SmallDisk, expect, signal, until};
+use super::host::{Cgroups, Host, SmallDisk, expect, until};
 use super::neighbours::{self, Neighbours};
 
 const QUIET: &str = "ready = { mode = \"spawned\", after = \"10ms\" }\nheartbeat = { mode = \"none\" }\n\
@@ -227,27 +227,4 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
     neighbours.noticed_nothing(&host);
     host.power_off();
     drop(disk);
-}
-
-/// Programs that end at once and are started again at once: there is a start in every turn of the agent's loop,
-/// and hangs are seen all the same.
-#[test]
-fn a_hang_is_seen_beside_programs_that_end_at_once_again_and_again() {
-    let mut host = Host::new(Cgroups::Own);
-    let flash = "[process.flash]\ncommand = [\"/bin/true\"]\ncount = 150\n\
-                 ready = { mode = \"spawned\", after = \"10ms\" }\nheartbeat = { mode = \"none\" }\n\
-                 restart = { backoff = false, give_up = false }\n";
-    host.write_config(&format!("{}\n{flash}", neighbours::toml(&host)));
-    host.start();
-    let before = host.ready("beat.0");
-    until("flash.0 has ended again and again", || {
-        let view = host.view("flash.0")?;
-        expect(view.restarts > 20, &view)
-    });
-    signal(before.pid.unwrap(), libc::SIGSTOP);
-    until("beat.0 is started again", || {
-        let view = host.view("beat.0")?;
-        expect(view.state == "ready" && view.run != before.run, &view)
-    });
-    assert!(host.events("beat.0").iter().any(|event| event.kind == "hang"), "{:?}", host.events("beat.0"));
 }

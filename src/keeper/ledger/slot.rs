@@ -165,6 +165,12 @@ impl Slot {
         Some((step_of(step), (word >> 32) as i32))
     }
 
+    /// The child has written its pid and no failure: when it is not on its way any more, it executes its program,
+    /// or was killed on the last steps to it.
+    pub fn came_through(&self) -> bool {
+        self.pid.load(Ordering::Acquire) != 0 && self.failure().is_none()
+    }
+
     /// How far its run is.
     pub fn phase(&self) -> Phase {
         read_phase(self.phase.load(Ordering::Acquire))
