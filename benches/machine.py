@@ -193,11 +193,21 @@ class Bench:
 
     def own(self):
         """Pids of bigbrother's own processes, {'agent': [..], 'keeper': [..]}."""
-        found = {}
+        found, roles = {}, {}
         for pid in descendants(os.getpid()):
             if executable(pid) == self.binary_id:
-                with open('/proc/%d/cmdline' % pid) as f:
-                    found.setdefault(f.read().split('\0')[1], []).append(pid)
+                try:
+                    with open('/proc/%d/cmdline' % pid) as f:
+                        words = f.read().split('\0')
+                except OSError:
+                    continue
+                if len(words) > 1:
+                    roles[pid] = words[1]
+        for pid, role in roles.items():
+            # Until its exec a child of the keeper looks like the keeper.
+            fields = status_fields(pid)
+            if fields and not (role == 'keeper' and roles.get(int(fields[1])) == 'keeper'):
+                found.setdefault(role, []).append(pid)
         return found
 
     def end_all(self):

@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::book::{Book, BookError};
 use super::chronicle::{Chronicle, rfc3339};
-use super::handle::{AskError, Handle};
+use super::handle::{AskError, Handle, HostRequest, Proposal};
 use super::keeper_link::KeeperSource;
 use super::replica::{OpenError, Replica, wall_ms};
 use super::reporter::{Report, Reporter};
@@ -26,12 +26,13 @@ use super::supervise::{Parts, Supervisor};
 use super::{planner, reload};
 use crate::config::{Config, HostSettings};
 use crate::descriptors;
+use crate::http::view::EventView;
 use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::fault;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
-use crate::state::HostFacts;
+use crate::state::{HostFacts, State};
 use crate::systemd::Systemd;
 
 /// Who may use the API's socket: this account.
@@ -212,6 +213,18 @@ fn waits_for_keeper(host: &HostSettings) -> String {
     )
 }
 
+fn handle(
+    config: &Config,
+    logs: PathBuf,
+    requests: mpsc::Sender<HostRequest>,
+    proposals: mpsc::Sender<Proposal>,
+    state: watch::Receiver<Arc<State>>,
+    events: broadcast::Sender<EventView>,
+) -> Handle {
+    let (host, cluster) = (config.host.name.clone(), config.cluster.name.clone());
+    Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, proposals, state, events }
+}
+
 fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {
     let host = &config.host;
     let (proposals, proposed) = mpsc::channel(1024);
@@ -227,16 +240,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (replica, state) = Replica::open(&host.data_dir, proposed)?;
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
-    let handle = Handle {
-        host: host.name.clone(),
-        cluster: config.cluster.name.clone(),
-        started_at: rfc3339(wall_ms()),
-        logs: resolver.logs(),
-        requests,
-        proposals,
-        state: state.clone(),
-        events: events.clone(),
-    };
+    let handle = handle(config, resolver.logs(), requests, proposals, state.clone(), events.clone());
     let reload = reload::Reloader {
         path: options.config.clone(),
         host: options.host.clone(),

@@ -18,7 +18,7 @@ use super::book::Book;
 use super::chronicle::Chronicle;
 use super::evidence::Evidence;
 use super::handle::HostRequest;
-use super::keeper_link::{KeeperSource, Link, LinkError};
+use super::keeper_link::{KeeperSource, Link};
 use super::lookup::{self, Lookups};
 use super::planner::Unplaced;
 use super::probe::{ProbeResult, Prober};
@@ -42,8 +42,10 @@ mod hearing;
 mod meeting;
 mod orders;
 mod reporting;
+mod wake;
 mod watchers;
 
+use wake::Wake;
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
 
 /// The loop turns at least this often while anything runs: it feeds the watchdog, shows the keeper that the
@@ -53,6 +55,10 @@ const TURN: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_millis(250);
 /// How soon after a long stall the keeper has handed over what it took meanwhile.
 const HANDED_OVER: Duration = Duration::from_millis(250);
+/// How often others than the keeper are heard in any case.
+const OTHERS: Duration = Duration::from_millis(20);
+/// As many of their questions are answered in one go.
+const QUESTIONS: usize = 16;
 /// Messages of the keeper taken in one turn.
 const KEEPER_BATCH: usize = 64;
 /// How long what only tells of a start may wait for the next turn.
@@ -150,27 +156,13 @@ pub struct Supervisor {
     later: VecDeque<Action>,
     later_at: Option<Moment>,
     turned: Moment,
+    /// When those who are not the keeper were heard in any case.
+    attended: Moment,
     /// When the present turn is over at the latest.
     expected: Moment,
     pinged: Moment,
     counted: crate::process_api::socket::Counters,
     systemd: Systemd,
-}
-
-/// What woke the loop.
-enum Wake {
-    Keeper(Result<(), LinkError>),
-    Sockets,
-    Probed(ProbeResult),
-    LookedUp(lookup::Answer),
-    State,
-    Settings,
-    Settled(RunId),
-    Asked(HostRequest),
-    Launched(LaunchDone),
-    Gate,
-    Time,
-    End,
 }
 
 impl Supervisor {
@@ -210,6 +202,7 @@ impl Supervisor {
             later: VecDeque::new(),
             later_at: None,
             turned: now,
+            attended: now,
             expected: now,
             pinged: now,
             counted: Default::default(),
@@ -254,6 +247,7 @@ impl Supervisor {
                 }
                 Wake::Sockets | Wake::Time => {}
             }
+            self.attend_others();
             // Runs were started: they get the processors, and the rest its turn. Not for ever: where programs
             // end at once and are started again, there is a start in every turn.
             let now = moment();
@@ -267,24 +261,20 @@ impl Supervisor {
         }
     }
 
-    async fn wake(&mut self, wait: Duration) -> Wake {
-        let Parts { states, requests, shutdown, gate, settings, launched, settled, .. } = &mut self.parts;
-        let link = self.link.as_mut();
-        tokio::select! {
-            biased;
-            _ = shutdown.wait_for(|end| *end) => Wake::End,
-            heard = keeper_ready(link) => Wake::Keeper(heard),
-            _ = self.sockets_ready.readable() => Wake::Sockets,
-            Some(answer) = self.found.recv() => Wake::LookedUp(answer),
-            Some(result) = self.answers.recv() => Wake::Probed(result),
-            Ok(()) = states.changed() => Wake::State,
-            Ok(()) = settings.changed() => Wake::Settings,
-            Some(run) = settled.recv() => Wake::Settled(run),
-            // Closed without a word means that the agent is ending; `shutdown` says so, too.
-            Ok(()) = gate, if !self.open => Wake::Gate,
-            Some(done) = launched.recv() => Wake::Launched(done),
-            Some(request) = requests.recv() => Wake::Asked(request),
-            () = tokio::time::sleep(wait) => Wake::Time,
+    /// The keeper comes first, and where programs end at once and are started again it always has something to
+    /// say: whoever else asks is heard as often as this.
+    fn attend_others(&mut self) {
+        let now = moment();
+        if now.since(self.attended) < OTHERS {
+            return;
+        }
+        self.attended = now;
+        for _ in 0..QUESTIONS {
+            let Ok(request) = self.parts.requests.try_recv() else { break };
+            self.answer(request);
+        }
+        if self.parts.states.has_changed().unwrap_or(false) {
+            self.desire();
         }
     }
 
@@ -381,13 +371,6 @@ impl Supervisor {
 
     fn now(&self) -> Now {
         Now { at: moment(), wall_ms: wall_ms(), chance: fastrand::u32(..) }
-    }
-}
-
-async fn keeper_ready(link: Option<&mut Link>) -> Result<(), LinkError> {
-    match link {
-        Some(link) => link.ready().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -228,3 +228,30 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
     host.power_off();
     drop(disk);
 }
+
+/// A crowd of programs that end at once and are started again at once: the keeper always has something to say,
+/// and everybody else is heard all the same.
+#[test]
+fn a_crowd_that_ends_at_once_leaves_the_api_answering() {
+    let mut host = Host::new(Cgroups::Own);
+    host.write_config(
+        "[process.crowd]\ncommand = [\"/bin/true\"]\ncount = 400\nheartbeat = { mode = \"none\" }\n\
+         restart = { backoff = false, give_up = false }\n",
+    );
+    host.start();
+    let runs = || host.metric("bigbrother_restarts_total", "cause=\"exit\"");
+    until("the crowd is restarted again and again", || {
+        let runs = runs()?;
+        expect(runs > 1_000.0, runs)
+    });
+    for _ in 0..10 {
+        let begun = Instant::now();
+        host.view("crowd.399").unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(3), "answered after {:?}", begun.elapsed());
+    }
+    host.post("/v1/stop", &serde_json::json!({ "target": "all" })).unwrap();
+    until("all are stopped", || {
+        let view = host.view("crowd.399")?;
+        expect(view.state == "paused", &view)
+    });
+}

@@ -294,7 +294,8 @@ fn an_agent_that_stalls_again_and_again_puts_off_no_end() {
 heartbeat = { mode = \"native\", timeout = \"5s\", on_hang = \"abort\", abort_timeout = \"10s\" }
 stop = { timeout = \"10s\" }
 drain = { timeout = \"10s\" }";
-    let ends: [(&str, &dyn Fn(&mut Rig), Action); 4] = [
+    type End<'a> = (&'a str, &'a dyn Fn(&mut Rig), Action);
+    let ends: [End<'_>; 4] = [
         ("stop", &stop, kill(1)),
         ("its own wish", &says_so, kill(1)),
         ("abort", &abort, kill(1)),
