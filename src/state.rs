@@ -3,7 +3,9 @@
 //! Owns what the whole cluster agrees on: spec, scale overrides, pauses, hosts, placements, the directory.
 //! [`State::apply`] is deterministic: the same commands in the same order give the same state on every
 //! host, and every command is idempotent or guarded. Pure: time is stamped in the command by its proposer.
-//! Called by the replica (one host now, Raft later); read by everything.
+//! Called by the replica (one host now, Raft later); read by everything. The files: [`apply`] is the list of
+//! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
+//! `directory` what runs, `leader` who speaks for a process, [`check`] what must always be true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +16,19 @@ use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 
 mod apply;
+pub mod check;
 mod command;
+mod directory;
+mod hosts;
+mod leader;
+mod placing;
+mod settings;
 
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
 };
+pub use leader::Leader;
+pub use settings::{MARGIN, Pending, Settings, Version};
 
 /// What the whole cluster agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +57,26 @@ pub struct State {
     pub launches: BTreeMap<InstanceId, Launch>,
     /// The next counter of each on-demand process; never goes back.
     pub counters: BTreeMap<ProcessName, u64>,
-    /// Live runs.
+    /// Live runs, one an instance: that of the host it is placed on, where there are more.
     pub directory: BTreeMap<InstanceId, Entry>,
+    /// Live runs beside those: a host that was cut off is back and has not ended them yet.
+    pub superseded: BTreeMap<InstanceId, BTreeMap<HostName, Entry>>,
+    /// Who alone may run an exclusive instance, from its placement until it is released.
+    pub claims: BTreeMap<InstanceId, Claim>,
+    /// Who speaks for a process.
+    pub leaders: BTreeMap<ProcessName, Leader>,
+    /// Hosts on which an instance was given up, until it is resumed or its process changes.
+    pub failed: BTreeMap<InstanceId, BTreeSet<HostName>>,
+    /// Launched instances that are done, for an hour.
+    pub finished: BTreeMap<InstanceId, Finished>,
+    /// The last incarnation given; all hosts share the count, so it grows also for a host that was forgotten.
+    pub incarnations: u64,
+    /// The spans of time that all hosts go by.
+    pub settings: Settings,
+    /// Settings that wait for the older, longer ones to have passed.
+    pub pending: Option<Pending>,
+    /// Which commands every program of the cluster knows.
+    pub version: Version,
 }
 
 /// A count set by `scale`; it lasts until the spec's own count changes.
@@ -94,6 +122,8 @@ pub struct Host {
     pub drained: bool,
     /// The sequence number of the last event applied.
     pub last_seq: u64,
+    /// When it was last declared down, milliseconds since 1970; 0: never.
+    pub down_ms: u64,
 }
 
 /// Which host an instance belongs to.
@@ -105,6 +135,27 @@ pub struct Placement {
     pub generation: u64,
     /// The spec that its runs must have.
     pub hash: SpecHash,
+}
+
+/// The right to run an exclusive instance. It outlives the placement: whoever was told to run it may be
+/// about to, although nothing was heard of a run yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Whose.
+    pub host: HostName,
+    /// The placement that it comes from; a release must name it.
+    pub generation: u64,
+}
+
+/// A launched instance that is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Where it ran.
+    pub host: HostName,
+    /// How its last run ended.
+    pub end: End,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
 }
 
 /// An on-demand instance.
@@ -144,6 +195,16 @@ pub struct Ended {
     pub end: End,
     /// The host will not start another run of the instance by itself: it is done.
     pub done: bool,
+}
+
+/// The entries of one process in a map by instance, without a look at the others.
+pub fn of_process<'a, V>(
+    map: &'a BTreeMap<InstanceId, V>,
+    name: &'a ProcessName,
+) -> impl Iterator<Item = (&'a InstanceId, &'a V)> + Clone {
+    // Numbers come before hosts, so this is the least key that the process can have.
+    let first = InstanceId::numbered(name.clone(), 0);
+    map.range(first..).take_while(move |(id, _)| id.process == *name)
 }
 
 #[cfg(test)]

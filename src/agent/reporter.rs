@@ -100,7 +100,8 @@ impl Reporter {
 
     async fn send_inventory(&self, runs: BTreeMap<InstanceId, RunFact>) {
         let (host, incarnation) = (self.handle.host.clone(), self.incarnation);
-        self.send(Command::Inventory { host, incarnation, runs }).await;
+        let seq = self.next_seq - 1;
+        self.send(Command::Inventory { host, incarnation, seq, runs }).await;
     }
 
     /// A command that is repeated changes nothing twice, so a busy replica is simply asked again.

@@ -29,7 +29,7 @@ use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
-use crate::state::HostFacts;
+use crate::state::{HostFacts, Version};
 use crate::systemd::Systemd;
 
 /// Who may use the API's socket: this account.
@@ -293,6 +293,7 @@ pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
         labels: host.labels.clone(),
         capacity: host.capacity.clone(),
         enforces,
+        version: Version::NEWEST,
     }
 }
 

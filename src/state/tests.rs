@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::check::{shrunk, violations};
 use super::*;
 use crate::config::{Context, parse};
 use crate::keeper::protocol::End;
+
+mod cluster;
 
 const SPEC: &str = "[process.zone]\ncommand = [\"/bin/zone\"]\ncount = 3
 [process.login]\ncommand = [\"/bin/login\"]\non_partition = \"stop\"
@@ -47,6 +50,21 @@ impl State {
     fn put(&mut self, instance: &str, on: &str) -> Result<Response, Rejected> {
         let change = PlaceChange::Put { instance: id(instance), host: host(on), hash: SpecHash(1) };
         self.take(Command::Place { based_on: self.basis, changes: vec![change] })
+    }
+
+    fn remove(&mut self, instance: &str) -> Result<Response, Rejected> {
+        let change = PlaceChange::Remove { instance: id(instance) };
+        self.take(Command::Place { based_on: self.basis, changes: vec![change] })
+    }
+
+    fn events_of(&mut self, name: &str, first_seq: u64, events: Vec<Event>) -> Result<Response, Rejected> {
+        let incarnation = self.hosts[&host(name)].incarnation;
+        self.take(Command::Events { host: host(name), incarnation, first_seq, events })
+    }
+
+    fn down(&mut self, name: &str) -> Result<Response, Rejected> {
+        let incarnation = self.hosts[&host(name)].incarnation;
+        self.take(Command::HostDown { host: host(name), incarnation })
     }
 
     fn events(&mut self, first_seq: u64, events: Vec<Event>) -> Result<Response, Rejected> {
@@ -139,7 +157,7 @@ fn an_older_life_of_a_host_is_refused_and_a_new_one_counts_anew() {
     let old = Err(Rejected::OldIncarnation(host("alpha")));
     assert_eq!(state.events(2, vec![event("zone.0", 1, EventKind::Ready)]), old);
     let inventory =
-        |incarnation| Command::Inventory { host: host("alpha"), incarnation, runs: BTreeMap::new() };
+        |incarnation| Command::Inventory { host: host("alpha"), incarnation, seq: 0, runs: BTreeMap::new() };
     assert_eq!(state.take(inventory(1)), old);
     assert_eq!(state.hosts[&host("alpha")].last_seq, 0);
     assert_eq!(state.take(inventory(2)), Ok(Response::Done));
@@ -189,8 +207,22 @@ fn an_exclusive_instance_moves_only_when_its_run_has_stopped() {
     assert_eq!(state.placements[&id("login.0")].host, host("alpha"));
     state.put("login.0", "alpha").unwrap();
     state.events(2, vec![event("login.0", 1, stopped(false))]).unwrap();
+    assert_eq!(
+        state.put("login.0", "beta"),
+        Err(Rejected::StillRuns(id("login.0"))),
+        "a restart may be under way"
+    );
+    let generation = state.claims[&id("login.0")].generation;
+    let released = |generation| event("login.0", 1, EventKind::Released { generation });
+    state.events(3, vec![released(generation)]).unwrap();
+    assert!(state.claims.contains_key(&id("login.0")), "it is placed there");
+    state.remove("login.0").unwrap();
+    state.events(4, vec![released(generation - 1)]).unwrap();
+    assert_eq!(state.put("login.0", "beta"), Err(Rejected::StillRuns(id("login.0"))), "an older placement");
+    state.events(5, vec![released(generation)]).unwrap();
     state.put("login.0", "beta").unwrap();
     assert_eq!(state.placements[&id("login.0")].host, host("beta"));
+    assert_eq!(violations(&state), []);
 }
 
 #[test]
@@ -247,20 +279,14 @@ fn an_inventory_makes_the_directory_agree_with_the_host() {
     state.join("beta");
     let old = ["zone.0", "zone.1", "zone.2"].map(|instance| event(instance, 1, started()));
     state.events(1, old.to_vec()).unwrap();
-    let other = Command::Events {
-        host: host("beta"),
-        incarnation: 1,
-        first_seq: 1,
-        events: vec![event("logd.beta", 4, started())],
-    };
-    state.take(other).unwrap();
+    state.events_of("beta", 1, vec![event("logd.beta", 4, started())]).unwrap();
     let fact = |run, ready| RunFact { run: RunId(run), hash: SpecHash(1), ports: BTreeMap::new(), ready };
     let runs = BTreeMap::from([
         (id("zone.0"), fact(1, true)),
         (id("zone.1"), fact(2, false)),
         (id("logd.alpha"), fact(3, true)),
     ]);
-    let command = Command::Inventory { host: host("alpha"), incarnation: 1, runs: runs.clone() };
+    let command = Command::Inventory { host: host("alpha"), incarnation: 1, seq: 3, runs: runs.clone() };
     state.take(command.clone()).unwrap();
     let seen: BTreeMap<InstanceId, RunFact> = state
         .directory
@@ -400,6 +426,8 @@ proptest! {
             prop_assert_eq!(&result, &twin.take(command));
             prop_assert_eq!(&state, &twin);
             prop_assert_eq!(state.index, before.index + 1);
+            prop_assert_eq!(shrunk(&before, &state), []);
+            prop_assert_eq!(violations(&state), []);
             prop_assert!(state.basis >= before.basis && state.revision >= before.revision);
             if result.is_err() {
                 prop_assert_eq!(content(&state), content(&before), "a refused command changed something");
