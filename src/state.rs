@@ -7,6 +7,7 @@
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
 //! `directory` what runs, `leader` who speaks for a process, [`check`] what must always be true.
 
+use std::collections::btree_map::Range;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub struct State {
     pub basis: u64,
     /// The desired set.
     pub spec: Spec,
-    /// When a process was last changed so that its instances must be replaced, milliseconds since 1970.
+    /// When a process was last changed so that instances must be replaced or go, milliseconds since 1970.
     pub changed_ms: BTreeMap<ProcessName, u64>,
     /// Counts that replace those of the spec.
     pub scales: BTreeMap<ProcessName, Scale>,
@@ -198,13 +199,11 @@ pub struct Ended {
 }
 
 /// The entries of one process in a map by instance, without a look at the others.
-pub fn of_process<'a, V>(
-    map: &'a BTreeMap<InstanceId, V>,
-    name: &'a ProcessName,
-) -> impl Iterator<Item = (&'a InstanceId, &'a V)> + Clone {
-    // Numbers come before hosts, so this is the least key that the process can have.
+pub fn of_process<'a, V>(map: &'a BTreeMap<InstanceId, V>, name: &ProcessName) -> Range<'a, InstanceId, V> {
+    // Numbers come before hosts.
     let first = InstanceId::numbered(name.clone(), 0);
-    map.range(first..).take_while(move |(id, _)| id.process == *name)
+    let last = InstanceId::on_host(name.clone(), HostName::last());
+    map.range(first..=last)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::{
     Command, Envelope, Launch, Pauses, Rejected, Response, Scale, State, Target, Version, of_process,
 };
 use crate::spec::fingerprint::spec_hash;
-use crate::spec::{InstanceId, InstanceKey, Population, ProcessName, Spec};
+use crate::spec::{InstanceId, InstanceKey, Population, Process, ProcessName, Spec};
 
 impl Command {
     /// The version of the cluster from which on every program knows the command.
@@ -120,7 +120,11 @@ impl State {
         self.failed.retain(|id, _| new.processes.get(&id.process) == before.get(&id.process));
         for (name, process) in &new.processes {
             let before = self.spec.processes.get(name);
-            if before.is_some_and(|before| spec_hash(before) != spec_hash(process)) {
+            let fewer = |before: &Process| match (&before.population, &process.population) {
+                (Population::Count(before), Population::Count(after)) => after < before,
+                _ => false,
+            };
+            if before.is_some_and(|before| fewer(before) || spec_hash(before) != spec_hash(process)) {
                 self.changed_ms.insert(name.clone(), self.now_ms);
             }
         }
@@ -131,6 +135,9 @@ impl State {
         let Population::Count(declared) = entry.population else {
             return Err(Rejected::NotCounted(process.clone()));
         };
+        if count.unwrap_or(declared) < self.count_of(process).unwrap_or(0) {
+            self.changed_ms.insert(process.clone(), self.now_ms);
+        }
         match count.filter(|count| *count != declared) {
             Some(count) => self.scales.insert(process.clone(), Scale { count, declared }),
             None => self.scales.remove(process),
