@@ -133,6 +133,13 @@ impl Roll {
         heard.is_some_and(|heard| heard.condemned && heard.incarnation >= report.incarnation)
     }
 
+    /// Nothing is confirmed to it any more, so its HostDown must come, although it was heard again since: the
+    /// first proposal may have been lost.
+    fn awaits_its_end(&self, state: &State, host: &HostName) -> bool {
+        let known = state.hosts.get(host).map(|known| known.incarnation);
+        self.heard.get(host).is_some_and(|heard| heard.condemned && Some(heard.incarnation) == known)
+    }
+
     /// An operator says that a host is lost: it is declared down after `host_timeout`, whatever the brake says.
     pub fn give_up(&mut self, host: HostName) {
         self.given_up.insert(host);
@@ -152,11 +159,11 @@ impl Roll {
         let silent: BTreeSet<&HostName> = up.iter().copied().filter(|host| silence(host) > SILENT).collect();
         let braked = silent.len() > state.settings.bearable(up.len());
         let timeout = state.settings.host_timeout;
-        let lost: Vec<HostName> = silent
-            .iter()
-            .filter(|host| silence(host) >= timeout && (!braked || self.given_up.contains(**host)))
-            .map(|host| (*host).clone())
-            .collect();
+        let is_lost = |host: &&HostName| {
+            let silent = silence(host) >= timeout && (!braked || self.given_up.contains(*host));
+            silent || self.awaits_its_end(state, host)
+        };
+        let lost: Vec<HostName> = up.iter().copied().filter(is_lost).cloned().collect();
         let brake = if braked { silent.into_iter().cloned().collect() } else { BTreeSet::new() };
         let mut commands: Vec<Command> =
             lost.into_iter().filter_map(|host| self.condemn(state, host)).collect();

@@ -233,16 +233,6 @@ impl Site {
         let agent = self.agent.as_mut().unwrap();
         let state = &states[agent.view];
         let mut releases = agent.fence.releases(state, &agent.fleet);
-        if fault == Fault::EarlyRelease {
-            let mine = state.claims.iter().filter(|(id, claim)| {
-                claim.host == self.name && state.placements.get(id).is_none_or(|held| held.host != self.name)
-            });
-            releases.extend(mine.map(|(id, claim)| Event {
-                instance: id.clone(),
-                run: RunId(0),
-                kind: EventKind::Released { generation: claim.generation },
-            }));
-        }
         if fault == Fault::NoRelease {
             releases.clear();
         }

@@ -29,7 +29,6 @@ pub enum Fault {
     HoldTooLong,
     NoReadIndex,
     NoWait,
-    EarlyRelease,
     NoRelease,
     LostEvents,
     LostHostStays,
@@ -166,6 +165,9 @@ impl World {
             11 if !self.primaries.is_empty() => {
                 let at = self.primaries[self.primaries.len() - 1].at;
                 self.cuts.extend((0..hosts).map(|other| (at, other)));
+                if self.rng.bool() {
+                    self.cuts.extend((0..hosts).map(|other| (other, at)));
+                }
             }
             _ => {}
         }
@@ -179,8 +181,10 @@ impl World {
         for n in 0..self.sites.len() {
             let host = self.sites[n].name.clone();
             if self.latest().hosts.contains_key(&host) {
-                // Straight into the log: what operators do is not what is tried here.
-                let _ = self.append(Command::DrainHost { host, drained: false });
+                // Straight into the log: what operators do is not what is tried here. One stays drained, so that
+                // what it has must move.
+                let drained = n + 1 == self.sites.len();
+                let _ = self.append(Command::DrainHost { host, drained });
             }
         }
     }

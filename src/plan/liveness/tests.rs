@@ -59,6 +59,12 @@ fn a_silent_host_is_declared_down_after_the_timeout_and_confirmed_nothing_until_
     let round = roll.begin_round();
     let confirmed = roll.confirm(round, &state);
     assert!(confirmed.iter().all(|confirm| confirm.report.host != host("c")), "{confirmed:?}");
+    let again = wait(&mut roll, &state, 9_500, 9_500, &["a", "b", "c"]);
+    assert_eq!(
+        again.commands,
+        [down(&state, "c")],
+        "the proposal may have been lost, and there is no way back"
+    );
     let lost = down(&state, "c");
     take(&mut state, lost);
     take(&mut state, Command::JoinHost { host: host("c"), facts: HostFacts::default() });

@@ -40,8 +40,3 @@ fn a_confirm_without_a_read_index_round() {
 fn a_new_primary_that_does_not_wait() {
     crate::catches(Fault::NoWait, LAW);
 }
-
-#[test]
-fn a_claim_that_is_given_back_while_the_run_lives() {
-    crate::catches(Fault::EarlyRelease, LAW);
-}
