@@ -7,7 +7,7 @@ use bigbrother::host::fleet::Found;
 use bigbrother::host::{Action, Fence, Happening, Host, Moment, Now, wants};
 use bigbrother::keeper::protocol::{End, RunId, Stage};
 use bigbrother::spec::{HostName, InstanceId};
-use bigbrother::state::{Event, EventKind, State};
+use bigbrother::state::{Event, State};
 
 use crate::world::Fault;
 
