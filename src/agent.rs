@@ -10,6 +10,7 @@ pub mod disk;
 pub mod evidence;
 pub mod handle;
 pub mod keeper_link;
+pub mod lookup;
 pub mod planner;
 pub mod probe;
 pub mod readiness;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod api;
+pub mod ca;
 pub mod declare;
 pub mod demo_zone;
 pub mod dev;
@@ -61,6 +62,8 @@ enum Command {
     Agent(serve::AgentArgs),
     /// Run this host's keeper, the parent of all game processes.
     Keeper(serve::KeeperArgs),
+    /// Make the cluster's CA and the certificates of its hosts.
+    Ca(ca::CaArgs),
     /// Look for faults in a cluster.toml, without an agent.
     Check(declare::CheckArgs),
     /// Show what `apply` would change. Exits 0 if nothing, 10 if something.
@@ -126,6 +129,7 @@ impl Command {
             Command::Keeper(args) => serve::keeper(args),
             Command::DemoZone(args) => demo_zone::run(args),
             Command::Check(args) => declare::check(&args, &out),
+            Command::Ca(args) => ca::run(args, &out),
             Command::Completions(args) => generate::completions(&args, &out),
             Command::Man(args) => generate::man(&args, &out),
             Command::Dev(args) => block_on(dev::run(args, out)),
@@ -156,6 +160,7 @@ impl Command {
             Command::Agent(_)
             | Command::Keeper(_)
             | Command::DemoZone(_)
+            | Command::Ca(_)
             | Command::Check(_)
             | Command::Completions(_)
             | Command::Man(_)
@@ -179,6 +184,16 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         definition().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_argument_has_its_help() {
+        for command in definition().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
     }
 
     #[test]

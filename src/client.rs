@@ -47,8 +47,8 @@ pub use message::{
     Fault, Hello, Label, Launch, Listing, Phase, Port, Shutdown, Status, WatchChange, WatchEvent, Welcome,
 };
 
-use link::Link;
-use message::{BEAT, Find, Found, Launched, Watch};
+use link::{Heard, Link};
+use message::{Find, Found, Launched, Watch};
 
 /// Heartbeats are this often when the environment does not say.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
@@ -190,7 +190,8 @@ impl Client {
     }
 
     /// The process lives. Call it from the loop that must not hang, in every tick: one message an interval
-    /// goes out. Never waits; with an agent that does not read, the beat is left out.
+    /// goes out, and one at once when [`Client::poll`] has read a ping of the agent, to which nothing but this
+    /// call is an answer. Never waits; with an agent that does not read, the beat is left out.
     pub fn heartbeat(&mut self) {
         let now = Instant::now();
         // A loop that ticks once an interval must not lose every other beat to jitter.
@@ -222,7 +223,8 @@ impl Client {
         self.last_status = Some(now);
     }
 
-    /// Asks to be told of every change to the runs of a process, also after a reconnection.
+    /// Asks to be told of every change to the runs of a process, also after a reconnection. At most
+    /// [`message::MAX_WATCHES`] processes at once; one more is an [`Incoming::Refused`].
     pub fn watch(&mut self, process: &ProcessName) {
         self.watched.insert(process.clone());
         self.send_watch(process);
@@ -231,6 +233,13 @@ impl Client {
     fn send_watch(&mut self, process: &ProcessName) {
         let id = self.next_id();
         self.link.request(Some(id), "watch", Some(&Watch { process: process.clone() }));
+    }
+
+    /// Asks to be told no more. Changes that are on their way may still come.
+    pub fn unwatch(&mut self, process: &ProcessName) {
+        if self.watched.remove(process) {
+            self.link.request(None, "unwatch", Some(&Watch { process: process.clone() }));
+        }
     }
 
     /// What the agent has said since the last call. Never waits; keeps the connection going.
@@ -324,9 +333,8 @@ impl Client {
 
     fn hear(&mut self, heard: Heard) {
         match (heard.method.as_deref(), heard.id) {
-            (Some("ping"), _) => {
-                self.link.queue(BEAT.as_bytes());
-            }
+            // The game answers, with its next tick: a beat from here would say that it ticks when it only reads.
+            (Some("ping"), _) => self.last_beat = None,
             (Some("shutdown"), _) => self.hear_params(heard.params, Incoming::Shutdown),
             (Some("watch"), _) => self.hear_params(heard.params, Incoming::Watch),
             // A method of a later version: nothing that this one could do.
@@ -380,16 +388,4 @@ impl Client {
             self.send_watch(&process);
         }
     }
-}
-
-/// Any line of the agent.
-#[derive(serde::Deserialize)]
-struct Heard {
-    id: Option<u64>,
-    method: Option<String>,
-    #[serde(default)]
-    params: serde_json::Value,
-    #[serde(default)]
-    result: serde_json::Value,
-    error: Option<Fault>,
 }

@@ -76,6 +76,19 @@ pub struct ClusterSettings {
     pub max_lost: Option<u32>,
     /// A voter that is dead for this long is replaced.
     pub dead_voter_after: Duration,
+    /// Certificates for what agents say to each other; `None`: loopback only.
+    pub tls: Option<TlsFiles>,
+}
+
+/// `cluster.tls`: files that each host has at the same path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The CA's certificate.
+    pub ca: PathBuf,
+    /// The host's own certificate, which names it.
+    pub cert: PathBuf,
+    /// The key of that certificate.
+    pub key: PathBuf,
 }
 
 /// `[host]`: this host's own.
@@ -104,7 +117,7 @@ pub struct HostSettings {
 }
 
 /// `[host.policy]`: an empty list allows everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPolicy {
     /// Users that a process may run as.
     pub users: Vec<String>,

@@ -29,8 +29,10 @@ pub use reconcile::{Grounds, Want, wants};
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A moment of CLOCK_MONOTONIC, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment(pub u64);
 
 impl Moment {

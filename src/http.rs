@@ -8,6 +8,7 @@
 pub mod view;
 
 mod events;
+mod idempotency;
 mod instances;
 mod listen;
 mod logs;

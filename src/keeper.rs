@@ -37,7 +37,7 @@ use self::link::Link;
 use self::logs::Copier;
 use self::poll::{Poll, Source};
 use self::protocol::{AGENT_SILENCE_MS, Reply, RunId};
-use self::spawn::Surroundings;
+use self::spawn::{Birth, Surroundings};
 use self::table::Table;
 use crate::spec::InstanceId;
 use crate::systemd::Systemd;
@@ -68,16 +68,29 @@ pub use setup::{KeeperError, Options, run};
 
 /// Log bytes are reported at most this often.
 const REPORT_NS: u64 = 1_000_000_000;
+/// After the end of one child, how long a look at the others may wait.
+const SWEEP_NS: u64 = 2_000_000;
+/// An exec that takes longer is reported as stuck.
+const STUCK_NS: u64 = 5_000_000_000;
+/// As many children that have just been forked are a crowd.
+const CROWD: usize = 32;
+/// A child older than this is slow, and no part of a crowd.
+const CROWD_NS: u64 = 200_000_000;
+/// How long after the last start or end of a run the memory of both is given back.
+const CALM_NS: u64 = 2_000_000_000;
 /// With `exit_when_idle`: how long without runs and without an agent.
 const IDLE_NS: u64 = 5_000_000_000;
 
 /// A spawn whose exec has not come back.
 struct Pending {
-    report: OwnedFd,
-    /// Our writing end of it, while the child shares our table of descriptors.
-    shared: Option<OwnedFd>,
-    /// When it is taken for stuck; `None`: that was told.
-    stuck_ns: Option<u64>,
+    pid: i32,
+    /// What the child uses of our memory.
+    birth: Birth,
+    forked_ns: u64,
+    /// When it is looked again at the latest.
+    look_ns: u64,
+    /// It was told that it is stuck.
+    stuck: bool,
 }
 
 /// A kill that has to be repeated until nothing is left.
@@ -111,13 +124,17 @@ pub struct Keeper {
     repeats: BTreeMap<RunId, Repeat>,
     /// Instances whose leftovers were killed when this keeper started.
     strays: Vec<InstanceId>,
+    /// One child's end was looked at, others may have ended: when all are looked at.
+    sweep_ns: Option<u64>,
+    /// Runs have started or ended; when that is long ago.
+    calm_ns: Option<u64>,
     /// The deadline in force has passed and its runs were killed.
     fence_fired: bool,
     heard_ns: u64,
     /// No agent listens: the notify sockets are drained.
     draining: bool,
-    /// The agent does not read, so room in its socket is waited for.
-    watching_room: bool,
+    /// What of the agent's socket is waited for.
+    interest: EpollFlags,
     reported_ns: u64,
     report_due: bool,
     idle_since_ns: Option<u64>,
@@ -162,32 +179,34 @@ impl Keeper {
                 self.report_due = true;
             }
             Source::Process(run) => self.on_stranger_end(run),
-            Source::Report(run) => self.on_report(run),
             Source::Cgroup(run) => self.settle(run),
             Source::Notify(number) => self.on_notify(number),
         }
     }
 
     fn on_signals(&mut self) {
-        let mut children = false;
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            match Signal::try_from(info.ssi_signo as i32) {
-                Ok(Signal::SIGCHLD) => children = true,
-                // The runs live on: whoever comes next adopts them.
-                Ok(Signal::SIGTERM) => self.terminated = true,
-                Ok(Signal::SIGHUP) => self.begin_upgrade(None),
-                _ => {}
-            }
-        }
-        if children {
-            self.reap();
+        // One at a time: when there are more, the descriptor stays readable.
+        let Ok(Some(info)) = self.signals.read_signal() else { return };
+        match Signal::try_from(info.ssi_signo as i32) {
+            Ok(Signal::SIGCHLD) => self.on_child(info.ssi_pid as i32),
+            // The runs live on: whoever comes next adopts them.
+            Ok(Signal::SIGTERM) => self.terminated = true,
+            Ok(Signal::SIGHUP) => self.begin_upgrade(None),
+            _ => {}
         }
     }
 
     /// What is due by now.
     fn on_time(&mut self, now: u64) {
         self.fence(now);
-        self.on_stuck(now);
+        if self.sweep_ns.is_some_and(|at| now >= at) {
+            self.reap();
+        }
+        self.look_at_births(now);
+        if self.calm_ns.is_some_and(|at| now >= at) {
+            self.calm_ns = None;
+            memory::give_back();
+        }
         self.repeat_kills(now);
         self.report_logs(now);
         if !self.draining && now >= self.heard_ns + AGENT_SILENCE_MS * 1_000_000 {
@@ -212,7 +231,9 @@ impl Keeper {
         let silence = (!self.draining).then(|| self.heard_ns + AGENT_SILENCE_MS * 1_000_000);
         [
             (fence != 0 && !self.fence_fired).then_some(fence),
-            self.pending.values().filter_map(|p| p.stuck_ns).min(),
+            self.pending.values().map(|p| p.look_ns).min(),
+            self.sweep_ns,
+            self.calm_ns,
             self.repeats.values().map(|r| r.at_ns).min(),
             self.report_due.then(|| self.reported_ns + REPORT_NS),
             self.systemd.beat_ns.map(|pause| self.beat_ns + pause),
@@ -247,20 +268,37 @@ impl Keeper {
         self.terminated || idle || emptied
     }
 
-    /// Sends what waits, and watches for room when the agent does not read.
+    /// Sends what waits.
     fn flush(&mut self) {
-        if !self.link.waits() && !self.watching_room {
-            return;
-        }
-        if !self.link.flush() {
+        if self.link.waits() && !self.link.flush() {
             self.start_draining();
         }
-        if self.link.waits() != self.watching_room
-            && let Some(agent) = self.link.agent()
+        self.attend(process::boottime_ns());
+    }
+
+    /// Watches for room when the agent does not read, and for its requests unless many children are on their
+    /// way to their programs: these run sooner when no more join them.
+    fn attend(&mut self, now: u64) {
+        let mut interest = EpollFlags::empty();
+        interest.set(EpollFlags::EPOLLOUT, self.link.waits());
+        interest.set(EpollFlags::EPOLLIN, self.uncrowded_ns(now).is_none());
+        if let Some(agent) = self.link.agent()
+            && interest != self.interest
         {
-            self.watching_room = self.link.waits();
-            let room = if self.watching_room { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
-            self.poll.change(agent, Source::Agent, EpollFlags::EPOLLIN | room);
+            self.interest = interest;
+            self.poll.change(agent, Source::Agent, interest);
         }
+    }
+
+    /// When requests are read again: children that take longer than [`CROWD_NS`] hold up nobody.
+    fn uncrowded_ns(&self, now: u64) -> Option<u64> {
+        if self.pending.len() < CROWD {
+            return None;
+        }
+        let mut young: Vec<u64> =
+            self.pending.values().map(|p| p.forked_ns + CROWD_NS).filter(|until| *until > now).collect();
+        young.sort_unstable();
+        let over = young.len().checked_sub(CROWD)?;
+        young.get(over).copied()
     }
 }

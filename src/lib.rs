@@ -25,7 +25,11 @@ pub mod agent;
 #[cfg(feature = "host")]
 pub mod cli;
 #[cfg(feature = "host")]
+pub mod cluster;
+#[cfg(feature = "host")]
 pub mod config;
+#[cfg(feature = "host")]
+pub mod descriptors;
 #[cfg(feature = "host")]
 pub mod host;
 #[cfg(feature = "host")]

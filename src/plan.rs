@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::spec::fingerprint::{SpecHash, spec_hash};
+use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, InstanceKey, Process, ProcessName};
 use crate::state::{Command, PlaceChange, Placement, State, of_process};
 
@@ -86,8 +86,9 @@ impl Planner {
         // beside more fits beside less, so the placements that come out of a plan all stay in the next.
         let mut all: Vec<Work<'_>> = Vec::new();
         for (name, process) in &state.spec.processes {
+            let Some(hash) = state.hash_of(name) else { continue };
             let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
-            let mut work = Work::new(name, process, &board, turn);
+            let mut work = Work::new(name, process, hash, &board, turn);
             plan.waits |=
                 work.keep(state, &mut board, self.seated.entry(name.clone()).or_default(), &mut changes);
             all.push(work);
@@ -138,8 +139,14 @@ fn upgrade(state: &State) -> Option<Command> {
 }
 
 impl<'a> Work<'a> {
-    fn new(name: &'a ProcessName, process: &'a Process, board: &Board<'a>, turn: rollout::Turn<'a>) -> Self {
-        Work { name, hash: spec_hash(process), view: board.view(process), turn, placed: Vec::new() }
+    fn new(
+        name: &'a ProcessName,
+        process: &'a Process,
+        hash: SpecHash,
+        board: &Board<'a>,
+        turn: rollout::Turn<'a>,
+    ) -> Self {
+        Work { name, hash, view: board.view(process), turn, placed: Vec::new() }
     }
 
     /// Counts what stays where it is, and gives up what is not wanted. True when something waits for its players.

@@ -8,4 +8,4 @@ pub mod notify;
 pub mod rpc;
 pub mod socket;
 
-pub use socket::{ConnId, Identity, Said, SocketEvent, Sockets};
+pub use socket::{ConnId, Identity, KnownBy, Said, SocketEvent, Sockets};

@@ -4,7 +4,7 @@
 //! the plan places its instances, the host core follows its policies. Pure: no clock, no files, no
 //! sockets. It never reads TOML (that is `config`) and never decides anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -331,6 +331,18 @@ impl Process {
     /// The ports that it asks for by number.
     pub fn fixed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
         self.ports.values().filter_map(|request| Some((request.protocol, request.fixed?)))
+    }
+
+    /// The NAMEs of `{arg.NAME}` in what a run of it is started with.
+    pub fn arguments(&self) -> BTreeSet<String> {
+        let texts = self.command.iter().chain(self.env.values()).chain(&self.working_dir);
+        // What is no template is told when a run of it is resolved.
+        let parts = texts.filter_map(|text| template::parse(text).ok()).flatten();
+        let named = parts.filter_map(|part| match part {
+            template::Part::Variable(template::Variable::Arg(name)) => Some(name),
+            _ => None,
+        });
+        named.collect()
     }
 
     /// True when two runs of an instance must never live at once, whatever fails.

@@ -5,7 +5,8 @@
 //! host, and every command is idempotent or guarded. Pure: time is stamped in the command by its proposer.
 //! Called by the replica (one host now, Raft later); read by everything. The files: [`apply`] is the list of
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
-//! `directory` what runs, `leader` who speaks for a process, [`check`] what must always be true.
+//! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `leader` who speaks
+//! for a process, [`check`] what must always be true.
 
 use std::collections::btree_map::Range;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,9 +21,11 @@ mod apply;
 pub mod check;
 mod command;
 mod directory;
+mod epoch;
 mod hosts;
 mod leader;
 mod placing;
+mod rest;
 mod settings;
 
 pub use command::{
@@ -46,6 +49,8 @@ pub struct State {
     pub spec: Spec,
     /// When a process was last changed so that instances must be replaced or go, milliseconds since 1970.
     pub changed_ms: BTreeMap<ProcessName, u64>,
+    /// How often the instances of a process were asked for anew; no entry: never.
+    pub epochs: BTreeMap<ProcessName, u64>,
     /// Counts that replace those of the spec.
     pub scales: BTreeMap<ProcessName, Scale>,
     /// What an operator has stopped.
@@ -66,7 +71,10 @@ pub struct State {
     pub claims: BTreeMap<InstanceId, Claim>,
     /// Who speaks for a process.
     pub leaders: BTreeMap<ProcessName, Leader>,
-    /// Hosts on which an instance was given up, until it is resumed or its process changes.
+    /// Placed instances of which their host starts no further run by itself.
+    pub rests: BTreeMap<InstanceId, Rest>,
+    /// Hosts on which an instance was given up, by its rests there: until it runs there after all, is resumed, or
+    /// its process changes or is rolled.
     pub failed: BTreeMap<InstanceId, BTreeSet<HostName>>,
     /// Launched instances that are done, for an hour.
     pub finished: BTreeMap<InstanceId, Finished>,
@@ -196,6 +204,20 @@ pub struct Ended {
     pub end: End,
     /// The host will not start another run of the instance by itself: it is done.
     pub done: bool,
+}
+
+/// That a host starts no further run of an instance by itself: it is done, or it has failed too often. Ended
+/// by its next run, `start`, a new placement or a changed spec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// The last run.
+    pub run: RunId,
+    /// How that ended.
+    pub end: End,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// Why the host gave up; `None`: the run did what it was for.
+    pub failed: Option<String>,
 }
 
 /// The entries of one process in a map by instance, without a look at the others.

@@ -17,6 +17,11 @@ const PURE: &[&str] = &[
     "host/",
     "config.rs",
     "config/",
+    "cluster/node/identity.rs",
+    "cluster/raft/change.rs",
+    "cluster/wire/codec.rs",
+    "cluster/wire/frame.rs",
+    "cluster/wire/hello.rs",
     "keeper/protocol.rs",
     "keeper/table.rs",
     "process_api/rpc.rs",
@@ -65,8 +70,7 @@ const LONGEST_FUNCTION: usize = 70;
 /// one takes it off.
 const TO_BE_SPLIT: &[(&str, usize)] = &[];
 /// Functions that are still to be split.
-const FUNCTIONS_TO_BE_SPLIT: &[(&str, &str, usize)] =
-    &[("agent/start.rs", "assemble", 74), ("keeper/setup.rs", "new", 75), ("metrics.rs", "new", 108)];
+const FUNCTIONS_TO_BE_SPLIT: &[(&str, &str, usize)] = &[("agent/start.rs", "assemble", 74)];
 
 struct Source {
     /// Below src/.

@@ -136,6 +136,8 @@ fn usage_errors_exit_2() {
         &["launch", "dungeon", "--arg", "novalue"],
         &["--api", "ftp://x", "ps"],
         &["restart", "zone", "--timeout", "soon"],
+        &["restart", "zone", "login", "--key", "k"],
+        &["restart", "zone", "login.0", "--rolling"],
         &["kill-test", "--count", "0"],
         &["--api", "http://10.255.255.1:1", "kill-test"],
     ] {
@@ -157,7 +159,13 @@ fn check_finds_faults_without_an_agent() {
     assert_eq!((json.code, &json.json()["valid"]), (Some(2), &Value::Bool(false)));
     let missing = run(&["check", "/nonexistent.toml"]);
     assert_eq!(missing.code, Some(1), "{missing:?}");
-    assert!(missing.err.contains("cannot read /nonexistent.toml: No such file"), "{}", missing.err);
+    assert!(
+        missing
+            .err
+            .contains("cannot read /nonexistent.toml (is it the cluster.toml that you mean?): No such file"),
+        "{}",
+        missing.err
+    );
 }
 
 #[test]
@@ -198,6 +206,19 @@ fn restart_waits_for_new_runs() {
     assert_eq!(json[1]["run_before"], 3);
     assert_eq!(json[1]["run"], 4);
     assert_eq!(json[1]["ok"], true);
+}
+
+#[test]
+fn a_restart_asked_for_again_with_its_key_tells_of_the_runs_of_the_first() {
+    let fake = zones();
+    let ran = ask(&fake, &["restart", "zone.1", "--key", "k", "--json"]);
+    let sent = r#"POST /v1/restart {"target":{"instance":"zone.1"},"key":"k"}"#;
+    assert!(fake.asked().contains(&sent.to_owned()), "{:?}", fake.asked());
+    let json = ran.json();
+    assert_eq!(
+        (&json[0]["run_before"], &json[0]["run"], &json[0]["ok"]),
+        (&1.into(), &2.into(), &true.into())
+    );
 }
 
 #[test]
@@ -317,4 +338,22 @@ fn completions_and_manual_pages_cover_every_command() {
     }
     assert!(!out.join("bigbrother-demo-zone.1").exists(), "the hidden command has a page");
     assert!(run(&["man"]).out.contains(".TH bigbrother 1"));
+}
+
+#[test]
+fn certificates_are_made_and_never_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().to_str().expect("a path");
+    let made = run(&["ca", "init", "--dir", dir, "--cluster", "pirates"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    assert_eq!(made.out.lines().collect::<Vec<_>>(), [format!("{dir}/ca.pem"), format!("{dir}/ca.key")]);
+    let issued = run(&["ca", "issue", "alpha", "--dir", dir, "--json"]).json();
+    assert_eq!(issued["cert"], format!("{dir}/alpha.pem"));
+    assert_eq!(issued["key"], format!("{dir}/alpha.key"));
+    let again = run(&["ca", "issue", "alpha", "--dir", dir]);
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert!(again.err.contains("a file that is there is never replaced"), "{}", again.err);
+    assert_eq!(run(&["ca", "issue", "Not A Name", "--dir", dir]).code, Some(2));
+    let none = run(&["ca", "issue", "beta", "--dir", "/nonexistent"]);
+    assert!(none.err.contains("make a CA with `bigbrother ca init`"), "{}", none.err);
 }

@@ -121,7 +121,7 @@ fn a_fixed_port_is_refused_only_where_instances_must_meet() {
         ))
         .len()
     };
-    let peers = "cluster.peers = { alpha = 'a:1', beta = 'b:1' }";
+    let peers = "cluster.peers = { alpha = '127.0.0.1:1', beta = 'localhost:1' }\nhost.listen = '[::1]:1'";
     assert_eq!(two("", "", ""), 1);
     assert_eq!(two("", "count=0", ""), 0);
     assert_eq!(two("", "count=2", "on_demand={max=2}"), 3);
@@ -265,6 +265,12 @@ fn settings(config: &Config) -> BTreeMap<String, String> {
         ("host.policy.programs", format!("{:?}", host.policy.programs)),
     ]);
     keys.extend(cluster.max_lost.map(|n| ("cluster.max_lost", n.to_string())));
+    keys.extend(cluster.tls.iter().flat_map(|tls| {
+        let path = |path: &std::path::Path| format!("{path:?}");
+        let files = [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)];
+        let keys = ["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"];
+        keys.into_iter().zip(files.map(|(_, file)| path(file)))
+    }));
     let mut keys: BTreeMap<String, String> =
         keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     keys.extend(cluster.peers.iter().map(|(name, address)| (format!("cluster.peers.{name}"), text(address))));
@@ -303,6 +309,7 @@ fn surroundings(key: &Key) -> (&'static str, Option<&'static str>) {
         "heartbeat.interval" | "heartbeat.timeout" | "heartbeat.on_hang" | "heartbeat.abort_timeout" => {
             ("heartbeat.mode='native'", None)
         }
+        _ if key.path.starts_with("cluster.tls.") => ("", Some("'/other'")),
         _ => ("", None),
     }
 }
@@ -315,6 +322,10 @@ fn file_with(key: &Key, value: Option<&str>) -> String {
     let inner = path.strip_prefix("process.zone.").filter(|_| !around.contains('@'));
     let line = |path: &str| value.map_or_else(String::new, |value| format!("{path} = {value}\n"));
     let top = if path.starts_with("process.") { String::new() } else { line(&path) };
+    // The three files of `tls` only make sense together.
+    let tls = ["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"];
+    let others = tls.iter().filter(|file| tls.contains(&key.path) && **file != key.path);
+    let top = others.map(|file| format!("{file} = '/x'\n")).collect::<String>() + &top;
     let command = if inner == Some("command") { "" } else { "command = ['/a']\n" };
     let inner = inner.map_or_else(String::new, line);
     let around = around.replace('@', value.unwrap_or_default());

@@ -5,16 +5,20 @@
 // Helpers of tests, which clippy does not take for tests.
 #![allow(clippy::unwrap_used)]
 
-#[path = "death/host.rs"]
+#[path = "support/host.rs"]
 mod host;
 
 #[path = "death/adoption.rs"]
 mod adoption;
+#[path = "death/agent_fault_points.rs"]
+mod agent_fault_points;
 #[path = "death/fault_points.rs"]
 mod fault_points;
 #[path = "death/frozen.rs"]
 mod frozen;
 #[path = "death/ledger.rs"]
 mod ledger;
+#[path = "death/rests.rs"]
+mod rests;
 #[path = "death/rounds.rs"]
 mod rounds;

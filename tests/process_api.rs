@@ -171,8 +171,6 @@ fn a_game_goes_through_its_life() {
     hears(&mut game, &mut agent, &Incoming::Watch(snapshot));
 
     agent.heard.clear();
-    assert_eq!(agent.sockets.broadcast(&instance(), &Outgoing::Ping), 1);
-    agent.until("the answer to a ping", || drop(game.poll()), |call| *call == Call::Heartbeat);
     let shutdown = Shutdown { reason: "rolling update".to_owned(), deadline_ms: 10_000 };
     agent.sockets.broadcast(&instance(), &Outgoing::Shutdown(shutdown.clone()));
     hears(&mut game, &mut agent, &Incoming::Shutdown(shutdown));
@@ -224,6 +222,30 @@ fn the_first_beat_after_a_reconnection_goes_out_at_once() {
 }
 
 #[test]
+fn a_ping_is_answered_by_the_games_tick_and_not_by_its_reading() {
+    let mut agent = Agent::new();
+    let mut game = Client::connect(&agent.socket(), Duration::from_secs(3600)).unwrap();
+    game.hello("zone", "1");
+    game.heartbeat();
+    agent.until("a beat", || (), |call| *call == Call::Heartbeat);
+    agent.heard.clear();
+    assert_eq!(agent.sockets.broadcast(&instance(), &Outgoing::Ping), 1);
+    // The welcome that the next hello brings shows that all before it was read.
+    game.hello("zone", "2");
+    let end = Instant::now() + LIMIT;
+    while !game.poll().contains(&Incoming::Welcome(welcome())) {
+        assert!(Instant::now() < end, "the game never read the ping");
+        agent.turn();
+    }
+    assert!(
+        !agent.heard.contains(&Call::Heartbeat),
+        "a loop that only reads does not tick: {:?}",
+        agent.heard
+    );
+    agent.until("the answer to the ping", || game.heartbeat(), |call| *call == Call::Heartbeat);
+}
+
+#[test]
 fn an_agent_that_does_not_read_never_blocks_the_game() {
     let mut agent = Agent::new();
     let mut game = agent.client();
@@ -243,19 +265,49 @@ fn an_agent_that_does_not_read_never_blocks_the_game() {
     assert!(agent.heard.iter().all(|call| matches!(call, Call::Heartbeat | Call::Stopping)));
 }
 
+/// The example client; ended when dropped.
+struct Python(std::process::Child);
+
+impl Python {
+    fn start(agent: &Agent, heartbeat_ms: &str) -> Python {
+        let game = Command::new("python3")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/client.py"))
+            .env("BIGBROTHER_SOCKET", agent.socket())
+            .env("BIGBROTHER_HEARTBEAT_MS", heartbeat_ms)
+            .stdout(Stdio::null())
+            .spawn();
+        Python(game.expect("this test needs python3: apt-get install python3"))
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_client_in_python_answers_a_ping_and_a_shutdown_at_once() {
+    let mut agent = Agent::new();
+    let mut game = Python::start(&agent, "3600000");
+    agent.until("a beat", || (), |call| *call == Call::Heartbeat);
+    agent.heard.clear();
+    assert_eq!(agent.sockets.broadcast(&instance(), &Outgoing::Ping), 1);
+    agent.until("the answer to the ping", || (), |call| *call == Call::Heartbeat);
+    let shutdown = Shutdown { reason: "test".to_owned(), deadline_ms: 1000 };
+    assert_eq!(agent.sockets.broadcast(&instance(), &Outgoing::Shutdown(shutdown)), 1);
+    agent.until("stopping", || (), |call| *call == Call::Stopping);
+    assert!(game.0.wait().unwrap().success());
+}
+
 #[test]
 fn forty_lines_of_python_are_a_client() {
     let mut agent = Agent::new();
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/client.py");
     let lines = std::fs::read_to_string(&example).unwrap().lines().count();
     assert!(lines <= 40, "{lines} lines");
-    let mut game = Command::new("python3")
-        .arg(example)
-        .env("BIGBROTHER_SOCKET", agent.socket())
-        .env("BIGBROTHER_HEARTBEAT_MS", "20")
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("this test needs python3: apt-get install python3");
+    let mut game = Python::start(&agent, "20");
     let told = |call: &Call| matches!(call, Call::Hello(h) if h.state == Phase::Ready);
     agent.until("hello", || (), told);
     agent.until("a beat", || (), |call| *call == Call::Heartbeat);
@@ -266,7 +318,7 @@ fn forty_lines_of_python_are_a_client() {
     let shutdown = Shutdown { reason: "test".to_owned(), deadline_ms: 1000 };
     assert_eq!(agent.sockets.broadcast(&instance(), &Outgoing::Shutdown(shutdown)), 1);
     agent.until("stopping", || (), |call| *call == Call::Stopping);
-    assert!(game.wait().unwrap().success());
+    assert!(game.0.wait().unwrap().success());
 }
 
 /// The supervision loop waits for one descriptor; a beat must never be left lying behind it.
@@ -373,6 +425,7 @@ fn the_client_is_light() {
         "serde_core",
         "serde_derive",
         "serde_json",
+        "smol_str",
         "syn",
         "thiserror",
         "thiserror-impl",

@@ -4,6 +4,8 @@
 #[path = "support/agent.rs"]
 mod agent;
 
+#[path = "real/abort.rs"]
+mod abort;
 #[path = "real/games.rs"]
 mod games;
 #[path = "real/launch.rs"]
@@ -12,6 +14,8 @@ mod launch;
 mod lifecycle;
 #[path = "real/notify.rs"]
 mod notify;
+#[path = "real/process_api.rs"]
+mod process_api;
 #[path = "real/update.rs"]
 mod update;
 

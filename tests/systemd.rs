@@ -3,6 +3,8 @@
 
 #[path = "systemd/machine.rs"]
 mod machine;
+#[path = "systemd/package.rs"]
+mod package;
 
 use machine::{Machine, until};
 
@@ -59,6 +61,50 @@ fn a_unit_with_limited_children_in_its_own_cgroup_cannot_be_restarted() {
     let restart = machine.try_run(&["systemctl", "restart", "naive"]);
     let said = machine.run(&["journalctl", "--no-pager", "--unit=naive"]);
     assert!(!restart.status.success() && said.contains("status=219/CGROUP"), "{said}");
+}
+
+/// A line of the journal: identifier, priority, text, process.
+type Line = [String; 4];
+
+fn journal(machine: &Machine, identifier: &str) -> Vec<Line> {
+    let text = machine.run(&["journalctl", "--output=json", "--identifier", identifier]);
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let field = |line: &serde_json::Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    lines.map(|l| ["SYSLOG_IDENTIFIER", "PRIORITY", "MESSAGE", "_PID"].map(|key| field(&l, key))).collect()
+}
+
+#[test]
+fn an_instance_that_logs_to_journald_is_found_there_by_its_name_whoever_dies() {
+    let machine = Machine::boot();
+    let games = machine.start();
+    let game = games.iter().find(|game| game.instance == "probed.0").expect("probed.0");
+    let pid = game.pid.to_string();
+    let heard = |priority: &str, text: &str| {
+        let line = ["probed.0", priority, text, pid.as_str()].map(str::to_owned);
+        until(&format!("{line:?} in the journal"), || {
+            let lines = journal(&machine, "probed.0");
+            if lines.contains(&line) { Ok(()) } else { Err(format!("{lines:?}")) }
+        });
+    };
+    heard("6", "begun as probed.0");
+    heard("3", "an error");
+    assert_eq!(journal(&machine, "zone.0"), [] as [Line; 0], "zone.0 logs to files");
+    let goes_on = |after: &str| {
+        let ticks = || journal(&machine, "probed.0").iter().filter(|l| l[2] == "tick").count();
+        let before = ticks();
+        until(&format!("lines after {after}"), || {
+            let now = ticks();
+            if now > before + 1 { Ok(()) } else { Err(format!("{now} ticks, before {before}")) }
+        });
+    };
+    let before = [machine.main_pid(AGENT), machine.main_pid(KEEPER)];
+    machine.run(&["systemctl", "kill", "--kill-who=main", "--signal=KILL", AGENT, KEEPER]);
+    machine.restarted(AGENT, before[0]);
+    machine.restarted(KEEPER, before[1]);
+    goes_on("SIGKILL of agent and keeper");
+    machine.run(&["systemctl", "restart", "systemd-journald"]);
+    goes_on("a restart of journald");
+    machine.assert_untouched(&games, "all of that");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::host::Ports;
+use crate::keeper::fault::{self, Point};
 use crate::spec::{InstanceId, PortRequest, Protocol};
 
 /// Run numbers are reserved in blocks, so that the file is not written for each run. A keeper's table is the
@@ -82,8 +83,10 @@ impl Book {
         let last_run = page.runs;
         page.runs += RUN_BLOCK;
         let bytes = encode(&page);
-        super::disk::replace(&path, &bytes)
-            .map_err(|source| BookError::File { path: path.clone(), source })?;
+        // A full disk must not keep the games from a new agent: run numbers then come from the keeper's table.
+        if let Err(error) = super::disk::replace(&path, &bytes) {
+            tracing::error!(%error, file = %path.display(), "run numbers and assigned ports are not saved");
+        }
         let (out, changes) = watch::channel(bytes);
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
         Ok((
@@ -149,6 +152,15 @@ impl Book {
         Ok(ports)
     }
 
+    /// Ports that a run has which an agent before has started: it may have died before they were on disk.
+    pub fn learn(&mut self, instance: &InstanceId, ports: Ports) {
+        if !ports.is_empty() && !self.page.ports.contains_key(instance) {
+            self.taken.extend(ports.values().copied());
+            self.page.ports.insert(instance.clone(), ports);
+            self.publish();
+        }
+    }
+
     /// Gives the ports of an instance back.
     pub fn release(&mut self, instance: &InstanceId) {
         if let Some(ports) = self.page.ports.remove(instance) {
@@ -203,11 +215,13 @@ impl Writer {
     /// Writes until the book is closed and its last change is on disk.
     pub async fn run(mut self) {
         while self.changes.changed().await.is_ok() {
+            fault::pass(Point::AgentBeforeBook);
             let (path, bytes) = (self.path.clone(), self.changes.borrow_and_update().clone());
             let written = tokio::task::spawn_blocking(move || super::disk::replace(&path, &bytes)).await;
             if let Ok(Err(error)) = written {
                 tracing::error!(%error, file = %self.path.display(), "assigned ports are not saved");
             }
+            fault::pass(Point::AgentAfterBook);
         }
     }
 }
@@ -234,10 +248,15 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap(), first);
         book.use_run(RUN_BLOCK * 3);
+        // Of a run that an agent before has started; what the book knows itself it knows better.
+        book.learn(&id("zone.2"), [("game".to_owned(), (Protocol::Udp, 41002))].into());
+        book.learn(&id("zone.0"), [("game".to_owned(), (Protocol::Udp, 41003))].into());
         drop(book);
         task.await.unwrap();
         let (mut book, _writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
         assert_eq!(book.assign(&id("zone.1"), &udp()).unwrap(), second);
+        assert_eq!(book.ports(&id("zone.2"))["game"], (Protocol::Udp, 41002));
+        assert_eq!(book.ports(&id("zone.0")), first);
         assert!(book.last_run() >= RUN_BLOCK * 3, "{}", book.last_run());
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
 
-use crate::host::{Occurrence, Story, describe};
+use crate::host::{Cause, Occurrence, Story, describe};
 use crate::http::view::EventView;
 use crate::spec::{HostName, InstanceId};
 
@@ -115,6 +115,10 @@ fn words(story: &Story) -> (&'static str, Option<String>, Option<String>) {
         Story::SpawnFailed(why) => told("spawn-failed", why),
         Story::SpawnStuck => told("spawn-stuck", "the exec does not come back"),
         Story::Adopted { pid } => told("adopted", &format!("pid {pid}")),
+        Story::Strays => {
+            let detail = "leftovers without a certain record were killed";
+            ("strays", Some(Cause::Stray.to_string()), Some(detail.to_owned()))
+        }
         Story::Unarmed => told("unarmed", "ready without a single heartbeat: nothing watches it for hangs"),
     }
 }

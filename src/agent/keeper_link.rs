@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::readiness::Readiness;
-use crate::keeper::protocol::{DecodeError, EncodeError, MAX_PACKET, Reply, Request, decode, encode};
+use crate::keeper::fault;
+use crate::keeper::protocol::{DecodeError, EncodeError, MAX_PACKET, Reply, Request, decode, encode, gather};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
@@ -53,6 +54,8 @@ pub struct Received {
 pub struct Link {
     socket: OwnedFd,
     readiness: Readiness,
+    /// While the keeper does not read.
+    room: Option<Readiness>,
     waiting: VecDeque<Vec<u8>>,
     buffer: Vec<u8>,
 }
@@ -66,13 +69,13 @@ impl Link {
         let address = UnixAddr::new(&runtime_dir.join("keeper.sock")).map_err(io::Error::from)?;
         connect(socket.as_raw_fd(), &address).map_err(io::Error::from)?;
         let readiness = Readiness::new(socket.as_fd())?;
-        Ok(Link { socket, readiness, waiting: VecDeque::new(), buffer: vec![0; MAX_PACKET] })
+        Ok(Link { socket, readiness, room: None, waiting: VecDeque::new(), buffer: vec![0; MAX_PACKET] })
     }
 
-    /// Sends a message now, or when the keeper reads again.
+    /// Queues a message, to go with others in one packet at the next [`Link::flush`].
     pub fn send(&mut self, request: &Request) -> Result<(), LinkError> {
         let packet = encode(request)?;
-        if self.waiting.is_empty() && self.put(&packet, &[])? {
+        if self.waiting.back_mut().is_some_and(|last| gather(last, &packet)) {
             return Ok(());
         }
         if self.waiting.len() >= MAX_WAITING {
@@ -109,7 +112,8 @@ impl Link {
         }
     }
 
-    fn flush(&mut self) -> Result<(), LinkError> {
+    /// Sends what waits, as far as the keeper reads.
+    pub fn flush(&mut self) -> Result<(), LinkError> {
         while let Some(packet) = self.waiting.front() {
             if !self.put(packet, &[])? {
                 return Ok(());
@@ -124,39 +128,42 @@ impl Link {
         loop {
             self.flush()?;
             if self.waiting.is_empty() {
+                self.room = None;
                 return Ok(self.readiness.readable().await?);
             }
+            let room = match &mut self.room {
+                Some(room) => room,
+                none => none.insert(Readiness::of_room(self.socket.as_fd())?),
+            };
             tokio::select! {
                 biased;
                 readable = self.readiness.readable() => return Ok(readable?),
-                writable = self.readiness.writable() => writable?,
+                writable = room.writable() => writable?,
             }
         }
     }
 
-    /// Takes up to `most` messages that are there.
+    /// Takes messages that are there, at least `most` if there are as many.
     pub fn receive(&mut self, most: usize) -> Result<Vec<Received>, LinkError> {
         let round = self.readiness.begin();
         let mut received = Vec::new();
         while received.len() < most {
-            match take(self.socket.as_raw_fd(), &mut self.buffer)? {
-                Some(message) => received.push(message),
-                None => {
-                    round.empty();
-                    break;
-                }
+            if !take(self.socket.as_raw_fd(), &mut self.buffer, &mut received)? {
+                round.empty();
+                break;
             }
         }
         Ok(received)
     }
 }
 
-fn take(socket: RawFd, buffer: &mut [u8]) -> Result<Option<Received>, LinkError> {
+/// Takes a packet's messages; false when there is none.
+fn take(socket: RawFd, buffer: &mut [u8], received: &mut Vec<Received>) -> Result<bool, LinkError> {
     let mut control = nix::cmsg_space!([RawFd; 4]);
     let mut parts = [io::IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let (bytes, descriptors) = match recvmsg::<()>(socket, &mut parts, Some(&mut control), flags) {
-        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+    let (bytes, mut descriptors) = match recvmsg::<()>(socket, &mut parts, Some(&mut control), flags) {
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
         Err(errno) => return Err(io::Error::from(errno).into()),
         Ok(message) => {
             let mut descriptors = Vec::new();
@@ -172,7 +179,10 @@ fn take(socket: RawFd, buffer: &mut [u8]) -> Result<Option<Received>, LinkError>
     if bytes == 0 {
         return Err(LinkError::Closed);
     }
-    Ok(Some(Received { reply: decode(&buffer[..bytes])?, descriptors }))
+    for reply in decode(&buffer[..bytes])? {
+        received.push(Received { reply, descriptors: std::mem::take(&mut descriptors) });
+    }
+    Ok(true)
 }
 
 fn wait_writable(socket: BorrowedFd<'_>) {
@@ -211,6 +221,8 @@ pub fn start_keeper(
     }
     // A group of its own: Ctrl-C at the agent's terminal is not meant for it.
     command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID");
+    for own in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", fault::VARIABLE] {
+        command.env_remove(own);
+    }
     command.spawn()
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
+use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 /// A registered descriptor.
@@ -15,12 +16,22 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Registers a duplicate of the descriptor. Must be called within the runtime.
+    /// Registers a duplicate of the descriptor, for reading. Must be called within the runtime.
     pub fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        Readiness::register(fd, Interest::READABLE)
+    }
+
+    /// The same for sending: whoever sends has no use for being woken each time that the other side reads.
+    pub fn of_room(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        Readiness::register(fd, Interest::WRITABLE)
+    }
+
+    fn register(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<Self> {
         let own = fd.try_clone_to_owned()?;
         // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives, and it lives as long as
         // the registration, which owns it.
-        let registered = unsafe { AsyncFd::register(own) }.map_err(io::Error::from)?;
+        let registered =
+            unsafe { AsyncFd::register_with_interest(own, interest) }.map_err(io::Error::from)?;
         Ok(Readiness { registered })
     }
 

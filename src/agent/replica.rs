@@ -2,8 +2,8 @@
 //!
 //! Owns the [`State`]. It stands where Raft will stand, and has its shape: proposals are applied in order,
 //! the newest state goes out through a `watch`, and a reply is sent only when the change is on disk.
-//! Events of runs are not made durable: after a restart the host's inventory brings them back. The end of
-//! a launched instance that is done is, since nothing else would say so.
+//! Events of runs are not made durable: after a restart the host's inventory brings them back. That an instance
+//! rests (done or failed) is, since nothing else would say so.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,12 +14,13 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::Proposal;
+use crate::spec::HostName;
 use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
 
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBst";
 /// Bumped when the bytes behind it change their meaning.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 /// The most commands applied before one write.
 const BATCH: usize = 256;
 
@@ -64,12 +65,12 @@ impl Replica {
     /// Reads the state of the folder, or begins with an empty one.
     pub fn open(
         data_dir: &Path,
+        host: &HostName,
         proposals: mpsc::Receiver<Proposal>,
     ) -> Result<(Replica, watch::Receiver<Arc<State>>), OpenError> {
         let file = data_dir.join("state.bin");
         let mut state = read(&file)?;
-        // What ran when this was written says nothing about now: the host's inventory does.
-        state.directory.clear();
+        state.begin_alone(host);
         let state = Arc::new(state);
         let (out, states) = watch::channel(state.clone());
         Ok((Replica { state, file, proposals, out }, states))
@@ -82,7 +83,7 @@ impl Replica {
             let mut durable = false;
             let mut answers = Vec::new();
             for Proposal { command, reply } in batch.drain(..) {
-                durable |= is_durable(&command);
+                durable |= is_durable(&self.state, &command);
                 let envelope = Envelope { stamp_ms: wall_ms(), command };
                 answers.push((reply, Arc::make_mut(&mut self.state).apply(&envelope)));
             }
@@ -104,12 +105,20 @@ impl Replica {
     }
 }
 
-/// An inventory brings back what runs, but not that a launched instance is done: it would run again.
-fn is_durable(command: &Command) -> bool {
-    let done = |event: &Event| matches!(event.kind, EventKind::Stopped(Ended { done: true, .. }));
+/// An inventory brings back what runs, but not that an instance rests, or rests no more: it would run again, or
+/// not at all.
+fn is_durable(state: &State, command: &Command) -> bool {
+    let turns = |event: &Event| match &event.kind {
+        EventKind::Rests(_) | EventKind::Stopped(Ended { done: true, .. }) => true,
+        EventKind::Started { .. } => state.rests.contains_key(&event.instance),
+        _ => false,
+    };
     match command {
-        Command::Events { events, .. } => events.iter().any(done),
-        Command::Inventory { .. } => false,
+        Command::Events { events, .. } => events.iter().any(turns),
+        Command::Inventory { runs, rests, .. } => {
+            runs.keys().any(|id| state.rests.contains_key(id))
+                || rests.iter().any(|(id, rest)| state.rests.get(id) != Some(rest))
+        }
         _ => true,
     }
 }
@@ -169,25 +178,40 @@ mod tests {
     async fn what_was_answered_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let (send, proposals) = mpsc::channel(8);
-        let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
+        let (replica, _) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         let task = tokio::spawn(replica.run());
         propose(&send, Command::Pause { target: Target::All }).await.unwrap();
         task.abort();
         let (_, proposals) = mpsc::channel(8);
-        let (_, states) = Replica::open(dir.path(), proposals).unwrap();
+        let (_, states) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().paused.all);
     }
 
     #[test]
-    fn that_an_instance_is_done_is_kept_and_that_it_restarts_is_not() {
-        let stopped = |done| {
-            let kind = EventKind::Stopped(Ended { end: crate::keeper::protocol::End::Code(0), done });
-            let run = crate::keeper::protocol::RunId(1);
-            let events = vec![Event { instance: "dungeon.1".parse().unwrap(), run, kind }];
+    fn that_an_instance_rests_is_kept_and_that_it_restarts_is_not() {
+        use crate::keeper::protocol::{End, RunId};
+        let (id, run) = ("dungeon.1".parse::<crate::spec::InstanceId>().unwrap(), RunId(1));
+        let event = |kind| {
+            let events = vec![Event { instance: id.clone(), run, kind }];
             Command::Events { host: "alpha".parse().unwrap(), incarnation: 1, first_seq: 1, events }
         };
-        assert!(is_durable(&stopped(true)));
-        assert!(!is_durable(&stopped(false)));
+        let stopped = |done| event(EventKind::Stopped(Ended { end: End::Code(0), done }));
+        let rest = crate::state::Rest { run, end: End::Code(0), at_ms: 1, failed: None };
+        let started = || event(EventKind::Started { hash: Default::default(), ports: Default::default() });
+        let inventory = |resting: bool| Command::Inventory {
+            host: "alpha".parse().unwrap(),
+            incarnation: 1,
+            seq: 0,
+            runs: Default::default(),
+            rests: resting.then(|| (id.clone(), rest.clone())).into_iter().collect(),
+        };
+        let (mut resting, runs) = (State::default(), State::default());
+        resting.rests.insert(id.clone(), rest.clone());
+        assert!(is_durable(&runs, &stopped(true)) && !is_durable(&runs, &stopped(false)));
+        assert!(is_durable(&runs, &event(EventKind::Rests(rest.clone()))));
+        assert!(is_durable(&resting, &started()) && !is_durable(&runs, &started()));
+        assert!(is_durable(&runs, &inventory(true)) && !is_durable(&resting, &inventory(true)));
+        assert!(!is_durable(&runs, &inventory(false)));
     }
 
     #[test]
@@ -206,8 +230,26 @@ mod tests {
         state.directory.insert("zone.0".parse().unwrap(), entry);
         write(&dir.path().join("state.bin"), &state).unwrap();
         let (_, proposals) = mpsc::channel(8);
-        let (_, states) = Replica::open(dir.path(), proposals).unwrap();
+        let (_, states) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().directory.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_host_with_another_machine_id_has_its_own_data_back_and_a_clone_beside_it_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let join = |machine_id: &str| Command::JoinHost {
+            host: "alpha".parse().unwrap(),
+            facts: crate::state::HostFacts { machine_id: machine_id.to_owned(), ..Default::default() },
+        };
+        for (own, clone) in [("first", "second"), ("second", "first")] {
+            let (send, proposals) = mpsc::channel(8);
+            let (replica, _) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
+            let task = tokio::spawn(replica.run());
+            propose(&send, join(own)).await.unwrap();
+            let refused = propose(&send, join(clone)).await;
+            assert!(matches!(refused, Err(Rejected::CloneOf(_))), "{refused:?}");
+            task.abort();
+        }
     }
 
     #[test]

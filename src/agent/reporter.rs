@@ -1,7 +1,8 @@
 //! Reports of this host to the replicated state: joining, events in batches, the inventory.
 //!
 //! Owns the incarnation and the sequence numbers. The supervision loop hands events over and never waits;
-//! what does not fit the queue is made good by an inventory.
+//! what does not fit the queue is made good by an inventory. When the state holds that an instance rests, its
+//! last run is named to the loop, which then lets the keeper forget it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::handle::{AskError, Handle};
+use crate::keeper::fault::{self, Point};
+use crate::keeper::protocol::RunId;
 use crate::spec::InstanceId;
-use crate::state::{Command, Event, HostFacts, Response, RunFact};
+use crate::state::{Command, Event, EventKind, HostFacts, Response, Rest, RunFact};
 
 /// Events of this span go in one command.
 const GATHER: Duration = Duration::from_millis(5);
@@ -22,8 +25,13 @@ const BATCH: usize = 512;
 pub enum Report {
     /// Something happened to a run.
     Event(Event),
-    /// Everything that runs: the directory is to agree with it.
-    Inventory(BTreeMap<InstanceId, RunFact>),
+    /// Everything that runs, and what rests: the replicated state is to agree with it.
+    Inventory {
+        /// The live runs.
+        runs: BTreeMap<InstanceId, RunFact>,
+        /// The instances of which no run follows by itself.
+        rests: BTreeMap<InstanceId, Rest>,
+    },
     /// The host's labels, capacity or address changed: it joins anew.
     Facts(HostFacts),
 }
@@ -31,15 +39,20 @@ pub enum Report {
 /// The reporting end of a host that has joined.
 pub struct Reporter {
     handle: Handle,
+    settled: mpsc::Sender<RunId>,
     incarnation: u64,
     next_seq: u64,
 }
 
 impl Reporter {
     /// Joins the cluster as this host.
-    pub async fn join(handle: Handle, facts: HostFacts) -> Result<Reporter, AskError> {
+    pub async fn join(
+        handle: Handle,
+        facts: HostFacts,
+        settled: mpsc::Sender<RunId>,
+    ) -> Result<Reporter, AskError> {
         let incarnation = join(&handle, facts).await?;
-        Ok(Reporter { handle, incarnation, next_seq: 1 })
+        Ok(Reporter { handle, settled, incarnation, next_seq: 1 })
     }
 
     /// Reports until the supervision loop is gone.
@@ -69,9 +82,9 @@ impl Reporter {
         for report in reports {
             match report {
                 Report::Event(event) => events.push(event),
-                Report::Inventory(runs) => {
+                Report::Inventory { runs, rests } => {
                     self.send_events(std::mem::take(&mut events)).await;
-                    self.send_inventory(runs).await;
+                    self.send_inventory(runs, rests).await;
                 }
                 Report::Facts(facts) => {
                     self.send_events(std::mem::take(&mut events)).await;
@@ -95,17 +108,25 @@ impl Reporter {
         }
         let (host, incarnation, first_seq) = (self.handle.host.clone(), self.incarnation, self.next_seq);
         self.next_seq += events.len() as u64;
-        self.send(Command::Events { host, incarnation, first_seq, events }).await;
+        let last = |event: &Event| match &event.kind {
+            EventKind::Rests(rest) => Some(rest.run),
+            _ => None,
+        };
+        let resting: Vec<RunId> = events.iter().filter_map(last).collect();
+        fault::pass(Point::AgentBeforeReport);
+        self.send(Command::Events { host, incarnation, first_seq, events }, resting).await;
+        fault::pass(Point::AgentAfterReport);
     }
 
-    async fn send_inventory(&self, runs: BTreeMap<InstanceId, RunFact>) {
+    async fn send_inventory(&self, runs: BTreeMap<InstanceId, RunFact>, rests: BTreeMap<InstanceId, Rest>) {
         let (host, incarnation) = (self.handle.host.clone(), self.incarnation);
         let seq = self.next_seq - 1;
-        self.send(Command::Inventory { host, incarnation, seq, runs }).await;
+        let resting = rests.values().map(|rest| rest.run).collect();
+        self.send(Command::Inventory { host, incarnation, seq, runs, rests }, resting).await;
     }
 
     /// A command that is repeated changes nothing twice, so a busy replica is simply asked again.
-    async fn send(&self, command: Command) {
+    async fn send(&self, command: Command, resting: Vec<RunId>) {
         loop {
             match self.handle.propose(command.clone()).await {
                 Err(AskError::Busy) => tokio::time::sleep(GATHER).await,
@@ -113,8 +134,13 @@ impl Reporter {
                     tracing::warn!(%error, "a report was refused");
                     return;
                 }
-                Ok(_) | Err(AskError::Stopping) => return,
+                Err(AskError::Stopping) => return,
+                Ok(_) => break,
             }
+        }
+        for run in resting {
+            // The loop that is gone acknowledges nothing; the next agent is told of the run again.
+            let _ = self.settled.send(run).await;
         }
     }
 }

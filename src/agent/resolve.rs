@@ -1,26 +1,26 @@
 //! From an instance's spec to the numbers and absolute paths that the keeper is given.
 //!
-//! Owns the cache of accounts. Everything that can block or fail on the way to a spawn is here: user
-//! database, program search, folders. It decides nothing; what it cannot resolve becomes a failed spawn.
+//! Owns what was looked up before, so that a restart waits for nothing: [`Resolver::errand`] says what must be
+//! known for a command, [`Resolver::found`] whether it is. What may block (user database, program search,
+//! folders) is left to the threads of [`super::lookup`]. It decides nothing; what cannot be resolved becomes a
+//! failed spawn.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::os::unix::fs::PermissionsExt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-
+use super::lookup::{Errand, Found, LookUpError, PATH};
 use crate::config::{HostPolicy, HostSettings};
-use crate::host::{Ports, Want};
+use crate::host::{Moment, Ports, Want};
 use crate::keeper::protocol::{Account, LogTarget, RunId, Spawn};
 use crate::spec::template::{ExpandError, Values, expand};
-use crate::spec::{HeartbeatMode, InstanceId, InstanceKey, Limits, Logs, Process};
+use crate::spec::{HeartbeatMode, InstanceId, InstanceKey, Limits, Logs};
 
-/// An account is looked up again after this long.
-const ACCOUNT_LIFE: Duration = Duration::from_secs(60);
-/// The search path of a bare program name, and the PATH of the processes.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games";
+/// What was found is looked up again, on the side, after this long.
+const FRESH: Duration = Duration::from_secs(30);
+/// What could not be looked up again meanwhile (the agent stood still) is not used after this long.
+const STALE: Duration = Duration::from_secs(60);
 /// The period of cpu.max, microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
@@ -34,29 +34,6 @@ pub enum ResolveError {
         key: String,
         /// Why.
         source: ExpandError,
-    },
-    /// No such user.
-    #[error("there is no user {0} on this host")]
-    NoUser(String),
-    /// No such group.
-    #[error("there is no group {0} on this host")]
-    NoGroup(String),
-    /// The user database cannot be asked.
-    #[error("cannot look up {0}")]
-    Lookup(String, #[source] nix::errno::Errno),
-    /// No such program.
-    #[error("there is no program {0} in {PATH}")]
-    NoProgram(String),
-    /// The host's policy forbids it.
-    #[error("host.policy forbids {0}")]
-    Policy(String),
-    /// A folder cannot be made.
-    #[error("cannot make {path}: {source}")]
-    Folder {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
     },
 }
 
@@ -93,30 +70,122 @@ pub struct ResolvedCommand {
 /// Resolves spawns for one host.
 pub struct Resolver {
     settings: HostSettings,
-    accounts: BTreeMap<(String, Option<String>), (Instant, Account, String)>,
+    /// The priority of processes that name none.
+    default_nice: i32,
+    policy: Arc<HostPolicy>,
+    /// By errands without a folder.
+    found: BTreeMap<Errand, Kept>,
+    /// Data folders that are there.
+    folders: BTreeSet<PathBuf>,
+    /// What each instance needs, by the key of its command.
+    needs: BTreeMap<(InstanceId, &'static str), Errand>,
+}
+
+/// What was found, and when.
+struct Kept {
+    found: Found,
+    at: Moment,
+    /// Somebody is asking again. While no answer comes, what was found last goes on to hold.
+    asked: bool,
 }
 
 impl Resolver {
     /// A resolver for the host's settings.
     pub fn new(settings: HostSettings) -> Self {
-        Resolver { settings, accounts: BTreeMap::new() }
+        let policy = Arc::new(settings.policy.clone());
+        Resolver {
+            settings,
+            default_nice: default_nice(),
+            policy,
+            found: BTreeMap::new(),
+            folders: BTreeSet::new(),
+            needs: BTreeMap::new(),
+        }
     }
 
     /// The settings changed.
     pub fn set(&mut self, settings: HostSettings) {
+        self.policy = Arc::new(settings.policy.clone());
         self.settings = settings;
-        self.accounts.clear();
+        self.found.clear();
     }
 
-    /// The account of a process; `None`: the agent's own.
-    pub fn account(&mut self, process: &Process) -> Result<Option<Account>, ResolveError> {
-        Ok(self.lookup(process)?.map(|(account, _)| account))
+    /// What must be known before this command of the instance can be executed. `key` names the command.
+    pub fn errand(
+        &mut self,
+        order: &Order<'_>,
+        command: &[String],
+        key: &'static str,
+    ) -> Result<Errand, ResolveError> {
+        let process = &order.want.process;
+        let folder = self.data_folder(order.instance);
+        let (instance, data) = (order.instance.to_string(), folder.to_string_lossy());
+        let program =
+            expand(command.first().map_or("", String::as_str), &self.values(order, &instance, &data))
+                .map_err(|source| ResolveError::Template { key: format!("{key}[0]"), source })?;
+        let (user, group, policy) = (process.user.clone(), process.group.clone(), self.policy.clone());
+        let errand = Errand { user, group, program, policy, folder: None };
+        let need = (order.instance.clone(), key);
+        if self.needs.get(&need) != Some(&errand) {
+            self.needs.insert(need, errand.clone());
+        }
+        Ok(Errand { folder: (!self.folders.contains(&folder)).then_some(folder), ..errand })
+    }
+
+    /// What was found for an errand; `None`: it must be looked up first.
+    pub fn found(&self, errand: &Errand, now: Moment) -> Option<Found> {
+        let kept = self.found.get(errand)?;
+        (kept.asked || now.since(kept.at) < STALE).then(|| kept.found.clone())
+    }
+
+    /// Takes what came of an errand.
+    pub fn learn(&mut self, errand: &Errand, result: Result<&Found, &LookUpError>, now: Moment) {
+        let without = Errand { folder: None, ..errand.clone() };
+        match result {
+            // A reload has changed the policy meanwhile.
+            Ok(_) if errand.policy != self.policy => {}
+            Ok(found) => {
+                self.folders.extend(errand.folder.clone());
+                self.found.insert(without, Kept { found: found.clone(), at: now, asked: false });
+            }
+            Err(_) => drop(self.found.remove(&without)),
+        }
+    }
+
+    /// What is to be looked up again by now; what nobody needs any more is forgotten.
+    pub fn aged(&mut self, now: Moment) -> Vec<Errand> {
+        let aged = |kept: &Kept| !kept.asked && now.since(kept.at) >= FRESH;
+        if !self.found.values().any(aged) {
+            return Vec::new();
+        }
+        let needed: BTreeSet<&Errand> = self.needs.values().collect();
+        self.found.retain(|errand, _| needed.contains(errand));
+        let aged = self.found.iter_mut().filter(|(_, kept)| aged(kept));
+        aged.map(|(errand, kept)| {
+            kept.asked = true;
+            errand.clone()
+        })
+        .collect()
+    }
+
+    /// A run of the instance could not be started as it was resolved: all is looked up again.
+    pub fn distrust(&mut self, instance: &InstanceId) {
+        self.folders.remove(&self.data_folder(instance));
+        for ((_, _), errand) in self.needs.iter().filter(|((id, _), _)| id == instance) {
+            self.found.remove(errand);
+        }
+    }
+
+    /// The instance is gone from this host.
+    pub fn forget(&mut self, instance: &InstanceId) {
+        self.folders.remove(&self.data_folder(instance));
+        self.needs.retain(|(id, _), _| id != instance);
     }
 
     /// The whole order for the keeper.
-    pub fn spawn(&mut self, order: Order<'_>) -> Result<Spawn, ResolveError> {
+    pub fn spawn(&self, order: Order<'_>, found: Found) -> Result<Spawn, ResolveError> {
         let process = &order.want.process;
-        let command = self.command(&order, &process.command, "command")?;
+        let command = self.command(&order, &process.command, "command", found)?;
         let logs = self.log_target(order.instance, &process.logs);
         Ok(Spawn {
             run: order.run,
@@ -127,7 +196,7 @@ impl Resolver {
             working_dir: command.working_dir,
             account: command.account,
             umask: process.umask,
-            nice: process.nice,
+            nice: if process.nice == 0 { self.default_nice } else { process.nice },
             rlimits: rlimits(&process.limits),
             ignore_sigpipe: process.ignore_sigpipe,
             limits: cgroup_limits(&process.limits),
@@ -140,14 +209,14 @@ impl Resolver {
 
     /// A command of the instance (its own, or an exec probe's), ready to be executed.
     pub fn command(
-        &mut self,
+        &self,
         order: &Order<'_>,
         command: &[String],
         key: &str,
+        found: Found,
     ) -> Result<ResolvedCommand, ResolveError> {
         let process = &order.want.process;
-        let account = self.lookup(process)?;
-        let data = self.data_folder(order.instance, account.as_ref().map(|(account, _)| account))?;
+        let data = self.data_folder(order.instance).to_string_lossy().into_owned();
         let instance = order.instance.to_string();
         let values = self.values(order, &instance, &data);
         let fill = |key: String, text: &str| {
@@ -159,7 +228,7 @@ impl Resolver {
             .map(|(at, text)| fill(format!("{key}[{at}]"), text))
             .collect::<Result<_, _>>()?;
         let mut env = default_env(order, &instance, self.settings.name.as_str());
-        if let Some((_, home)) = &account {
+        if let Some((_, home)) = &found.account {
             env.insert("HOME".to_owned(), home.clone());
         }
         for (name, text) in &process.env {
@@ -169,15 +238,12 @@ impl Resolver {
             Some(text) => fill("working_dir".to_owned(), text)?,
             None => data.clone(),
         };
-        let program = find(args.first().map_or("", String::as_str))?;
-        let user = process.user.as_deref();
-        check_policy(&self.settings.policy, user, &program)?;
         Ok(ResolvedCommand {
-            program,
+            program: found.program,
             args,
             env: env.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
             working_dir,
-            account: account.map(|(account, _)| account),
+            account: found.account.map(|(account, _)| account),
         })
     }
 
@@ -216,55 +282,9 @@ impl Resolver {
         self.settings.data_dir.join("logs")
     }
 
-    fn data_folder(&self, instance: &InstanceId, account: Option<&Account>) -> Result<String, ResolveError> {
-        let path = self.settings.data_dir.join("data").join(instance.to_string());
-        if !path.is_dir() {
-            let made = std::fs::create_dir_all(&path).and_then(|()| {
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750))?;
-                match account {
-                    Some(a) => std::os::unix::fs::chown(&path, Some(a.uid), Some(a.gid)),
-                    None => Ok(()),
-                }
-            });
-            made.map_err(|source| ResolveError::Folder { path: path.clone(), source })?;
-        }
-        Ok(path.to_string_lossy().into_owned())
+    fn data_folder(&self, instance: &InstanceId) -> PathBuf {
+        self.settings.data_dir.join("data").join(instance.to_string())
     }
-
-    fn lookup(&mut self, process: &Process) -> Result<Option<(Account, String)>, ResolveError> {
-        let Some(user) = &process.user else { return Ok(None) };
-        let key = (user.clone(), process.group.clone());
-        if let Some((at, account, home)) = self.accounts.get(&key)
-            && at.elapsed() < ACCOUNT_LIFE
-        {
-            return Ok(Some((account.clone(), home.clone())));
-        }
-        let (account, home) = look_up(user, process.group.as_deref())?;
-        self.accounts.insert(key, (Instant::now(), account.clone(), home.clone()));
-        Ok(Some((account, home)))
-    }
-}
-
-fn look_up(user: &str, group: Option<&str>) -> Result<(Account, String), ResolveError> {
-    let found = User::from_name(user).map_err(|errno| ResolveError::Lookup(user.to_owned(), errno))?;
-    let found = found.ok_or_else(|| ResolveError::NoUser(user.to_owned()))?;
-    let gid: Gid = match group {
-        None => found.gid,
-        Some(group) => {
-            Group::from_name(group)
-                .map_err(|errno| ResolveError::Lookup(group.to_owned(), errno))?
-                .ok_or_else(|| ResolveError::NoGroup(group.to_owned()))?
-                .gid
-        }
-    };
-    let name = CString::new(user).map_err(|_| ResolveError::NoUser(user.to_owned()))?;
-    let groups = getgrouplist(&name, gid).map_err(|errno| ResolveError::Lookup(user.to_owned(), errno))?;
-    let account = Account {
-        uid: found.uid.as_raw(),
-        gid: gid.as_raw(),
-        groups: groups.into_iter().map(Gid::as_raw).collect(),
-    };
-    Ok((account, found.dir.to_string_lossy().into_owned()))
 }
 
 fn default_env(order: &Order<'_>, instance: &str, host: &str) -> BTreeMap<String, String> {
@@ -292,38 +312,14 @@ fn default_env(order: &Order<'_>, instance: &str, host: &str) -> BTreeMap<String
     env
 }
 
-/// An absolute path stays; a bare name is searched for.
-fn find(program: &str) -> Result<String, ResolveError> {
-    if program.starts_with('/') {
-        return Ok(program.to_owned());
-    }
-    let executable = |path: &PathBuf| {
-        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
-    let found = PATH.split(':').map(|folder| Path::new(folder).join(program)).find(executable);
-    found
-        .map(|path| path.to_string_lossy().into_owned())
-        .ok_or_else(|| ResolveError::NoProgram(program.to_owned()))
-}
-
-fn check_policy(policy: &HostPolicy, user: Option<&str>, program: &str) -> Result<(), ResolveError> {
-    if !policy.users.is_empty() {
-        let own = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
-        let user = user.map(str::to_owned).or(own).unwrap_or_default();
-        if !policy.users.contains(&user) {
-            return Err(ResolveError::Policy(format!("user {user}")));
-        }
-    }
-    if policy.programs.is_empty() {
-        return Ok(());
-    }
-    // Links and dots must not lead out of the allowed folders.
-    let real = std::fs::canonicalize(program).unwrap_or_else(|_| PathBuf::from(program));
-    let below = |folder: &PathBuf| real.starts_with(std::fs::canonicalize(folder).as_ref().unwrap_or(folder));
-    match policy.programs.iter().any(below) {
-        true => Ok(()),
-        false => Err(ResolveError::Policy(format!("program {}", real.display()))),
-    }
+/// Zero; or that of this agent, when somebody started it with a lower priority that it may not raise.
+fn default_nice() -> i32 {
+    // SAFETY: getpriority touches no memory.
+    let own = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    // SAFETY: neither does setpriority, which on Linux is about the calling thread, one of its own here.
+    let raise = || unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) } == 0;
+    let may = own <= 0 || std::thread::spawn(raise).join().unwrap_or(false);
+    if may { 0 } else { own }
 }
 
 fn rlimits(limits: &Limits) -> Vec<(u32, u64)> {
@@ -345,4 +341,104 @@ pub fn cgroup_limits(limits: &Limits) -> Vec<(String, String)> {
         set("pids.max", pids.to_string());
     }
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Context, parse};
+    use crate::spec::fingerprint::SpecHash;
+
+    const FILE: &str = "[process.zone]\ncommand = [\"zone\"]\nuser = \"games\"\n";
+
+    /// A resolver, and the errand of a run of `zone.0`.
+    fn resolver() -> (Resolver, Errand) {
+        let context = Context { hostname: "alpha".to_owned(), host_override: None };
+        let config = parse(FILE, "test.toml", &context).unwrap();
+        let process = config.spec.processes.into_values().next().unwrap();
+        let command = process.command.clone();
+        let want = Want {
+            process,
+            hash: SpecHash(0),
+            replace: true,
+            generation: 1,
+            paused: false,
+            waits_for: None,
+            args: BTreeMap::new(),
+            rest: None,
+        };
+        let (instance, ports) = (zone(), Ports::new());
+        let sockets = Path::new("/run/i/zone.0");
+        let order = Order {
+            instance: &instance,
+            run: RunId(1),
+            want: &want,
+            ports: &ports,
+            sockets,
+            note: Vec::new(),
+        };
+        let mut resolver = Resolver::new(config.host);
+        let errand = resolver.errand(&order, &command, "command").unwrap();
+        assert!(errand.folder.as_ref().is_some_and(|folder| folder.ends_with("data/zone.0")), "{errand:?}");
+        resolver.learn(&errand, Ok(&found(60)), at(0));
+        let again = resolver.errand(&order, &command, "command").unwrap();
+        assert_eq!(again, Errand { folder: None, ..errand }, "the folder is there");
+        (resolver, again)
+    }
+
+    fn zone() -> InstanceId {
+        "zone.0".parse().unwrap()
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment(seconds * 1_000_000_000)
+    }
+
+    fn found(gid: u32) -> Found {
+        let account = Account { uid: 5, gid, groups: vec![gid] };
+        Found { account: Some((account, "/usr/games".to_owned())), program: "/usr/bin/zone".to_owned() }
+    }
+
+    #[test]
+    fn what_was_found_holds_and_is_asked_again_on_the_side() {
+        let (mut resolver, errand) = resolver();
+        assert_eq!(resolver.aged(at(29)), []);
+        assert_eq!(resolver.found(&errand, at(29)), Some(found(60)));
+        assert_eq!(resolver.aged(at(30)), std::slice::from_ref(&errand));
+        assert_eq!(resolver.aged(at(31)), [], "somebody is under way");
+        assert_eq!(resolver.found(&errand, at(31)), Some(found(60)), "no restart waits for that");
+        resolver.learn(&errand, Ok(&found(61)), at(32));
+        assert_eq!(resolver.found(&errand, at(33)), Some(found(61)), "another group within a minute");
+    }
+
+    #[test]
+    fn what_was_found_last_holds_while_nobody_answers_and_no_longer() {
+        let (mut resolver, errand) = resolver();
+        assert_eq!(resolver.found(&errand, at(60)), None, "nobody asked again: it may be anything by now");
+        assert_eq!(resolver.aged(at(60)), std::slice::from_ref(&errand));
+        assert_eq!(resolver.found(&errand, at(3600)), Some(found(60)));
+        resolver.learn(&errand, Err(&LookUpError::NoUser("games".to_owned())), at(3601));
+        assert_eq!(resolver.found(&errand, at(3601)), None);
+    }
+
+    #[test]
+    fn a_run_that_could_not_be_started_and_a_changed_policy_look_again() {
+        let (mut resolver, errand) = resolver();
+        resolver.distrust(&zone());
+        assert_eq!(resolver.found(&errand, at(1)), None);
+        resolver.learn(&errand, Ok(&found(60)), at(2));
+        let policy = HostPolicy { users: vec!["games".to_owned()], programs: Vec::new() };
+        resolver.set(HostSettings { policy, ..resolver.settings.clone() });
+        assert_eq!(resolver.found(&errand, at(2)), None);
+        resolver.learn(&errand, Ok(&found(60)), at(3));
+        assert_eq!(resolver.found(&errand, at(3)), None, "an answer under the old policy");
+    }
+
+    #[test]
+    fn what_nobody_needs_any_more_is_not_asked_again() {
+        let (mut resolver, errand) = resolver();
+        resolver.forget(&zone());
+        assert_eq!(resolver.aged(at(30)), []);
+        assert_eq!(resolver.found(&errand, at(30)), None);
+    }
 }

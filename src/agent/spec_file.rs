@@ -16,7 +16,7 @@ use crate::state::{Command, Response};
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path} (is it the cluster.toml that you mean?): {source}")]
     Read {
         /// Which.
         path: PathBuf,

@@ -4,7 +4,7 @@
 //! listen ▶ replica ▶ supervision thread meets the keeper ▶ join ▶ file's processes ▶ first plan ▶ gate opens
 //! ```
 //!
-//! Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
+//! From the first step on the API answers, and says what is waited for. Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
 //! unwanted one. At the end the games stay; only `stop` ends games.
 
 use std::path::{Path, PathBuf};
@@ -25,8 +25,10 @@ use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
 use super::{planner, reload};
 use crate::config::{Config, HostSettings};
+use crate::descriptors;
 use crate::http::{ListenError, Listeners, ServeError};
-use crate::keeper::protocol::CgroupSupport;
+use crate::keeper::fault;
+use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
 use crate::state::{HostFacts, Version};
@@ -34,6 +36,9 @@ use crate::systemd::Systemd;
 
 /// Who may use the API's socket: this account.
 const API_SOCKET_MODE: u32 = 0o600;
+
+/// How long an agent that ends before it has begun waits for the API's last answers.
+const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -49,11 +54,14 @@ pub struct AgentOptions {
 /// Why an agent could not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
+    /// The environment asks for a fault that there is not.
+    #[error("{0}")]
+    Fault(String),
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
     /// A folder.
-    #[error("cannot make the folder {path}: {source}; set host.{key} to a folder that you may write to")]
+    #[error("cannot make the folder {path}; set host.{key} to a folder that you may write to")]
     Folder {
         /// Which key of the file.
         key: &'static str,
@@ -87,9 +95,11 @@ pub enum AgentError {
 
 /// Runs an agent until SIGTERM or SIGINT.
 pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
+    fault::arm_from_environment().map_err(AgentError::Fault)?;
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
-    raise_open_files();
+    descriptors::raise_limit()?;
+    descriptors::make_room()?;
     make_folder("data_dir", &config.host.data_dir)?;
     make_folder("runtime_dir", &config.host.runtime_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -97,15 +107,6 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     // A probe or a disk that hangs must not keep a stopped agent alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
-}
-
-/// Sockets of hundreds of instances want more descriptors than the usual soft limit. What the hard limit
-/// refuses shows when a socket cannot be opened.
-fn raise_open_files() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 fn make_folder(key: &'static str, path: &Path) -> Result<(), AgentError> {
@@ -117,6 +118,7 @@ struct Tasks {
     replica: Replica,
     writer: super::book::Writer,
     reports: mpsc::Receiver<Report>,
+    settled: mpsc::Sender<RunId>,
     reload: reload::Reloader,
     launches: mpsc::Receiver<super::supervise::LaunchOrder>,
     launched: mpsc::Sender<super::supervise::LaunchDone>,
@@ -129,11 +131,15 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, mut reports, reload, launches, launched, unplaced, liveness } = tasks;
+    let Tasks { replica, writer, mut reports, settled, reload, launches, launched, unplaced, liveness } =
+        tasks;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
     let (met, keeper_met) = oneshot::channel();
+    let (starting, waits) = watch::channel(Some(waits_for_keeper(&config.host)));
+    let api = crate::http::serve(handle.clone(), metrics, listeners, waits, ending.clone());
+    let mut api = tokio::spawn(api);
     let supervision = start_supervision(Parts { met: Some(met), gate, shutdown: ending.clone(), ..parts })?;
     let replica = tokio::spawn(replica.run());
     let writer = tokio::spawn(writer.run());
@@ -143,10 +149,12 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
         met = keeper_met => met.map_err(|_| AgentError::Supervision)?,
         () = signals.end() => {
             let _ = shutdown.send(true);
+            let _ = tokio::time::timeout(LAST_ANSWERS, &mut api).await;
             return Ok(());
         }
     };
-    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups)).await?;
+    starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
+    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups), settled).await?;
     // The first plan must know what runs.
     reporter.catch_up(&mut reports).await;
     reload.begin(&config).await?;
@@ -158,7 +166,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
     let (hang_up, hung_up) = mpsc::channel(1);
     tokio::spawn(reload.run(cgroups, hung_up));
-    let api = tokio::spawn(crate::http::serve(handle, metrics, listeners, ending));
+    starting.send_replace(None);
     Systemd::from_environment().tell("READY=1");
     tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
 
@@ -192,20 +200,29 @@ async fn until_end(
     }
 }
 
+/// For people who ask a starting agent.
+fn waits_for_keeper(host: &HostSettings) -> String {
+    let (socket, log) = (host.runtime_dir.join("keeper.sock"), host.data_dir.join("keeper.log"));
+    format!(
+        "it waits for this host's keeper at {}; what keeps that is in {} or in the journal of bigbrother-keeper",
+        socket.display(),
+        log.display()
+    )
+}
+
 fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {
     let host = &config.host;
     let (proposals, proposed) = mpsc::channel(1024);
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
-    let (reloads, to_reload) = mpsc::channel(1);
-    let (launches, to_launch) = mpsc::channel(256);
-    let (launched, done) = mpsc::channel(256);
+    let ((settles, settled), (reloads, to_reload)) = (mpsc::channel(1024), mpsc::channel(1));
+    let ((launches, to_launch), (launched, done)) = (mpsc::channel(256), mpsc::channel(256));
     let (unplaced, unplaced_seen) = watch::channel(planner::Unplaced::default());
     let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
     let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
-    let (replica, state) = Replica::open(&host.data_dir, proposed)?;
+    let (replica, state) = Replica::open(&host.data_dir, &host.name, proposed)?;
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
     let handle = Handle {
@@ -231,6 +248,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         replica,
         writer,
         reports: reported,
+        settled: settles,
         reload,
         launches: to_launch,
         launched,
@@ -238,8 +256,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         liveness,
     };
     // The last three are replaced by the caller.
-    let (_, gate) = oneshot::channel();
-    let (_, shutdown) = watch::channel(false);
+    let ((_, gate), (_, shutdown)) = (oneshot::channel(), watch::channel(false));
     let parts = Parts {
         name: host.name.clone(),
         runtime_dir: host.runtime_dir.clone(),
@@ -250,6 +267,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         chronicle: Chronicle::new(host.name.clone(), events),
         metrics: Arc::new(Metrics::new()),
         reports,
+        settled,
         states: state,
         unplaced: unplaced_seen,
         liveness: liveness_told,

@@ -5,7 +5,7 @@
 //! out the actions that follow (`effects`) and answers questions (`answers`). What is to be done is
 //! decided in [`crate::host`], never here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
@@ -19,13 +19,14 @@ use super::chronicle::Chronicle;
 use super::evidence::Evidence;
 use super::handle::HostRequest;
 use super::keeper_link::{KeeperSource, Link, LinkError};
+use super::lookup::{self, Lookups};
 use super::planner::Unplaced;
 use super::probe::{ProbeResult, Prober};
 use super::readiness::Readiness;
 use super::replica::wall_ms;
 use super::reporter::Report;
 use super::resolve::Resolver;
-use crate::host::{Grounds, Host, Moment, Now, wants};
+use crate::host::{Action, Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
@@ -39,6 +40,8 @@ mod answers;
 mod effects;
 mod hearing;
 mod meeting;
+mod orders;
+mod reporting;
 mod watchers;
 
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
@@ -52,10 +55,12 @@ const STALL: Duration = Duration::from_millis(250);
 const HANDED_OVER: Duration = Duration::from_millis(250);
 /// Messages of the keeper taken in one turn.
 const KEEPER_BATCH: usize = 64;
+/// How long what only tells of a start may wait for the next turn.
+const LATER: Duration = Duration::from_millis(2);
 /// How often a keeper that is not there is looked for.
 const RECONNECT: Duration = Duration::from_millis(20);
 /// The same for a keeper that this agent has started.
-const STARTING: Duration = Duration::from_millis(2);
+const STARTING: Duration = Duration::from_micros(500);
 
 /// What the loop is given.
 pub struct Parts {
@@ -77,6 +82,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// To the replicated state.
     pub reports: mpsc::Sender<Report>,
+    /// Last runs of instances of which the replicated state holds that they rest.
+    pub settled: mpsc::Receiver<RunId>,
     /// From the replicated state.
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
@@ -115,13 +122,19 @@ pub struct Supervisor {
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
     listing: meeting::Listing,
+    orders: orders::Orders,
+    /// Instances whose sockets the keeper held when it was met: those that are not here any more are let go.
+    unclaimed: BTreeSet<InstanceId>,
+    found: mpsc::Receiver<lookup::Answer>,
     child: Option<Child>,
     connect_at: Moment,
     start_at: Moment,
     sockets: Sockets,
     sockets_ready: Readiness,
+    /// Where the sockets of instances lie.
+    folders: BTreeMap<InstanceId, PathBuf>,
     events: Vec<SocketEvent>,
-    watchers: BTreeMap<(InstanceId, ConnId), watchers::Watched>,
+    watchers: BTreeMap<(InstanceId, ConnId), watchers::Watches>,
     greeted: BTreeMap<InstanceId, BTreeSet<ConnId>>,
     prober: Prober,
     answers: mpsc::Receiver<ProbeResult>,
@@ -131,6 +144,9 @@ pub struct Supervisor {
     open: bool,
     met: bool,
     reports_lost: bool,
+    /// What is told when the children have started.
+    later: VecDeque<Action>,
+    later_at: Option<Moment>,
     turned: Moment,
     /// When the present turn is over at the latest.
     expected: Moment,
@@ -144,8 +160,10 @@ enum Wake {
     Keeper(Result<(), LinkError>),
     Sockets,
     Probed(ProbeResult),
+    LookedUp(lookup::Answer),
     State,
     Settings,
+    Settled(RunId),
     Asked(HostRequest),
     Launched(LaunchDone),
     Gate,
@@ -157,6 +175,7 @@ impl Supervisor {
     /// A loop that has heard nothing yet. Must be called within its own runtime.
     pub fn new(parts: Parts) -> std::io::Result<Supervisor> {
         let (results, answers) = mpsc::channel(1024);
+        let (finds, found) = mpsc::channel(1024);
         let sockets = Sockets::new()?;
         let sockets_ready = Readiness::new(std::os::fd::AsFd::as_fd(&sockets))?;
         let now = moment();
@@ -167,11 +186,15 @@ impl Supervisor {
             keeper: None,
             cgroups: CgroupSupport::None,
             listing: meeting::Listing::default(),
+            orders: orders::Orders::new(Lookups::new(finds)),
+            unclaimed: BTreeSet::new(),
+            found,
             child: None,
             connect_at: now,
             start_at: now,
             sockets,
             sockets_ready,
+            folders: BTreeMap::new(),
             events: Vec::new(),
             watchers: BTreeMap::new(),
             greeted: BTreeMap::new(),
@@ -182,6 +205,8 @@ impl Supervisor {
             open: false,
             met: false,
             reports_lost: false,
+            later: VecDeque::new(),
+            later_at: None,
             turned: now,
             expected: now,
             pinged: now,
@@ -197,13 +222,17 @@ impl Supervisor {
         loop {
             let wait = if more { Duration::ZERO } else { self.wait() };
             self.expected = moment().after(wait);
-            match self.wake(wait).await {
+            let wake = self.wake(wait).await;
+            self.catch_up();
+            match wake {
                 Wake::End => return,
                 Wake::Keeper(Ok(())) => self.hear_keeper(),
                 Wake::Keeper(Err(error)) => self.lose_keeper(&error),
                 Wake::Probed(result) => self.hear_answer(result),
+                Wake::LookedUp(answer) => self.hear_look_up(answer),
                 Wake::State => self.desire(),
                 Wake::Settings => self.take_settings(),
+                Wake::Settled(run) => self.carry_out(vec![Action::Acknowledge { run }]),
                 Wake::Asked(request) => self.answer(request),
                 Wake::Launched(done) => self.launched(done),
                 Wake::Gate => {
@@ -212,6 +241,10 @@ impl Supervisor {
                 }
                 Wake::Sockets | Wake::Time => {}
             }
+            if self.later_at.is_some() {
+                // Runs were started: they get the processors, and the rest its turn.
+                continue;
+            }
             self.notice_stall();
             more = self.hear_sockets();
             self.pass_time();
@@ -219,16 +252,18 @@ impl Supervisor {
     }
 
     async fn wake(&mut self, wait: Duration) -> Wake {
-        let Parts { states, requests, shutdown, gate, settings, launched, .. } = &mut self.parts;
+        let Parts { states, requests, shutdown, gate, settings, launched, settled, .. } = &mut self.parts;
         let link = self.link.as_mut();
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|end| *end) => Wake::End,
             heard = keeper_ready(link) => Wake::Keeper(heard),
             _ = self.sockets_ready.readable() => Wake::Sockets,
+            Some(answer) = self.found.recv() => Wake::LookedUp(answer),
             Some(result) = self.answers.recv() => Wake::Probed(result),
             Ok(()) = states.changed() => Wake::State,
             Ok(()) = settings.changed() => Wake::Settings,
+            Some(run) = settled.recv() => Wake::Settled(run),
             // Closed without a word means that the agent is ending; `shutdown` says so, too.
             Ok(()) = gate, if !self.open => Wake::Gate,
             Some(done) = launched.recv() => Wake::Launched(done),
@@ -242,12 +277,13 @@ impl Supervisor {
         let now = moment();
         let mut next = self.turned.after(TURN);
         // Without a keeper nothing can be carried out, so nothing falls due.
-        if let Some(due) = self.host.next_due().filter(|_| self.met) {
+        for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
             next = next.min(due);
         }
         if self.link.is_none() {
             next = next.min(self.connect_at);
         }
+        next = self.later_at.map_or(next, |later| next.min(later));
         next.since(now)
     }
 
@@ -280,6 +316,7 @@ impl Supervisor {
             self.count_socket_faults();
             self.tell_planner();
             self.repeat_lost_reports();
+            self.look_up_again(now);
         }
         if !self.met {
             return;
@@ -291,6 +328,7 @@ impl Supervisor {
         }
         let actions = self.host.tick(self.now());
         self.carry_out(actions);
+        self.tend_orders(now);
     }
 
     /// Compares what is wanted with what is there.
@@ -307,6 +345,11 @@ impl Supervisor {
             let actions = self.host.desire(wants(&state, &self.parts.name), self.now());
             self.carry_out(actions);
         }
+        for instance in std::mem::take(&mut self.unclaimed) {
+            if self.host.instance(&instance).is_none() {
+                self.carry_out(vec![Action::Release { instance }]);
+            }
+        }
         self.tell_watchers(&state);
     }
 
@@ -318,36 +361,6 @@ impl Supervisor {
 
     fn now(&self) -> Now {
         Now { at: moment(), wall_ms: wall_ms(), chance: fastrand::u32(..) }
-    }
-
-    fn report(&mut self, report: Report) {
-        if self.parts.reports.try_send(report).is_err() {
-            self.reports_lost = true;
-        }
-    }
-
-    /// How many players there are where; told when it has changed.
-    fn tell_planner(&self) {
-        let told = self.host.instances().filter_map(|instance| {
-            let players = instance.status.get("players")?.as_u64()?;
-            Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
-        });
-        let liveness = Liveness { players: told.collect() };
-        self.parts.liveness.send_if_modified(|held| {
-            let changed = **held != liveness;
-            if changed {
-                *held = Arc::new(liveness);
-            }
-            changed
-        });
-    }
-
-    /// An inventory makes good what the full queue did not take.
-    fn repeat_lost_reports(&mut self) {
-        if self.reports_lost && self.parts.reports.capacity() > 0 {
-            self.reports_lost = false;
-            self.report(Report::Inventory(self.host.inventory()));
-        }
     }
 }
 

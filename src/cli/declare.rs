@@ -111,8 +111,10 @@ pub async fn apply(args: &ApplyArgs, api: &Api, out: &Output) -> Result<Exit, Fa
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(file)
-        .map_err(|source| Failure::Local { what: format!("cannot read {}", file.display()), source })
+    std::fs::read_to_string(file).map_err(|source| Failure::Local {
+        what: format!("cannot read {} (is it the cluster.toml that you mean?)", file.display()),
+        source,
+    })
 }
 
 fn read_valid(file: &Path) -> Result<String, Failure> {

@@ -44,11 +44,16 @@ pub struct DevArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// End by itself after so many seconds.
-    #[arg(long = "for", value_name = "SECS")]
+    #[arg(long = "for", value_name = "SECS", value_parser = seconds)]
     span: Option<f64>,
     /// Do not hang a server to show what then happens.
     #[arg(long)]
     no_demo_fault: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0);
+    seconds.ok_or_else(|| "a number of seconds, such as 10".to_owned())
 }
 
 /// Runs the demonstration until it is interrupted.
@@ -196,12 +201,14 @@ async fn all_ready(zones: u32, api: &Api, household: &mut Household) -> Result<V
         if ready == zones as usize {
             return Ok(list);
         }
-        if began.elapsed() > START {
-            let seen: Vec<String> = list.iter().map(|i| format!("{} {}", i.instance, i.state)).collect();
+        let given_up = list.iter().any(|i| i.state == "failed");
+        if given_up || began.elapsed() > START {
+            let why = |i: &InstanceView| i.reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            let seen = list.iter().map(|i| format!("{} {}{}", i.instance, i.state, why(i)));
             return Err(Failure::NotSo(format!(
-                "only {ready} of {zones} servers got ready within {} s ({}); the agent's log ends:\n{}",
-                START.as_secs(),
-                seen.join(", "),
+                "only {ready} of {zones} servers got ready in {} s ({}); the agent's log ends:\n{}",
+                began.elapsed().as_secs(),
+                seen.collect::<Vec<_>>().join(", "),
                 household.agent_log()
             )));
         }

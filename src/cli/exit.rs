@@ -5,6 +5,7 @@ use std::io;
 use super::api::ApiError;
 use crate::agent::AgentError;
 use crate::agent::spec_file::FileError;
+use crate::cluster::tls::issue::IssueError;
 use crate::keeper::KeeperError;
 
 /// The exit codes of the program (docs/cli.md).
@@ -47,11 +48,14 @@ pub enum Failure {
     #[error(transparent)]
     Api(#[from] ApiError),
     /// The agent could not start or had to end.
-    #[error("the agent")]
+    #[error("the agent cannot run")]
     Agent(#[from] AgentError),
     /// The keeper could not start or go on.
-    #[error("the keeper")]
+    #[error("the keeper cannot run")]
     Keeper(#[from] KeeperError),
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Ca(#[from] IssueError),
     /// The machine refused.
     #[error("{what}")]
     Local {
@@ -70,7 +74,8 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Failure::Agent(AgentError::File(FileError::Faults(_))) => Exit::Usage,
-            Failure::NotSo(_) | Failure::Local { .. } | Failure::Agent(_) | Failure::Keeper(_) => Exit::NotSo,
+            Failure::NotSo(_) | Failure::Local { .. } | Failure::Ca(_) => Exit::NotSo,
+            Failure::Agent(_) | Failure::Keeper(_) => Exit::NotSo,
             Failure::Usage(_) | Failure::Invalid(_) => Exit::Usage,
             Failure::Api(ApiError::Refused(_)) => Exit::Refused,
             Failure::Api(_) => Exit::NoAgent,

@@ -44,7 +44,10 @@ pub fn man(args: &ManArgs, out: &Output) -> Result<Exit, Failure> {
         }
         Some(folder) => {
             let failed = |source: io::Error| Failure::Local {
-                what: format!("cannot write manual pages into {}", folder.display()),
+                what: format!(
+                    "cannot write manual pages into {}; name a folder that you may write to",
+                    folder.display()
+                ),
                 source,
             };
             std::fs::create_dir_all(folder).map_err(failed)?;

@@ -200,8 +200,16 @@ async fn choose(
                     .to_owned(),
             ));
         }
-        if list.is_empty() || began.elapsed() >= args.timeout {
-            let why = if list.is_empty() { "there is no such instance" } else { "no such instance is ready" };
+        // Without an operator none of these gets ready.
+        let hopeless = list.iter().all(|i| matches!(i.state.as_str(), "failed" | "paused" | "stopped"));
+        if hopeless || began.elapsed() >= args.timeout {
+            let why = match list.first() {
+                None => "there is no such instance".to_owned(),
+                Some(i) => format!(
+                    "no such instance is ready ({} is {}, `bigbrother ps` says why)",
+                    i.instance, i.state
+                ),
+            };
             return Err(Failure::NotSo(format!("nothing to test: {why} on {}", status.host)));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -13,9 +13,9 @@ use super::api::Api;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render::{counted, span};
-use super::wait::{self, Goal, Instances, OutcomeView};
-use crate::http::view::DoneView;
-use crate::spec::{InstanceId, InvalidName, ProcessName};
+use super::wait::{self, Change, Goal, OutcomeView, Was};
+use crate::http::view::{DoneView, InstanceView, RestartRequest, RestartedView, SpecView};
+use crate::spec::{InstanceId, InvalidName, Process, ProcessName};
 use crate::state::Target;
 
 /// A process (`zone`) or an instance (`zone.3`).
@@ -59,10 +59,13 @@ pub struct WaitArgs {
     /// Do not wait until it is so.
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait.
-    #[arg(long, value_name = "SPAN", default_value = "60s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
+    /// How long to wait [default: 60s; with --rolling: until it is done].
+    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
 }
+
+/// How long a change may take unless the command says.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `restart`
 #[derive(Debug, Args)]
@@ -70,6 +73,12 @@ pub struct RestartArgs {
     /// Processes (zone) or instances (zone.3).
     #[arg(value_name = "NAME", required = true)]
     names: Vec<Name>,
+    /// Take turns, at the pace of the process's `update`: for a new binary at the same path.
+    #[arg(long)]
+    rolling: bool,
+    /// The same key within an hour restarts once, so that a restart can be asked for again. With one NAME.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -159,17 +168,49 @@ pub struct ReloadedView {
 
 /// `restart`
 pub async fn restart(args: RestartArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
-    change("restart", targets(args.names, false), Goal::Replaced, &args.wait, api, out).await
+    let RestartArgs { names, rolling, key, wait } = args;
+    if key.is_some() && names.len() > 1 {
+        return Err(Failure::Usage("--key goes with one NAME: each restart has a key of its own".to_owned()));
+    }
+    if let Some(Name::Instance(id)) = names.iter().find(|name| rolling && matches!(name, Name::Instance(_))) {
+        let why =
+            format!("--rolling is for whole processes, whose instances take turns: name {}", id.process);
+        return Err(Failure::Usage(why));
+    }
+    let targets = targets(names, false);
+    let bounds = if rolling { failures_borne(api).await? } else { BTreeMap::new() };
+    let mut asked = RestartedView::default();
+    for target in &targets {
+        let request = RestartRequest { target: target.clone(), rolling, key: key.clone() };
+        let told: RestartedView = api.post("/v1/restart", &request).await?;
+        asked.instances.extend(told.instances);
+        asked.runs.extend(told.runs);
+    }
+    if wait.no_wait {
+        return told("restart", &asked.instances, out);
+    }
+    let before =
+        asked.runs.into_iter().map(|(id, run)| (id, Was { run: Some(run), failed: false })).collect();
+    let timeout = wait.timeout.or((!rolling).then_some(TIMEOUT));
+    let change = Change { goal: Goal::Replaced, targets, before, timeout, bounds };
+    conclude(&change, asked.instances.len(), api, out).await
+}
+
+/// How many failed instances stop a rolling restart of each process.
+async fn failures_borne(api: &Api) -> Result<BTreeMap<ProcessName, usize>, Failure> {
+    let view: SpecView = api.get("/v1/spec").await?;
+    let bound = |process: &Process| process.update.max_unavailable as usize;
+    Ok(view.spec.processes.iter().map(|(name, process)| (name.clone(), bound(process))).collect())
 }
 
 /// `stop`
 pub async fn stop(args: TargetArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
-    change("stop", targets(args.names, args.all), Goal::Gone, &args.wait, api, out).await
+    pause_or_resume("stop", Goal::Gone, args, api, out).await
 }
 
 /// `start`
 pub async fn start(args: TargetArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
-    change("start", targets(args.names, args.all), Goal::Ready, &args.wait, api, out).await
+    pause_or_resume("start", Goal::Ready, args, api, out).await
 }
 
 fn targets(names: Vec<Name>, all: bool) -> Vec<Target> {
@@ -177,35 +218,48 @@ fn targets(names: Vec<Name>, all: bool) -> Vec<Target> {
 }
 
 /// Asks for a change of some targets and waits until it has happened.
-async fn change(
+async fn pause_or_resume(
     verb: &str,
-    targets: Vec<Target>,
     goal: Goal,
-    wait: &WaitArgs,
+    args: TargetArgs,
     api: &Api,
     out: &Output,
 ) -> Result<Exit, Failure> {
+    let targets = targets(args.names, args.all);
     let before = wait::targeted(api, &targets).await?;
     for target in &targets {
         api.tell(&format!("/v1/{verb}"), &json!({ "target": target })).await?;
     }
-    if wait.no_wait {
-        let asked: Vec<&InstanceId> = before.keys().collect();
-        let view = json!({ "asked": asked });
-        out.answer(&view, |_| format!("asked to {verb} {}", counted(asked.len(), "instance")))?;
-        return Ok(Exit::Ok);
+    let known: Vec<InstanceId> = before.keys().cloned().collect();
+    if args.wait.no_wait {
+        return told(verb, &known, out);
     }
-    let outcomes = wait::until(goal, &targets, &before, wait.timeout, api, out).await?;
+    let was = |view: InstanceView| Was { run: view.run, failed: view.state == "failed" };
+    let before = before.into_iter().map(|(id, view)| (id, was(view))).collect();
+    let timeout = args.wait.timeout.or(Some(TIMEOUT));
+    conclude(&Change { goal, targets, before, timeout, bounds: BTreeMap::new() }, known.len(), api, out).await
+}
+
+/// What was asked, for who does not wait.
+fn told(verb: &str, asked: &[InstanceId], out: &Output) -> Result<Exit, Failure> {
+    let words = |_: &_| format!("asked to {verb} {}", counted(asked.len(), "instance"));
+    out.answer(&json!({ "asked": asked }), words)?;
+    Ok(Exit::Ok)
+}
+
+/// Waits until a change has happened and says so; `known` instances were named.
+async fn conclude(change: &Change, known: usize, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let outcomes = wait::until(change, api, out).await?;
     if out.json {
         out.value(&outcomes)?;
     } else {
-        out.text(&summary(goal, &outcomes, &before))?;
+        out.text(&summary(change.goal, &outcomes, known))?;
     }
     Ok(if outcomes.iter().all(|o| o.ok) { Exit::Ok } else { Exit::NotSo })
 }
 
 /// What became of a change, in words.
-fn summary(goal: Goal, outcomes: &[OutcomeView], before: &Instances) -> String {
+fn summary(goal: Goal, outcomes: &[OutcomeView], known: usize) -> String {
     let done = outcomes.iter().filter(|o| o.ok).count();
     let slowest = outcomes.iter().filter(|o| o.ok).map(|o| o.elapsed_ms).max().unwrap_or(0);
     let what = match goal {
@@ -215,8 +269,8 @@ fn summary(goal: Goal, outcomes: &[OutcomeView], before: &Instances) -> String {
     };
     let mut text = format!("{} {what}, after {}\n", counted(done, "instance"), span(slowest as f64));
     if outcomes.is_empty() {
-        text = match (goal, before.is_empty()) {
-            (Goal::Replaced, false) => "nothing to restart: no run is alive (`bigbrother start` starts)\n",
+        text = match (goal, known) {
+            (Goal::Replaced, 1..) => "nothing to restart: no run is alive (`bigbrother start` starts)\n",
             _ => "there is no such instance now\n",
         }
         .to_owned();

@@ -28,10 +28,10 @@ impl Output {
         let terminal = io::stdout().is_terminal();
         let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
             || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
-        let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|c| *c > 0);
+        let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
         Output {
             json,
-            width: columns.or_else(|| comfy_table::Table::new().width()),
+            width: width(columns, comfy_table::Table::new().width()),
             colour: terminal && !plain,
             progress: !json && io::stderr().is_terminal(),
         }
@@ -85,5 +85,22 @@ impl Output {
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(100));
         bar
+    }
+}
+
+/// The columns that there are: as told, else the terminal's. A serial console has 0, which says nothing.
+fn width(told: Option<u16>, terminal: Option<u16>) -> Option<u16> {
+    told.filter(|n| *n > 0).or(terminal.filter(|n| *n > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_width_of_nothing_is_no_width() {
+        assert_eq!(width(Some(100), Some(80)), Some(100));
+        assert_eq!(width(Some(0), Some(80)), Some(80));
+        assert_eq!(width(None, Some(0)), None);
     }
 }

@@ -171,7 +171,9 @@ fn last_exit(exit: &ExitView, page: &Page) -> String {
 /// What of a status is not healthy, in words; empty when it is.
 pub fn complaints(status: &StatusView) -> Vec<String> {
     let mut all = Vec::new();
-    if status.keeper.is_none() {
+    if let Some(waits) = &status.starting {
+        all.push(format!("the agent is starting: {waits}"));
+    } else if status.keeper.is_none() {
         all.push("the agent has no keeper: nothing can be started".to_owned());
     }
     if !status.quorum {
@@ -199,7 +201,8 @@ pub fn status(status: &StatusView, page: &Page) -> String {
         None => " (no primary known)".to_owned(),
     };
     line("host", format!("{}{primary}", status.host));
-    line("agent", format!("version {}, up {}", status.version, page.since(&status.started_at)));
+    let starting = if status.starting.is_some() { ", starting" } else { "" };
+    line("agent", format!("version {}, up {}{starting}", status.version, page.since(&status.started_at)));
     line(
         "keeper",
         match &status.keeper {

@@ -3,7 +3,7 @@
 //! [`verdict`] is pure and judges one instance; [`until`] asks the agent again and again. Never changes
 //! anything. Called by `restart`, `stop` and `start`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use super::api::Api;
 use super::exit::Failure;
 use super::output::Output;
 use crate::http::view::InstanceView;
-use crate::spec::InstanceId;
+use crate::spec::{InstanceId, ProcessName};
 use crate::state::Target;
 
 /// Between two questions to the agent.
@@ -60,20 +60,43 @@ pub struct OutcomeView {
     pub detail: Option<String>,
 }
 
-/// Instances by name, as they were or are.
+/// Instances by name, as they are.
 pub type Instances = BTreeMap<InstanceId, InstanceView>;
 
-/// Whether an instance, as it was `before` the request and as it is `now`, is as wanted.
-pub fn verdict(goal: Goal, before: Option<&InstanceView>, now: Option<&InstanceView>) -> Verdict {
-    let run_before = before.and_then(|i| i.run);
+/// An instance before it was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Was {
+    /// Its run.
+    pub run: Option<u64>,
+    /// It had failed.
+    pub failed: bool,
+}
+
+/// What was asked, and how long its outcome is waited for.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// What is waited for.
+    pub goal: Goal,
+    /// Of whom.
+    pub targets: Vec<Target>,
+    /// As they were; with [`Goal::Replaced`] only those with a run that is to be replaced.
+    pub before: BTreeMap<InstanceId, Was>,
+    /// `None`: as long as it takes.
+    pub timeout: Option<Duration>,
+    /// As many instances of a process that have failed stop the change for the others of it.
+    pub bounds: BTreeMap<ProcessName, usize>,
+}
+
+/// Whether an instance, as it `was` before the request and as it is `now`, is as wanted.
+pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Verdict {
     let Some(now) = now else {
         return match goal {
             Goal::Gone => Verdict::Reached,
             Goal::Replaced | Goal::Ready => Verdict::Missed("it is not wanted any more".to_owned()),
         };
     };
-    let replaced = now.run != run_before;
-    let failed_before = before.is_some_and(|i| i.state == "failed");
+    let replaced = now.run != was.and_then(|was| was.run);
+    let failed_before = was.is_some_and(|was| was.failed);
     match goal {
         Goal::Gone if now.pid.is_none() && matches!(now.state.as_str(), "paused" | "stopped" | "failed") => {
             Verdict::Reached
@@ -105,14 +128,8 @@ pub async fn targeted(api: &Api, targets: &[Target]) -> Result<Instances, Failur
 }
 
 /// Waits until every targeted instance is as wanted, or will not be, or the time is over.
-pub async fn until(
-    goal: Goal,
-    targets: &[Target],
-    before: &Instances,
-    timeout: Duration,
-    api: &Api,
-    out: &Output,
-) -> Result<Vec<OutcomeView>, Failure> {
+pub async fn until(change: &Change, api: &Api, out: &Output) -> Result<Vec<OutcomeView>, Failure> {
+    let Change { goal, targets, before, timeout, bounds } = change;
     let began = Instant::now();
     let mut outcomes: BTreeMap<InstanceId, OutcomeView> = BTreeMap::new();
     let bar = out.progress(
@@ -125,30 +142,32 @@ pub async fn until(
     );
     loop {
         let now = targeted(api, targets).await?;
-        let timed_out = began.elapsed() >= timeout;
+        let over = timeout.filter(|timeout| began.elapsed() >= *timeout);
+        let stopped = stopped(bounds, &outcomes);
         let mut pending = 0;
-        let concerned: Vec<InstanceId> = match goal {
-            // What had no run before is not replaced; what is new is not ours to wait for.
-            Goal::Replaced => {
-                before.values().filter(|i| i.pid.is_some()).map(|i| i.instance.clone()).collect()
-            }
-            Goal::Gone | Goal::Ready => before.keys().chain(now.keys()).cloned().collect(),
+        let concerned: Vec<&InstanceId> = match goal {
+            // What is new is not ours to wait for.
+            Goal::Replaced => before.keys().collect(),
+            Goal::Gone | Goal::Ready => before.keys().chain(now.keys()).collect(),
         };
         for id in concerned {
-            if outcomes.contains_key(&id) {
+            if outcomes.contains_key(id) {
                 continue;
             }
-            let (was, is) = (before.get(&id), now.get(&id));
-            let detail = match verdict(goal, was, is) {
-                Verdict::Reached => None,
-                Verdict::Missed(why) => Some(why),
-                Verdict::Pending if timed_out => Some(too_late(is, timeout)),
-                Verdict::Pending => {
+            let (was, is) = (before.get(id), now.get(id));
+            let detail = match (verdict(*goal, was, is), over) {
+                (Verdict::Reached, _) => None,
+                (Verdict::Missed(why), _) => Some(why),
+                (Verdict::Pending, _) if stopped.contains(&id.process) => {
+                    Some("its turn has not come: the restart has stopped at those that failed".to_owned())
+                }
+                (Verdict::Pending, Some(timeout)) => Some(too_late(is, timeout)),
+                (Verdict::Pending, None) => {
                     pending += 1;
                     continue;
                 }
             };
-            outcomes.insert(id.clone(), outcome(id, was, is, began.elapsed(), detail));
+            outcomes.insert(id.clone(), outcome(id.clone(), was, is, began.elapsed(), detail));
         }
         bar.set_length((outcomes.len() + pending) as u64);
         bar.set_position(outcomes.len() as u64);
@@ -160,6 +179,17 @@ pub async fn until(
     }
 }
 
+/// Processes of which as many instances have failed as stop the change.
+fn stopped(
+    bounds: &BTreeMap<ProcessName, usize>,
+    outcomes: &BTreeMap<InstanceId, OutcomeView>,
+) -> BTreeSet<ProcessName> {
+    let failed =
+        |process: &ProcessName| outcomes.values().filter(|o| o.instance.process == *process && !o.ok).count();
+    let stopped = bounds.iter().filter(|(process, bound)| failed(process) >= **bound);
+    stopped.map(|(process, _)| process.clone()).collect()
+}
+
 fn too_late(now: Option<&InstanceView>, timeout: Duration) -> String {
     let state = now.map_or("not listed", |i| i.state.as_str());
     let reason = now.and_then(|i| i.reason.as_ref()).map(|r| format!(" ({r})")).unwrap_or_default();
@@ -168,7 +198,7 @@ fn too_late(now: Option<&InstanceView>, timeout: Duration) -> String {
 
 fn outcome(
     instance: InstanceId,
-    was: Option<&InstanceView>,
+    was: Option<&Was>,
     is: Option<&InstanceView>,
     elapsed: Duration,
     detail: Option<String>,
@@ -177,7 +207,7 @@ fn outcome(
         instance,
         ok: detail.is_none(),
         state: is.map(|i| i.state.clone()),
-        run_before: was.and_then(|i| i.run),
+        run_before: was.and_then(|was| was.run),
         run: is.and_then(|i| i.run),
         elapsed_ms: elapsed.as_millis() as u64,
         detail,
@@ -200,7 +230,7 @@ mod tests {
 
     #[test]
     fn replaced_means_another_run_that_is_ready() {
-        let was = view("ready", Some(1));
+        let was = Was { run: Some(1), failed: false };
         let judge = |now: InstanceView| verdict(Goal::Replaced, Some(&was), Some(&now));
         assert_eq!(judge(view("ready", Some(1))), Verdict::Pending);
         assert_eq!(judge(view("stopping", Some(1))), Verdict::Pending);
@@ -212,7 +242,7 @@ mod tests {
 
     #[test]
     fn gone_means_without_a_process_and_not_about_to_have_one() {
-        let was = view("ready", Some(1));
+        let was = Was { run: Some(1), failed: false };
         let judge = |now: InstanceView| verdict(Goal::Gone, Some(&was), Some(&now));
         assert_eq!(judge(view("ready", Some(1))), Verdict::Pending);
         assert_eq!(judge(view("stopping", Some(1))), Verdict::Pending);
@@ -222,8 +252,22 @@ mod tests {
     }
 
     #[test]
+    fn a_rolling_change_stops_at_as_many_failures_as_its_process_bears() {
+        let failed = |id: &str, ok: bool| {
+            let detail = Some("it has failed".to_owned()).filter(|_| !ok);
+            let id: InstanceId = id.parse().unwrap();
+            (id.clone(), outcome(id, None, None, Duration::ZERO, detail))
+        };
+        let bounds = [("zone".parse().unwrap(), 2), ("login".parse().unwrap(), 1)].into();
+        let one = [failed("zone.0", false), failed("zone.1", true), failed("login.0", true)].into();
+        assert_eq!(stopped(&bounds, &one), BTreeSet::new());
+        let two = [failed("zone.0", false), failed("zone.1", false), failed("login.0", true)].into();
+        assert_eq!(stopped(&bounds, &two), ["zone".parse().unwrap()].into());
+    }
+
+    #[test]
     fn a_failure_from_before_is_no_news() {
-        let was = view("failed", Some(1));
+        let was = Was { run: Some(1), failed: true };
         let judge = |now: InstanceView| verdict(Goal::Ready, Some(&was), Some(&now));
         assert_eq!(judge(view("failed", Some(1))), Verdict::Pending, "the request has not arrived yet");
         assert!(matches!(judge(view("failed", Some(2))), Verdict::Missed(_)));

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::line::{Line, Lines, MAX_ANSWER, MAX_LINE};
-use super::message::BEAT;
+use super::message::{BEAT, Fault};
 
 /// Bytes that wait for an agent that does not read; more is a lost connection.
 const MAX_UNWRITTEN: usize = 4 * MAX_LINE;
@@ -40,6 +40,18 @@ struct Frame<'a, P> {
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     params: Option<&'a P>,
+}
+
+/// Any line of the agent.
+#[derive(Deserialize)]
+pub(super) struct Heard {
+    pub id: Option<u64>,
+    pub method: Option<String>,
+    #[serde(default)]
+    pub params: serde_json::Value,
+    #[serde(default)]
+    pub result: serde_json::Value,
+    pub error: Option<Fault>,
 }
 
 impl Link {

@@ -108,7 +108,12 @@ pub struct Find {
     pub ready: bool,
 }
 
+/// The most processes that one connection watches at once. After a reconnection `hello` and all of them fit into
+/// what the agent takes at once.
+pub const MAX_WATCHES: usize = 12;
+
 /// `watch`: be told of every change to the runs of a process; answered by a [`WatchChange::Snapshot`] first.
+/// `unwatch`, of the same shape, ends that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watch {
     /// Which.
@@ -249,6 +254,8 @@ impl Fault {
     pub const STRANGER: i64 = -32006;
     /// The answer would be over [`super::line::MAX_ANSWER`].
     pub const ANSWER: i64 = -32007;
+    /// More than [`MAX_WATCHES`] watches on one connection.
+    pub const WATCHES: i64 = -32008;
 
     /// An error with its reason.
     pub fn new(code: i64, message: impl Into<String>) -> Self {

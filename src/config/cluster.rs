@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::ClusterSettings;
+use super::host::is_loopback;
 use super::section::{Item, Section};
+use super::{ClusterSettings, TlsFiles};
 use crate::spec::HostName;
 use crate::state::{MARGIN, Settings};
 
@@ -35,8 +36,10 @@ pub(super) fn read(section: &Section<'_>) -> ClusterSettings {
         peer_silence: duration("peer_silence", 1),
         max_lost: section.read("max_lost", |item| item.count(1)),
         dead_voter_after: duration("dead_voter_after", 600),
+        tls: section.read("tls", tls).flatten(),
     };
     check_spans(section, &settings);
+    check_plain(section, &settings);
     settings
 }
 
@@ -65,6 +68,36 @@ fn peers(item: &Item<'_>) -> Option<BTreeMap<HostName, String>> {
         );
     }
     Some(peers)
+}
+
+/// All three files, or a fault.
+fn tls(item: &Item<'_>) -> Option<Option<TlsFiles>> {
+    const WANTED: &str = "a table such as { ca = \"/etc/bigbrother/ca.pem\", cert = \"/etc/bigbrother/host.pem\", \
+                          key = \"/etc/bigbrother/host.key\" }";
+    let section = item.section(WANTED)?;
+    let file = |key: &str| {
+        if !section.has(key) {
+            section.fault(key, format!("`tls` has no `{key}`"), Some("it takes `ca`, `cert` and `key`"));
+        }
+        section.read(key, super::host::absolute)
+    };
+    let (ca, cert, key) = (file("ca"), file("cert"), file("key"));
+    Some(ca.zip(cert).zip(key).map(|((ca, cert), key)| TlsFiles { ca, cert, key }))
+}
+
+/// Without certificates nobody knows who is who: such a cluster stays on one machine.
+fn check_plain(section: &Section<'_>, settings: &ClusterSettings) {
+    if section.has("tls") || settings.peers.len() < 2 {
+        return;
+    }
+    let far = settings.peers.iter().find(|(_, address)| !is_loopback(address));
+    if let Some((name, address)) = far {
+        section.fault(
+            "peers",
+            format!("without `tls` peers are possible on loopback only, and {name} is at {address}"),
+            Some("make certificates with `bigbrother ca init` and `bigbrother ca issue HOST`, and set `tls` in [cluster]"),
+        );
+    }
 }
 
 fn check_spans(section: &Section<'_>, settings: &ClusterSettings) {

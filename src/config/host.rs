@@ -24,6 +24,7 @@ pub(super) fn read(root: &Section<'_>, cluster: &ClusterSettings, context: &Cont
     if let Some(name) = &name {
         check_peer(root, cluster, name);
     }
+    check_listen(root, section, cluster, &listen);
     let settings = HostSettings {
         name: name.clone().unwrap_or_else(placeholder),
         data_dir: section.read("data_dir", absolute).unwrap_or_else(|| "/var/lib/bigbrother".into()),
@@ -85,7 +86,29 @@ fn check_peer(root: &Section<'_>, cluster: &ClusterSettings, name: &HostName) {
     );
 }
 
-fn absolute(item: &Item<'_>) -> Option<PathBuf> {
+/// Without certificates nobody knows who connects.
+fn check_listen(root: &Section<'_>, section: &Section<'_>, cluster: &ClusterSettings, listen: &str) {
+    let secured = root.again("cluster").has("tls");
+    // Peers elsewhere are a fault of their own.
+    let near = cluster.peers.values().all(|address| is_loopback(address));
+    if secured || cluster.peers.len() < 2 || !near || is_loopback(listen) {
+        return;
+    }
+    let host = host_of(listen);
+    section.fault(
+        "listen",
+        format!("without `tls` in [cluster] `listen` must be a loopback address, not {host}"),
+        Some("such as listen = \"127.0.0.1:7600\", or make certificates with `bigbrother ca`"),
+    );
+}
+
+/// True for an endpoint that only this machine reaches.
+pub(super) fn is_loopback(endpoint: &str) -> bool {
+    let host = host_of(endpoint);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+pub(super) fn absolute(item: &Item<'_>) -> Option<PathBuf> {
     let text = item.text()?;
     if !text.starts_with('/') {
         return item.wanted("an absolute path such as \"/var/lib/bigbrother\"");
@@ -111,8 +134,8 @@ fn api(item: &Item<'_>) -> Option<Option<String>> {
         return Some(None);
     }
     let endpoint = item.endpoint(WANTED)?;
-    let host = host_of(&endpoint);
-    if host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+    if !is_loopback(&endpoint) {
+        let host = host_of(&endpoint);
         return item.refuse(
             format!("`api` must be a loopback address, not {host}"),
             Some("the API has no access control of its own yet: whoever reaches it may run programs"),

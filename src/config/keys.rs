@@ -89,6 +89,9 @@ pub const KEYS: &[Key] = &[
     key("cluster.peer_silence", "duration", "\"1s\"", "\"2s\"", Agent, "A peer that is silent for this long is given up by the hosts attached to it."),
     key("cluster.max_lost", "whole number", "none", "2", Agent, "While more hosts than this are silent at once, none is declared down. Left out: the larger of 1 and 30 %."),
     key("cluster.dead_voter_after", "duration", "\"10m\"", "\"20m\"", Agent, "A voter that is dead for this long is replaced by another peer."),
+    key("cluster.tls.ca", "absolute path", "none", "\"/etc/bigbrother/ca.pem\"", Agent, "The certificate of the cluster's CA (`bigbrother ca init`). Without `tls` peers are possible on loopback only."),
+    key("cluster.tls.cert", "absolute path", "none", "\"/etc/bigbrother/host.pem\"", Agent, "The host's own certificate, which names it (`bigbrother ca issue HOST`); the same path on every host."),
+    key("cluster.tls.key", "absolute path", "none", "\"/etc/bigbrother/host.key\"", Agent, "The key of that certificate; readable by the agent's account only."),
 
     key("host.name", "name", "the hostname", "\"beta\"", Agent, "This host's name, unique in the cluster. `--host` overrides it. The default is the hostname up to its first dot, in lower case."),
     key("host.data_dir", "absolute path", "\"/var/lib/bigbrother\"", "\"/srv/bigbrother\"", Agent, "Logs, ports and state; kept over reboots."),
@@ -112,7 +115,7 @@ pub const KEYS: &[Key] = &[
     key("process.NAME.working_dir", "template", "none", "\"/opt/game\"", Restart, "The folder to start in. Left out: `{data}`, a folder of the instance's own."),
     key("process.NAME.env.NAME", "template", "none", "\"eu\"", Restart, "An environment variable, on top of a small default environment."),
     key("process.NAME.umask", "octal string", "\"0022\"", "\"0027\"", Restart, "The file mode creation mask."),
-    key("process.NAME.nice", "whole number", "0", "-5", Restart, "The scheduling priority, -20 (first) to 19 (last)."),
+    key("process.NAME.nice", "whole number", "0", "-5", Restart, "The scheduling priority, -20 (first) to 19 (last); 0 is the agent's own where that is lower and may not be raised."),
     key("process.NAME.ignore_sigpipe", "true or false", "true", "false", Restart, "Start the program with SIGPIPE ignored."),
     key("process.NAME.ready.mode", "word", "\"spawned\"", "\"notify\"", Live, "What makes a run ready: `native`, `notify`, `query`, `tcp`, `exec` or `spawned`. Left out: the heartbeat's mode, and `spawned` without a heartbeat."),
     key("process.NAME.ready.timeout", "duration", "\"30s\"", "\"1m\"", Live, "A run that is not ready after this long counts as hung."),

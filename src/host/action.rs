@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::{InstanceId, Probe};
 use crate::state::EventKind;
@@ -31,6 +33,11 @@ pub enum Action {
         within: Duration,
         /// For a run without a connection; `None`: only the message.
         signal: Option<i32>,
+    },
+    /// Ask the run for a beat, over its process socket.
+    Ping {
+        /// Which instance.
+        instance: InstanceId,
     },
     /// SIGABRT, then SIGCONT, to the main process.
     Abort {
@@ -117,6 +124,18 @@ pub enum Action {
     Measure(Measure),
 }
 
+impl Action {
+    /// On the way from the end of a run to the next.
+    pub fn is_start(&self) -> bool {
+        matches!(self, Action::Spawn { .. } | Action::Acknowledge { .. })
+    }
+
+    /// Tells somebody, and changes nothing for the runs.
+    pub fn is_telling(&self) -> bool {
+        matches!(self, Action::Tell { .. } | Action::Narrate(_) | Action::Measure(_))
+    }
+}
+
 /// Why a run is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -146,7 +165,7 @@ impl StopReason {
 }
 
 /// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cause {
     /// It exited by itself.
     Exit,
@@ -266,6 +285,8 @@ pub enum Story {
     },
     /// It is ready but has never beaten: nothing watches it for hangs.
     Unarmed,
+    /// A new keeper found leftovers of it that no certain record explains, and killed them.
+    Strays,
 }
 
 /// Something to measure.
@@ -278,6 +299,8 @@ pub enum Measure {
         /// From that end (of a hung run: its deadline) to the new run's program.
         took: Duration,
     },
+    /// Leftovers of an instance were killed.
+    Strays,
     /// A hung run is being killed, this long after its deadline.
     HangKill(Duration),
     /// A heartbeat came this long after it was due.

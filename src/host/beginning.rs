@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde_json::Map;
 
+use super::ending::describe;
 use super::hang::Watch;
-use super::instance::{Ports, Run};
+use super::instance::{LastExit, Leaving, Ports, Run};
 use super::lifecycle::Step;
 use super::{Action, Cause, Instance, Measure, Moment, Phase, Story};
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::ReadyMode;
-use crate::state::{Ended, EventKind};
+use crate::state::{EventKind, Rest};
 
 /// For an adopted run whose process is not known here any more.
 const UNKNOWN_READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,11 +42,31 @@ impl Instance {
             ready_ms: None,
             watch: Watch::default(),
             native: false,
+            expected: false,
             unarmed_told: false,
             announced: None,
             exited: None,
         });
         cx.out.push(Action::Spawn { instance: self.id.clone(), run });
+    }
+
+    /// A start that somebody asked for: what went wrong before does not count. The time that a resting instance
+    /// waited for it is none that a restart took.
+    pub(super) fn start_anew(&mut self, cx: &mut Step<'_>) {
+        self.failures.clear();
+        if matches!(self.phase, Phase::Failed | Phase::Stopped) {
+            self.restarts += u64::from(self.ended.take().is_some());
+        }
+        self.start(cx);
+    }
+
+    /// A new agent's instance, of which the agent before started no further run.
+    pub(super) fn go_on_resting(&mut self, rest: Rest) {
+        let cause = Cause::of(rest.end);
+        self.last_run = Some(rest.run);
+        self.last_exit = Some(LastExit { cause, end: rest.end, at_ms: rest.at_ms, detail: None });
+        self.phase = if rest.failed.is_some() { Phase::Failed } else { Phase::Stopped };
+        self.reason = rest.failed.or_else(|| Some(format!("done: {}", describe(rest.end))));
     }
 
     pub(super) fn spawned(&mut self, pid: i32, ports: Ports, cx: &mut Step<'_>) {
@@ -110,21 +131,20 @@ impl Instance {
         self.reason = None;
         self.tell_directory(id, EventKind::Ready, cx);
         self.tell_people(Story::Ready { after }, cx);
-        self.remember(id, cx);
     }
 
     pub(super) fn spawn_failed(&mut self, why: String, cx: &mut Step<'_>) {
         let Some(run) = self.run.as_ref().map(|run| run.id) else { return };
         self.tell_people(Story::SpawnFailed(why.clone()), cx);
-        cx.out.push(Action::Acknowledge { run });
         let cause = match self.phase {
             Phase::Stopping { cause: Some(cause), .. } => cause,
             _ => Cause::Spawn,
         };
         let end = End::Unknown;
-        // The directory never heard of this run, but of the launch that it was for.
-        if self.after_end(cause, end, Some(why), cx) {
-            self.tell_directory(run, EventKind::Stopped(Ended { end, done: true }), cx);
+        self.after_end(cause, end, Some(why), cx);
+        // The directory never heard of this run, but of the instance that it was for.
+        if let Some(rest) = self.rest() {
+            self.tell_directory(run, EventKind::Rests(rest), cx);
         }
         if self.want.is_none() {
             self.retire(cx);
@@ -132,11 +152,15 @@ impl Instance {
     }
 
     /// A run of the keeper's table is taken over: one that this agent has not ordered itself.
-    pub(super) fn adopt(&mut self, run: Run, alive: bool, cx: &mut Step<'_>) {
+    pub(super) fn adopt(&mut self, run: Run, leaving: Leaving, alive: bool, cx: &mut Step<'_>) {
         let ready = run.ready.is_some();
         let pid = run.pid;
         let timeout = self.process.as_ref().map_or(UNKNOWN_READY_TIMEOUT, |process| process.ready.timeout);
-        self.phase = if ready { Phase::Ready } else { Phase::Starting { until: cx.now.at.after(timeout) } };
+        self.phase = match leaving.phase() {
+            Some(phase) => phase,
+            None if ready => Phase::Ready,
+            None => Phase::Starting { until: cx.now.at.after(timeout) },
+        };
         let process = self.process.clone();
         let run = self.run.insert(run);
         match process {

@@ -15,6 +15,9 @@ use crate::state::{Ended, EventKind};
 /// An announcement (kill-test) explains an end that comes this soon after it.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(60);
 
+/// SIGTERM, for a run whose process nobody knows.
+const DEFAULT_SIGNAL: i32 = 15;
+
 impl Instance {
     pub(super) fn stop_timeout(&self) -> Duration {
         let process = self.process.as_ref().map(|process| process.stop.timeout);
@@ -58,7 +61,8 @@ impl Instance {
             own.get_or_insert(cause);
             return;
         }
-        let can_drain = self.phase == Phase::Ready && self.run.as_ref().is_some_and(|run| run.native);
+        let speaks = self.run.as_ref().is_some_and(|run| run.native || run.expected);
+        let can_drain = self.phase == Phase::Ready && speaks;
         let (true, Some(process), Some(run)) = (can_drain, self.process.clone(), &self.run) else {
             self.ask_to_stop(reason, Some(cause), cx);
             return;
@@ -79,10 +83,42 @@ impl Instance {
         let within = self.stop_timeout();
         self.phase = Phase::Stopping { cause, until: Some(cx.now.at.after(within)) };
         let Some(run) = &self.run else { return };
-        let process = self.process.as_ref().map(|process| process.stop.signal);
-        let signal = Some(process.unwrap_or(run.stop.signal));
+        let signal = Some(self.stop_signal());
         cx.out.push(Action::Ask { instance: self.id.clone(), run: run.id, reason, within, signal });
         self.tell_people(Story::Stopping(cause.unwrap_or(Cause::Exit)), cx);
+    }
+
+    /// Why a run that is to end is to end, in the words of the message.
+    pub(super) fn stop_reason(&self, cause: Cause) -> StopReason {
+        match (&self.want, cause) {
+            (None, _) => StopReason::Remove,
+            (_, Cause::Operator) => StopReason::Restart,
+            (Some(want), _) if want.paused => StopReason::Stop,
+            _ => StopReason::Update,
+        }
+    }
+
+    /// Asks once more, within what is left of the time: a keeper that has no note of it has not heard it.
+    pub(super) fn ask_again(&mut self, cx: &mut Step<'_>) {
+        let Some(run) = &self.run else { return };
+        let (until, cause, signal) = match self.phase {
+            Phase::Stopping { until: Some(_), cause: Some(Cause::Hang) } => {
+                cx.out.push(Action::Abort { run: run.id });
+                return;
+            }
+            Phase::Stopping { until: Some(until), cause: Some(cause) } => {
+                (until, cause, Some(self.stop_signal()))
+            }
+            Phase::Draining { until, cause: Some(cause), confirm: Some(_) } => (until, cause, None),
+            _ => return,
+        };
+        let (reason, within) = (self.stop_reason(cause), until.since(cx.now.at));
+        cx.out.push(Action::Ask { instance: self.id.clone(), run: run.id, reason, within, signal });
+    }
+
+    fn stop_signal(&self) -> i32 {
+        let process = self.process.as_ref().map(|process| process.stop.signal);
+        process.or_else(|| self.run.as_ref().map(|run| run.stop.signal)).unwrap_or(DEFAULT_SIGNAL)
     }
 
     pub(super) fn exited(&mut self, end: End, cx: &mut Step<'_>) {
@@ -114,24 +150,24 @@ impl Instance {
             None => Cause::of(end),
         };
         let detail = self.reason.take();
-        cx.out.push(Action::Acknowledge { run: id });
         self.tell_people(Story::Exited(cause, end), cx);
-        let done = self.after_end(cause, end, detail, cx);
+        self.after_end(cause, end, detail, cx);
+        let rest = self.rest();
+        let done = rest.as_ref().is_some_and(|rest| rest.failed.is_none());
         self.tell_directory(id, EventKind::Stopped(Ended { end, done }), cx);
+        if let Some(rest) = rest {
+            self.tell_directory(id, EventKind::Rests(rest), cx);
+        }
         if self.want.is_none() {
             self.retire(cx);
         }
     }
 
-    /// Decides what follows a run of which nothing is left. True when nothing does.
-    pub(super) fn after_end(
-        &mut self,
-        cause: Cause,
-        end: End,
-        detail: Option<String>,
-        cx: &mut Step<'_>,
-    ) -> bool {
+    /// Decides what follows a run of which nothing is left. One that nothing follows is acknowledged when the
+    /// replicated state holds that, so that no agent's death makes it start again.
+    pub(super) fn after_end(&mut self, cause: Cause, end: End, detail: Option<String>, cx: &mut Step<'_>) {
         let run = self.run.take();
+        let acknowledge = run.as_ref().map(|run| Action::Acknowledge { run: run.id });
         self.last_run = run.as_ref().map(|run| run.id).max(self.last_run);
         let ready = run.as_ref().and_then(|run| run.ready);
         let healthy_for = ready.map_or(Duration::ZERO, |ready| cx.now.at.since(ready));
@@ -142,14 +178,20 @@ impl Instance {
         let Some(want) = self.want.clone() else {
             // It may be wanted on another host now.
             self.phase = Phase::Stopped;
-            return false;
+            cx.out.extend(acknowledge);
+            return;
         };
         if want.paused {
-            self.rest(cx);
-            return false;
+            cx.out.extend(acknowledge);
+            self.be_paused(cx);
+            return;
         }
         let ending = Ending { cause, end, healthy_for };
-        match self.failures.judge(&want.process.restart, ending, cx.now) {
+        let verdict = self.failures.judge(&want.process.restart, ending, cx.now);
+        if matches!(verdict, Verdict::Again | Verdict::Wait(_)) {
+            cx.out.extend(acknowledge);
+        }
+        match verdict {
             Verdict::Again => self.start(cx),
             Verdict::Wait(wait) => {
                 self.phase = Phase::Backoff { until: cx.now.at.after(wait) };
@@ -168,10 +210,8 @@ impl Instance {
                 self.phase = Phase::Stopped;
                 self.reason = Some(format!("done: {}", describe(end)));
                 self.tell_people(Story::Stopped(describe(end)), cx);
-                return true;
             }
         }
-        false
     }
 }
 

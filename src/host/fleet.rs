@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::instance::{Note, Ports, Run};
+use super::instance::{Leaving, Note, Ports, Run};
 use super::lifecycle::{Happening, Step};
-use super::{Action, Instance, Moment, Now, Phase, Want, hang::Watch};
+use super::{Action, Instance, Measure, Moment, Now, Occurrence, Phase, Story, Want, hang::Watch};
 use crate::keeper::protocol::{RunId, Stage};
 use crate::spec::InstanceId;
-use crate::state::RunFact;
+use crate::state::{Rest, RunFact};
 
 /// A run in the keeper's table, with what the agent has found out about it.
 #[derive(Clone, Debug)]
@@ -142,12 +142,19 @@ impl Host {
     }
 
     /// The keeper's table, after the agent or the keeper began anew: what is there is taken over, what is
-    /// missing has ended unseen. [`Host::desire`] with the same wants follows.
-    pub fn meet(&mut self, table: Vec<Found>, wants: &BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
+    /// missing has ended unseen, unless no keeper was told of it yet. [`Host::desire`] with the same wants follows.
+    pub fn meet(
+        &mut self,
+        table: Vec<Found>,
+        wants: &BTreeMap<InstanceId, Want>,
+        unsent: &BTreeSet<RunId>,
+        now: Now,
+    ) -> Vec<Action> {
         let mut out = Vec::new();
         let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
         // Before a run that is ordered below, which cannot be listed.
-        let lost: Vec<RunId> = self.runs.keys().filter(|run| !listed.contains(run)).copied().collect();
+        let held = |run: &RunId| listed.contains(run) || unsent.contains(run);
+        let lost: Vec<RunId> = self.runs.keys().filter(|run| !held(run)).copied().collect();
         // First of all, since what follows the end of one run may be another run of a new number.
         self.last_run = listed.last().map_or(self.last_run, |run| self.last_run.max(run.0));
         // The living first: the end of an older run of theirs must not start another.
@@ -168,8 +175,8 @@ impl Host {
     fn meet_known(&mut self, found: &Found, now: Now, out: &mut Vec<Action>) {
         let spawned =
             self.instance_of(found.run).is_some_and(|i| i.run.as_ref().is_some_and(|r| r.pid.is_some()));
-        if found.pid > 0 && !spawned && !matches!(found.stage, Stage::SpawnFailed { .. }) {
-            let happening = Happening::Spawned { pid: found.pid, ports: found.ports.clone() };
+        if let Some(pid) = executing(found).filter(|_| !spawned) {
+            let happening = Happening::Spawned { pid, ports: found.ports.clone() };
             out.extend(self.on_run(found.run, happening, now));
         }
         if let Some(happening) = stage(found) {
@@ -181,9 +188,14 @@ impl Host {
             out.push(Action::Kill { run: found.run });
         }
         // So may a note; a new agent would then wait for a sign that was given long ago.
-        let Some(instance) = self.instance_of(found.run) else { return };
-        if instance.note() != found.note {
-            out.push(Action::Remember { instance: instance.id.clone(), run: found.run });
+        let Some(id) = self.runs.get(&found.run).cloned() else { return };
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let note = instance.note();
+        if note != found.note {
+            if note.map(|note| note.leaving) != found.note.as_ref().map(|note| note.leaving) {
+                instance.ask_again(&mut Step { now, last_run: &mut self.last_run, out });
+            }
+            out.push(Action::Remember { instance: id, run: found.run });
         }
     }
 
@@ -199,11 +211,17 @@ impl Host {
         let taken = held.is_some_and(|instance| instance.run.is_some());
         // Listed again because the acknowledgement was lost.
         let counted = held.is_some_and(|instance| instance.last_run >= Some(found.run));
+        // It is acknowledged when the replicated state holds that nothing follows it; the inventory says so.
+        let rests = held.and_then(Instance::rest).is_some_and(|rest| rest.run == found.run);
         let want = wants.get(&found.instance);
         if taken || (over && (counted || want.is_none())) {
             // The keeper holds one living run an instance, so an unknown second one is over or must go.
             let run = found.run;
-            out.push(if over { Action::Acknowledge { run } } else { Action::Kill { run } });
+            match over {
+                true if rests => {}
+                true => out.push(Action::Acknowledge { run }),
+                false => out.push(Action::Kill { run }),
+            }
             return;
         }
         let id = found.instance.clone();
@@ -214,7 +232,12 @@ impl Host {
         instance.unheeded = true;
         let run = adopted(&found, now);
         self.runs.insert(found.run, id.clone());
-        instance.adopt(run, !over, &mut Step { now, last_run: &mut self.last_run, out });
+        let leaving = found.note.as_ref().map_or(Leaving::No, |note| note.leaving);
+        instance.adopt(run, leaving, !over, &mut Step { now, last_run: &mut self.last_run, out });
+        if matches!(leaving, Leaving::Stopping { until: None, .. }) && !over {
+            // With the keeper before this one, it may have been lost.
+            out.push(Action::Kill { run: found.run });
+        }
         if let Some(happening) = stage(&found) {
             self.step(&id, happening, now, out);
         }
@@ -231,6 +254,20 @@ impl Host {
                 (instance.id.clone(), fact)
             })
             .collect()
+    }
+
+    /// Every instance of which no run follows by itself.
+    pub fn rests(&self) -> BTreeMap<InstanceId, Rest> {
+        self.instances.values().filter_map(|instance| Some((instance.id.clone(), instance.rest()?))).collect()
+    }
+
+    /// A new keeper has killed leftovers of these instances.
+    pub fn strays(&self, instances: Vec<InstanceId>) -> Vec<Action> {
+        let told = |instance| {
+            let occurrence = Occurrence { instance, run: None, story: Story::Strays };
+            [Action::Narrate(occurrence), Action::Measure(Measure::Strays)]
+        };
+        instances.into_iter().flat_map(told).collect()
     }
 
     fn step(&mut self, id: &InstanceId, happening: Happening, now: Now, out: &mut Vec<Action>) {
@@ -278,6 +315,13 @@ fn over(found: &Found) -> bool {
     matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. })
 }
 
+/// Its main process, if it executes, or has executed, its program: before that the keeper has still to say
+/// `Spawned` or `SpawnFailed`.
+fn executing(found: &Found) -> Option<i32> {
+    let begun = !matches!(found.stage, Stage::Spawning | Stage::SpawnFailed { .. });
+    Some(found.pid).filter(|pid| *pid > 0 && begun)
+}
+
 fn stage(found: &Found) -> Option<Happening> {
     match found.stage {
         Stage::Spawning | Stage::Running => None,
@@ -297,9 +341,10 @@ fn adopted(found: &Found, now: Now) -> Run {
         watch.last = note.armed.then_some(now.at);
     }
     let ready = note.as_ref().is_some_and(|note| note.ready);
+    let expected = note.as_ref().is_some_and(|note| note.native);
     Run {
         id: found.run,
-        pid: (found.pid > 0).then_some(found.pid),
+        pid: executing(found),
         spawned: now.at,
         spawned_ms: found.spawned_ms,
         hash: note.as_ref().map(|note| note.hash).unwrap_or_default(),
@@ -312,6 +357,7 @@ fn adopted(found: &Found, now: Now) -> Run {
         ready_ms: ready.then_some(now.wall_ms),
         watch,
         native: false,
+        expected,
         unarmed_told: false,
         announced: None,
         exited: None,

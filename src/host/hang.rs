@@ -35,6 +35,8 @@ pub struct Watch {
     pub own_timeout: Option<Duration>,
     /// When it was last heard of; `None`: never.
     pub last: Option<Moment>,
+    /// The beat after which it was asked for another, so that one silence brings one ping.
+    pinged: Option<Moment>,
     /// No judgement before this moment (EXTEND_TIMEOUT_USEC, a stall of the agent).
     grace: Moment,
     /// The question under way.
@@ -82,6 +84,19 @@ impl Watch {
             (HeartbeatMode::None, _) | (_, Some(Duration::ZERO)) => None,
             _ => Some(self.last?.after(own.unwrap_or(heartbeat.timeout)).max(self.grace)),
         }
+    }
+
+    /// When a native process is asked for a beat: after half of the silence that is a hang, once.
+    pub fn ping_at(&self, heartbeat: &Heartbeat) -> Option<Moment> {
+        let last = self.last.filter(|last| self.pinged != Some(*last))?;
+        let timeout = self.own_timeout.unwrap_or(heartbeat.timeout);
+        let asks = heartbeat.mode == HeartbeatMode::Native && !timeout.is_zero();
+        asks.then(|| last.after(timeout / 2))
+    }
+
+    /// It is asked for a beat.
+    pub fn pinged(&mut self) {
+        self.pinged = self.last;
     }
 
     /// Nothing is judged before this moment.

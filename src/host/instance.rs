@@ -12,6 +12,7 @@ use super::{Cause, Moment, Want};
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{InstanceId, Process, Protocol, Stop};
+use crate::state::Rest;
 
 /// One instance on this host.
 #[derive(Clone, Debug)]
@@ -138,6 +139,8 @@ pub struct Run {
     pub watch: Watch,
     /// It has said hello on the process socket and is connected.
     pub native: bool,
+    /// It was so with the agent before this one, and is expected to say hello again.
+    pub expected: bool,
     /// It was told to people that nothing watches it.
     pub unarmed_told: bool,
     /// What an operator is about to do to it, and when that was announced.
@@ -172,6 +175,54 @@ pub struct Note {
     pub own_timeout_ms: Option<u64>,
     /// How it is stopped when the spec does not know it any more.
     pub stop: Stop,
+    /// It speaks on the process socket.
+    pub native: bool,
+    /// How far its end is. Written after what was asked of it, over the same connection: a keeper that has the
+    /// note has heard the rest, too.
+    pub leaving: Leaving,
+}
+
+/// How far the end of a run is. Moments hold until the next boot, and so does the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leaving {
+    /// It goes on.
+    No,
+    /// See [`Phase::Draining`].
+    Draining {
+        /// Then it is stopped.
+        until: Moment,
+        /// Why; `None`: its own wish.
+        cause: Option<Cause>,
+        /// By then it must have said that it drains.
+        confirm: Option<Moment>,
+    },
+    /// See [`Phase::Stopping`].
+    Stopping {
+        /// Why; `None`: its own wish.
+        cause: Option<Cause>,
+        /// Then it is killed; `None`: that was done.
+        until: Option<Moment>,
+    },
+}
+
+impl Leaving {
+    /// That of a phase.
+    fn of(phase: &Phase) -> Leaving {
+        match *phase {
+            Phase::Draining { until, cause, confirm } => Leaving::Draining { until, cause, confirm },
+            Phase::Stopping { cause, until } => Leaving::Stopping { cause, until },
+            _ => Leaving::No,
+        }
+    }
+
+    /// The phase of a run that is leaving.
+    pub(super) fn phase(self) -> Option<Phase> {
+        match self {
+            Leaving::No => None,
+            Leaving::Draining { until, cause, confirm } => Some(Phase::Draining { until, cause, confirm }),
+            Leaving::Stopping { cause, until } => Some(Phase::Stopping { cause, until }),
+        }
+    }
 }
 
 impl Instance {
@@ -207,6 +258,19 @@ impl Instance {
                 .own_timeout
                 .map(|own| u64::try_from(own.as_millis()).unwrap_or(u64::MAX)),
             stop: self.process.as_ref().map_or_else(|| run.stop.clone(), |process| process.stop.clone()),
+            native: run.native || run.expected,
+            leaving: Leaving::of(&self.phase),
         })
+    }
+
+    /// That no run follows by itself, for the replicated state; `None`: one does, or it is not wanted.
+    pub fn rest(&self) -> Option<Rest> {
+        let failed = match (&self.phase, &self.want) {
+            (Phase::Failed, Some(_)) => Some(self.reason.clone().unwrap_or_default()),
+            (Phase::Stopped, Some(_)) => None,
+            _ => return None,
+        };
+        let last = self.last_exit.as_ref()?;
+        Some(Rest { run: self.last_run?, end: last.end, at_ms: last.at_ms, failed })
     }
 }

@@ -104,6 +104,19 @@ pub struct Step<'a> {
 impl Instance {
     /// Takes one happening.
     pub fn step(&mut self, happening: Happening, cx: &mut Step<'_>) {
+        let before = self.run.as_ref().map(|run| run.id).zip(self.note());
+        self.take(happening, cx);
+        let after = self.run.as_ref().map(|run| run.id).zip(self.note());
+        // After all else: see `Note::leaving`.
+        if let (Some((run, note)), Some((same, now))) = (before, after)
+            && run == same
+            && note != now
+        {
+            cx.out.push(Action::Remember { instance: self.id.clone(), run });
+        }
+    }
+
+    fn take(&mut self, happening: Happening, cx: &mut Step<'_>) {
         match happening {
             Happening::Wanted(want) => self.wanted(want, cx),
             Happening::Spawned { pid, ports } => self.spawned(pid, ports, cx),
@@ -120,7 +133,7 @@ impl Instance {
             Happening::Stopping => self.says_stopping(cx),
             Happening::Trigger => self.hang("asked for it (WATCHDOG=trigger)".to_owned(), cx.now.at, cx),
             Happening::Extend(by) => self.extend(by, cx),
-            Happening::Timeout(timeout) => self.changes_timeout(timeout, cx),
+            Happening::Timeout(timeout) => self.with_run(|run| run.watch.own_timeout = Some(timeout)),
             Happening::MainPid(pid) => self.follow(pid, cx),
             Happening::Connected(native) => self.connected(native, cx),
             Happening::Status(status) => self.status = status,
@@ -148,10 +161,6 @@ impl Instance {
         cx.out.push(Action::Tell { instance: self.id.clone(), run, kind });
     }
 
-    pub(super) fn remember(&self, run: RunId, cx: &mut Step<'_>) {
-        cx.out.push(Action::Remember { instance: self.id.clone(), run });
-    }
-
     pub(super) fn wanted(&mut self, want: Option<Want>, cx: &mut Step<'_>) {
         let before = std::mem::replace(&mut self.want, want);
         let Some(want) = self.want.clone() else {
@@ -173,11 +182,11 @@ impl Instance {
                 self.phase = Phase::Waiting;
                 self.start(cx);
             }
-            Phase::Waiting => self.start(cx),
-            Phase::Backoff { .. } | Phase::Failed | Phase::Stopped if renewed => {
-                self.failures.clear();
-                self.start(cx);
-            }
+            Phase::Waiting => match want.rest.filter(|_| before.is_none()) {
+                Some(rest) => self.go_on_resting(rest),
+                None => self.start(cx),
+            },
+            Phase::Backoff { .. } | Phase::Failed | Phase::Stopped if renewed => self.start_anew(cx),
             Phase::Stopped if before.is_none() => self.start(cx),
             Phase::Starting { .. } | Phase::Ready | Phase::Draining { .. }
                 if want.replace && self.run.as_ref().is_some_and(|run| run.hash != want.hash) =>
@@ -238,11 +247,11 @@ impl Instance {
                 self.ask_to_stop(StopReason::Stop, Some(Cause::Stop), cx);
             }
             Phase::Stopping { .. } | Phase::Paused => {}
-            _ => self.rest(cx),
+            _ => self.be_paused(cx),
         }
     }
 
-    pub(super) fn rest(&mut self, cx: &mut Step<'_>) {
+    pub(super) fn be_paused(&mut self, cx: &mut Step<'_>) {
         self.phase = Phase::Paused;
         self.reason = None;
         self.ended = None;
@@ -255,8 +264,7 @@ impl Instance {
                 self.ask_to_stop(StopReason::Restart, Some(Cause::Operator), cx);
             }
             Phase::Backoff { .. } | Phase::Failed | Phase::Stopped if self.want.is_some() => {
-                self.failures.clear();
-                self.start(cx);
+                self.start_anew(cx);
             }
             _ => {}
         }

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::spec::fingerprint::{SpecHash, spec_hash};
+use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, Process, ProcessName};
-use crate::state::State;
+use crate::state::{Rest, State};
 
 /// What is wanted of one instance on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Want {
     pub waits_for: Option<ProcessName>,
     /// Values of `{arg.NAME}`.
     pub args: BTreeMap<String, String>,
+    /// An agent before this one has started no further run of it. Counts for the first look at it only.
+    pub rest: Option<Rest>,
 }
 
 /// What [`wants`] depends on: states with equal grounds give equal wants.
@@ -54,7 +56,7 @@ impl Grounds {
 /// Everything that is wanted on a host.
 pub fn wants(state: &State, host: &HostName) -> BTreeMap<InstanceId, Want> {
     let hashes: BTreeMap<&ProcessName, SpecHash> =
-        state.spec.processes.iter().map(|(name, process)| (name, spec_hash(process))).collect();
+        state.spec.processes.keys().filter_map(|name| Some((name, state.hash_of(name)?))).collect();
     let ready = ready_processes(state);
     let mine = state.placements.iter().filter(|(_, placement)| placement.host == *host);
     mine.filter_map(|(id, placement)| {
@@ -69,6 +71,7 @@ pub fn wants(state: &State, host: &HostName) -> BTreeMap<InstanceId, Want> {
             paused: state.paused.holds(id),
             waits_for,
             args: state.launches.get(id).map(|launch| launch.args.clone()).unwrap_or_default(),
+            rest: state.rests.get(id).cloned(),
         };
         Some((id.clone(), want))
     })
@@ -111,6 +114,7 @@ mod tests {
         };
         let started = || EventKind::Started { hash: SpecHash(0), ports: BTreeMap::new() };
         let stopped = EventKind::Stopped(Ended { end: End::Code(0), done: true });
+        let rest = Rest { run: RunId(4), end: End::Code(1), at_ms: 0, failed: Some("gave up".into()) };
         let mut seq = 0;
         let mut tell = |event: Event| {
             seq += 1;
@@ -128,9 +132,12 @@ mod tests {
             Command::Launch { process: "dungeon".parse().unwrap(), args: BTreeMap::new(), key: None },
             tell(event("dungeon.1", 3, started())),
             tell(event("dungeon.1", 3, stopped)),
+            tell(event("zone.1", 4, EventKind::Rests(rest))),
+            tell(event("zone.1", 5, started())),
             Command::Pause { target: target("zone") },
             Command::Resume { target: target("zone") },
             Command::Scale { process: "zone".parse().unwrap(), count: Some(1) },
+            Command::Roll { process: "login".parse().unwrap(), epoch: 1 },
         ]
     }
 

@@ -16,13 +16,8 @@ impl Instance {
         if !matches!(process.heartbeat.mode, HeartbeatMode::Native | HeartbeatMode::Notify) {
             return;
         }
-        let first = run.watch.last.is_none();
         if let Some(late) = run.watch.beat(cx.now.at, process.heartbeat.interval) {
             cx.out.push(Action::Measure(Measure::LateBeat(late)));
-        }
-        if first {
-            let id = run.id;
-            self.remember(id, cx);
         }
     }
 
@@ -70,20 +65,11 @@ impl Instance {
         }
     }
 
-    /// A new agent must know it, too.
-    pub(super) fn changes_timeout(&mut self, timeout: Duration, cx: &mut Step<'_>) {
-        let Some(run) = &mut self.run else { return };
-        let before = run.watch.own_timeout.replace(timeout);
-        let id = run.id;
-        if before != Some(timeout) {
-            self.remember(id, cx);
-        }
-    }
-
     /// A process that says hello while it is to end has not heard the message: nobody was connected then.
     pub(super) fn connected(&mut self, native: bool, cx: &mut Step<'_>) {
         let Some(run) = &mut self.run else { return };
         let before = std::mem::replace(&mut run.native, native);
+        run.expected = false;
         let (until, cause) = match self.phase {
             Phase::Stopping { until: Some(until), cause: Some(cause) } if cause != Cause::Hang => {
                 (until, cause)
@@ -92,13 +78,8 @@ impl Instance {
             _ => return,
         };
         if native && !before {
-            let reason = match (&self.want, cause) {
-                (None, _) => StopReason::Remove,
-                (_, Cause::Operator) => StopReason::Restart,
-                (Some(want), _) if want.paused => StopReason::Stop,
-                _ => StopReason::Update,
-            };
             let (instance, run, within) = (self.id.clone(), run.id, until.since(cx.now.at));
+            let reason = self.stop_reason(cause);
             cx.out.push(Action::Ask { instance, run, reason, within, signal: None });
         }
     }
@@ -200,7 +181,8 @@ impl Instance {
                 if until <= now {
                     self.ask_to_stop(StopReason::DrainTimeout, cause.or(Some(Cause::Stop)), cx);
                 } else if confirm.is_some_and(|confirm| confirm <= now) {
-                    self.ask_to_stop(StopReason::Update, cause, cx);
+                    let reason = self.stop_reason(cause.unwrap_or(Cause::Stop));
+                    self.ask_to_stop(reason, cause, cx);
                 }
             }
             Phase::Stopping { until: Some(until), cause } if until <= now => {
@@ -215,7 +197,24 @@ impl Instance {
             _ => {}
         }
         self.ask(cx);
+        self.ping(cx);
         self.warn_unarmed(cx);
+    }
+
+    /// When a silent run that is connected is asked for a beat.
+    fn ping_at(&self) -> Option<Moment> {
+        let (process, run) = self.process.as_ref().zip(self.run.as_ref().filter(|run| run.native))?;
+        match self.phase {
+            Phase::Ready | Phase::Draining { .. } => run.watch.ping_at(&process.heartbeat),
+            _ => None,
+        }
+    }
+
+    fn ping(&mut self, cx: &mut Step<'_>) {
+        if self.ping_at().is_some_and(|at| at <= cx.now.at) {
+            self.with_run(|run| run.watch.pinged());
+            cx.out.push(Action::Ping { instance: self.id.clone() });
+        }
     }
 
     /// When a ready run counts as hung.
@@ -255,6 +254,7 @@ impl Instance {
         // A question that this phase does not put must not be waited for: its moment would never pass.
         let asks = self.process.as_ref().is_some_and(|process| self.probe(process).is_some());
         let question = self.run.as_ref().filter(|_| asks).and_then(|run| run.watch.next_question());
-        [phase, question, self.silent_since(), self.unarmed_at(), self.ripe_at()].into_iter().flatten().min()
+        let dues = [phase, question, self.silent_since(), self.ping_at(), self.unarmed_at(), self.ripe_at()];
+        dues.into_iter().flatten().min()
     }
 }

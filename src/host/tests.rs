@@ -41,6 +41,7 @@ pub(super) fn want(process: &Arc<Process>) -> Want {
         paused: false,
         waits_for: None,
         args: BTreeMap::new(),
+        rest: None,
     }
 }
 
@@ -179,7 +180,7 @@ impl Rig {
     pub fn stall(&mut self, span: Duration) {
         self.at = self.at.after(span);
         let now = self.now();
-        assert_eq!(self.host.stalled(span, now), []);
+        assert_eq!(orders(self.host.stalled(span, now)), []);
     }
 
     pub fn instance(&self) -> &Instance {
@@ -211,7 +212,11 @@ pub(super) fn orders(actions: Vec<Action>) -> Vec<Action> {
     let told = |action: &Action| {
         matches!(
             action,
-            Action::Tell { .. } | Action::Narrate(_) | Action::Measure(_) | Action::Evidence { .. }
+            Action::Tell { .. }
+                | Action::Narrate(_)
+                | Action::Measure(_)
+                | Action::Evidence { .. }
+                | Action::Remember { .. }
         )
     };
     actions.into_iter().filter(|action| !told(action)).collect()

@@ -33,6 +33,7 @@ pub(super) async fn status(api: State<Api>) -> Result<Json<StatusView>, Refusal>
         spec_drift: snapshot.spec_drift.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: api.handle.started_at.clone(),
+        starting: api.starting.borrow().clone(),
         keeper: snapshot.keeper.clone(),
         instances,
     }))

@@ -31,7 +31,7 @@ pub enum ListenError {
     #[error("{0} is not a socket: move it away")]
     NotASocket(PathBuf),
     /// The socket cannot be made.
-    #[error("cannot listen on {path}: {source}")]
+    #[error("cannot listen on {path}; [host] runtime_dir must be a folder that the agent may write to")]
     Socket {
         /// Which.
         path: PathBuf,
@@ -58,7 +58,10 @@ pub enum ListenError {
         resolved: SocketAddr,
     },
     /// The address is taken, or not one of this machine.
-    #[error("cannot listen on {address}: {source}")]
+    #[error(
+        "cannot listen on {address}; if the port is in use give [host] api another one, or \"\" for the Unix \
+         socket alone"
+    )]
     Tcp {
         /// Which.
         address: SocketAddr,

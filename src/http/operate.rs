@@ -5,12 +5,14 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, StatusCode};
 
+use super::idempotency;
 use super::names::Names;
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostRequest;
 use crate::http::view::{
-    AffectedView, AnnounceRequest, DoneView, LaunchRequest, LaunchedView, ScaleRequest, TargetRequest,
+    AffectedView, AnnounceRequest, DoneView, LaunchRequest, LaunchedView, RestartRequest, RestartedView,
+    ScaleRequest, TargetRequest,
 };
 use crate::state::{Command, Response, Target};
 
@@ -18,13 +20,34 @@ type Body<T> = Result<Json<T>, JsonRejection>;
 
 /// `POST /v1/restart`: new runs in place of the present ones.
 pub(super) async fn restart(
-    api: State<Api>,
-    body: Body<TargetRequest>,
-) -> Result<Json<AffectedView>, Refusal> {
-    let Json(TargetRequest { target }) = body?;
-    let instances = Names::read(&api).await?.target(&target)?;
-    api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?;
-    Ok(Json(AffectedView { instances }))
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body<RestartRequest>,
+) -> Result<Json<RestartedView>, Refusal> {
+    let Json(request) = body?;
+    let key = idempotency::key(&headers, request.key.clone())?;
+    let request = RestartRequest { key: None, ..request };
+    let keys = api.keys.clone();
+    keys.once(key, &request.clone(), replace(api, request)).await.map(Json)
+}
+
+async fn replace(api: Api, request: RestartRequest) -> Result<RestartedView, Refusal> {
+    let RestartRequest { target, rolling, .. } = request;
+    let snapshot = api.snapshots.get().await?;
+    let state = api.handle.state.borrow().clone();
+    let instances = Names::of(&state, &snapshot).target(&target)?;
+    let living = snapshot.instances.iter().filter(|view| view.pid.is_some());
+    let runs = living.filter_map(|view| Some((view.instance.clone(), view.run?)));
+    let runs = runs.filter(|(id, _)| instances.contains(id)).collect();
+    match (rolling, target) {
+        (false, _) => api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?,
+        (true, Target::Process(process)) => {
+            let epoch = state.epochs.get(&process).map_or(1, |epoch| epoch.saturating_add(1));
+            api.handle.propose(Command::Roll { process, epoch }).await?;
+        }
+        (true, _) => return Err(Refusal::not_rolling()),
+    }
+    Ok(RestartedView { instances, runs })
 }
 
 /// `POST /v1/stop`: they end and stay down until started.
@@ -65,8 +88,7 @@ pub(super) async fn launch(
 ) -> Result<(StatusCode, Json<LaunchedView>), Refusal> {
     let Json(LaunchRequest { process, args, key }) = body?;
     Names::read(&api).await?.process(&process)?;
-    let header = headers.get("idempotency-key").and_then(|value| value.to_str().ok());
-    let key = key.or_else(|| header.map(str::to_owned));
+    let key = idempotency::key(&headers, key)?;
     match api.handle.propose(Command::Launch { process, args, key }).await? {
         Response::Launched(instance) => Ok((StatusCode::CREATED, Json(LaunchedView { instance }))),
         other => Err(Refusal::internal(format!("a launch was answered by {other:?}"))),

@@ -49,6 +49,12 @@ impl Refusal {
         Refusal::new(StatusCode::NOT_FOUND, kind, title, detail)
     }
 
+    /// Anything but its status, asked of an agent that waits for something.
+    pub(super) fn starting(waits: &str) -> Self {
+        let detail = format!("the agent is starting: {waits}; `bigbrother status` shows when it is at work");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "not yet", detail)
+    }
+
     /// Something of a known instance that is not there.
     pub(super) fn nothing_there(detail: String) -> Self {
         Refusal::new(StatusCode::NOT_FOUND, "nothing-there", "nothing to show", detail)
@@ -95,6 +101,39 @@ impl Refusal {
     pub(super) fn timeout() -> Self {
         let detail = "the request or its answer took too long; a change may still be carried out: look before you try again";
         Refusal::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "took too long", detail)
+    }
+
+    /// An `Idempotency-Key` that cannot be used.
+    pub(super) fn bad_key(why: &str) -> Self {
+        let detail = format!("the Idempotency-Key cannot be used: {why}");
+        Refusal::new(StatusCode::BAD_REQUEST, "bad-key", "not a key", detail)
+    }
+
+    /// A key under which something else was asked within the hour.
+    pub(super) fn key_reused(key: &str) -> Self {
+        let detail = format!(
+            "{key:?} was used for another request within the hour: each request has a key of its own"
+        );
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "a used key", detail)
+    }
+
+    /// A key whose request is not through yet.
+    pub(super) fn key_under_way(key: &str) -> Self {
+        let detail = format!("the request with the key {key:?} is under way: ask again");
+        Refusal::new(StatusCode::CONFLICT, "key-under-way", "not through yet", detail)
+    }
+
+    /// As many keys as are held.
+    pub(super) fn too_many_keys(max: usize) -> Self {
+        let detail = format!("{max} requests with a key were made within the hour: wait, or ask without one");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many keys", detail)
+    }
+
+    /// A rolling restart of something other than a process.
+    pub(super) fn not_rolling() -> Self {
+        let detail =
+            "a rolling restart is one of a whole process: its instances take turns; name the process";
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "not-rolling", "not a process", detail)
     }
 
     /// Something that cannot be unless the program has a fault or the machine fails.
@@ -158,6 +197,11 @@ impl From<Rejected> for Refusal {
             Rejected::NotCounted(_) => (StatusCode::CONFLICT, "not-counted", "not a counted process"),
             Rejected::NotOnDemand(_) => (StatusCode::CONFLICT, "not-on-demand", "not an on-demand process"),
             Rejected::Full { .. } => (StatusCode::CONFLICT, "full", "as many as allowed"),
+            Rejected::OtherLaunch { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "a used key"),
+            Rejected::NoArgument { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "no-argument", "an argument is missing")
+            }
+            Rejected::Epoch { .. } => (StatusCode::CONFLICT, "conflict", "restarted by others"),
             // The rest answers commands of planner and hosts, which the API never proposes.
             _ => (StatusCode::CONFLICT, "conflict", "refused"),
         };

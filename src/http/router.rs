@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
@@ -35,6 +36,10 @@ pub(super) struct Api {
     pub(super) handle: Handle,
     pub(super) metrics: Arc<Metrics>,
     pub(super) snapshots: Snapshots,
+    /// What a starting agent waits for; `None`: it is at work.
+    pub(super) starting: watch::Receiver<Option<String>>,
+    /// What was asked with a key.
+    pub(super) keys: Keys,
     /// True: streams end.
     pub(super) shutdown: watch::Receiver<bool>,
     followers: Arc<Semaphore>,
@@ -45,9 +50,11 @@ impl Api {
         handle: Handle,
         metrics: Arc<Metrics>,
         snapshots: Snapshots,
+        starting: watch::Receiver<Option<String>>,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
-        Api { handle, metrics, snapshots, shutdown, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) }
+        let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
+        Api { handle, metrics, snapshots, starting, keys: Keys::default(), shutdown, followers }
     }
 
     /// A place among those who follow, held while the permit lives.
@@ -94,6 +101,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             Refusal::method(method.as_str(), uri.path())
         })
+        .layer(middleware::from_fn_with_state(api.starting.clone(), at_work))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(in_time));
     let routes = match transport {
@@ -101,6 +109,22 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         Transport::Tcp => routes.layer(middleware::from_fn(guard_tcp)),
     };
     routes.layer(middleware::from_fn_with_state(api.metrics.clone(), counted)).with_state(api)
+}
+
+/// An agent that has not met its keeper yet knows nothing of its instances, and can change nothing: who asks is
+/// told so at once, and what it waits for.
+async fn at_work(
+    State(starting): State<watch::Receiver<Option<String>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let waits = starting.borrow().clone();
+    match waits {
+        Some(waits) if !["/v1/status", "/v1/healthz", "/metrics"].contains(&request.uri().path()) => {
+            Refusal::starting(&waits).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 /// Counts and times every request by its route's pattern, so that the labels are closed.
@@ -175,6 +199,18 @@ mod tests {
             headers.insert(header::ORIGIN, origin.parse().unwrap());
         }
         foreign(&headers).is_some()
+    }
+
+    #[test]
+    fn every_route_is_documented() {
+        let doc = include_str!("../../docs/cli.md");
+        let routes =
+            include_str!("router.rs").split(".route(\"").skip(1).filter_map(|rest| rest.split_once('"'));
+        let routes: Vec<&str> = routes.map(|(path, _)| path).filter(|path| path.starts_with('/')).collect();
+        assert!(routes.len() >= 17, "{routes:?}");
+        for path in routes {
+            assert!(doc.contains(&format!(" {path}`")), "docs/cli.md says nothing about {path}");
+        }
     }
 
     #[test]

@@ -56,14 +56,16 @@ pub enum ServeError {
 }
 
 /// Serves the API until `shutdown` is true (or its sender is gone): then it accepts nothing new, ends
-/// those who follow, gives other answers two seconds, and removes the socket's file.
+/// those who follow, gives other answers two seconds, and removes the socket's file. While `starting` says what
+/// the agent waits for, only its status is answered.
 pub async fn serve(
     handle: Handle,
     metrics: Arc<Metrics>,
     listeners: Listeners,
+    starting: watch::Receiver<Option<String>>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    serve_within(Limits::DEFAULT, handle, metrics, listeners, shutdown).await
+    serve_within(Limits::DEFAULT, handle, metrics, listeners, starting, shutdown).await
 }
 
 async fn serve_within(
@@ -71,12 +73,13 @@ async fn serve_within(
     handle: Handle,
     metrics: Arc<Metrics>,
     listeners: Listeners,
+    starting: watch::Receiver<Option<String>>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let Listeners { unix, tcp, socket } = listeners;
     let ours = inode(&socket);
     let (snapshots, answering) = snapshots::shared(handle.clone());
-    let api = Api::new(handle, metrics, snapshots, shutdown.clone());
+    let api = Api::new(handle, metrics, snapshots, starting, shutdown.clone());
 
     let on_unix =
         accept_all(unix, router::router(api.clone(), Transport::Unix, limits), limits, shutdown.clone());
@@ -240,7 +243,14 @@ mod tests {
         };
         let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None).await.unwrap();
         let (shutdown, stop) = watch::channel(false);
-        let served = tokio::spawn(serve_within(limits, handle, Arc::new(Metrics::new()), listeners, stop));
+        let served = tokio::spawn(serve_within(
+            limits,
+            handle,
+            Arc::new(Metrics::new()),
+            listeners,
+            watch::channel(None).1,
+            stop,
+        ));
         Served { dir, unanswered, shutdown, served }
     }
 

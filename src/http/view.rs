@@ -31,6 +31,8 @@ pub struct StatusView {
     pub version: String,
     /// When the agent started.
     pub started_at: String,
+    /// What a starting agent waits for before it does anything, in words; null once it is at work.
+    pub starting: Option<String>,
     /// The keeper; null while the agent has no connection to one.
     pub keeper: Option<KeeperView>,
     /// How many instances there are by state.
@@ -128,7 +130,7 @@ pub struct EventView {
     /// Of which run; null where none is concerned.
     pub run: Option<u64>,
     /// `started`, `ready`, `draining`, `stopping`, `hang`, `exited`, `stopped`, `backoff`, `failed`, `paused`,
-    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unarmed`, `unenforced`, `adopted`,
+    /// `resumed`, `spawn-failed`, `spawn-stuck`, `unarmed`, `unenforced`, `strays`, `adopted`,
     /// `announce`.
     pub kind: String,
     /// The cause of an end; see [`ExitView::cause`].
@@ -195,7 +197,31 @@ pub struct SpecView {
     pub spec: Spec,
 }
 
-/// The body of `POST /v1/restart`, `/v1/stop` and `/v1/start`: `{"target": "all"}`,
+/// The body of `POST /v1/restart`; the target as in [`TargetRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartRequest {
+    /// Whom it is about.
+    pub target: Target,
+    /// A process, at the pace of its `update`, for a new binary at the same path; else all at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rolling: bool,
+    /// The same key within an hour does it once and gives the same answer; the header `Idempotency-Key` does
+    /// as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// The answer to `POST /v1/restart`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartedView {
+    /// The instances on this host that the target names, in order. They change after the answer, not before.
+    pub instances: Vec<InstanceId>,
+    /// The living runs among them, which are replaced.
+    pub runs: BTreeMap<InstanceId, u64>,
+}
+
+/// The body of `POST /v1/stop` and `/v1/start`: `{"target": "all"}`,
 /// `{"target": {"process": "zone"}}` or `{"target": {"instance": "zone.3"}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -204,7 +230,7 @@ pub struct TargetRequest {
     pub target: Target,
 }
 
-/// The answer to `POST /v1/restart`, `/v1/stop` and `/v1/start`.
+/// The answer to `POST /v1/stop` and `/v1/start`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AffectedView {
     /// The instances on this host that the target names, in order. They change after the answer, not before.

@@ -21,6 +21,8 @@ pub use root::{find, find_own, hash_of};
 /// The prefix of an instance's cgroup: keeps `cpu.max` from being both a file and an instance.
 pub const PREFIX: &str = "instance-";
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+/// Where the limits that an agent sets are written.
+const LIMIT_FILES: [&str; 3] = ["memory.max", "cpu.max", "pids.max"];
 
 /// The games cgroup, or that there is none.
 #[derive(Debug)]
@@ -113,8 +115,8 @@ pub struct Cgroup {
     path: PathBuf,
     folder: File,
     events: File,
-    /// The limits in force, as last written.
-    limits: Vec<(String, String)>,
+    /// The limits in force, as last written; `None`: as a keeper before this one has left them.
+    limits: Option<Vec<(String, String)>>,
     /// It was killed as a whole, or nobody knows. Some kernels (6.18 is one) count such kills and take a child
     /// that clone3 places in the cgroup for one that slipped past the last of them: they kill every new run.
     spent: bool,
@@ -124,7 +126,7 @@ impl Cgroup {
     fn open(path: PathBuf) -> io::Result<Self> {
         let folder = File::open(&path)?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(Cgroup { path, folder, events, limits: Vec::new(), spent: false })
+        Ok(Cgroup { path, folder, events, limits: None, spent: false })
     }
 
     /// Makes it fit for a new run: one that is spent is replaced by a fresh one of the same name. It must be
@@ -141,6 +143,11 @@ impl Cgroup {
     /// It is not to be used for another run as it is.
     pub fn spend(&mut self) {
         self.spent = true;
+    }
+
+    /// It must be made anew, and may hold something.
+    pub fn is_spent(&self) -> bool {
+        self.spent
     }
 
     /// For CLONE_INTO_CGROUP.
@@ -211,18 +218,24 @@ impl Cgroup {
     /// Makes these the limits in force: writes what changed, takes back what is no longer listed. Gives the
     /// files that could not be written, with errno.
     pub fn limit(&mut self, limits: &[(String, String)]) -> Vec<(String, i32)> {
-        if self.limits == limits {
+        if self.limits.as_deref() == Some(limits) {
             return Vec::new();
         }
         let mut failed = Vec::new();
-        for (file, _) in &self.limits {
+        let known = self.limits.take();
+        let before: Vec<&str> = match &known {
+            Some(known) => known.iter().map(|(file, _)| file.as_str()).collect(),
+            None => LIMIT_FILES.to_vec(),
+        };
+        for file in before {
             let kept = limits.iter().any(|(f, _)| f == file);
             // The default of `.max` and `.high` files.
             if !kept && (file.ends_with(".max") || file.ends_with(".high")) {
                 let _ = write_to(&self.path.join(file), "max");
             }
         }
-        for limit in limits.iter().filter(|l| !self.limits.contains(l)) {
+        let known = known.unwrap_or_default();
+        for limit in limits.iter().filter(|l| !known.contains(l)) {
             let (file, value) = limit;
             // The name comes from the agent: it must stay a file of this folder.
             let written = if file.contains('/') || file.starts_with('.') {
@@ -234,7 +247,8 @@ impl Cgroup {
                 failed.push((file.clone(), e.raw_os_error().unwrap_or(libc::EIO)));
             }
         }
-        self.limits = limits.iter().filter(|(f, _)| !failed.iter().any(|(g, _)| f == g)).cloned().collect();
+        let written = limits.iter().filter(|(f, _)| !failed.iter().any(|(g, _)| f == g));
+        self.limits = Some(written.cloned().collect());
         failed
     }
 

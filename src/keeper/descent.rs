@@ -105,7 +105,9 @@ mod tests {
     fn host(list: &[(i32, i32, i32, i32)]) -> BTreeMap<i32, Stat> {
         list.iter()
             .map(|&(pid, parent, group, session)| {
-                let stat = Stat { pid, state: b'S', parent, group, session, start_ticks: 1, exit_status: 0 };
+                let (executed, start_ticks, exit_status) = (true, 1, 0);
+                let stat =
+                    Stat { pid, state: b'S', parent, group, session, executed, start_ticks, exit_status };
                 (pid, stat)
             })
             .collect()

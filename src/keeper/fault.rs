@@ -1,7 +1,7 @@
-//! Named points at which a test makes the keeper die of SIGKILL.
+//! Named points at which a test makes the keeper, or the agent, die of SIGKILL.
 //!
-//! Owns the table of points and the one armed point. `BIGBROTHER_FAULT=<point>[:n]` arms one: the keeper
-//! kills itself when it passes the point for the n-th time (default 1). Compiled in always, so that the
+//! Owns the table of points and the one armed point. `BIGBROTHER_FAULT=<point>[:n]` arms one: the process
+//! that it is given to kills itself when it passes the point for the n-th time (default 1). Compiled in always, so that the
 //! program that is tested is the program that runs; unarmed, a point costs one load and one branch.
 //!
 //! | point | when |
@@ -18,6 +18,27 @@
 //! | `before-kill` | a kill was asked for |
 //! | `after-kill` | the kill was sent, nothing noted it |
 //! | `after-acknowledge` | the ledger slot was freed |
+//!
+//! Those of the agent:
+//!
+//! | point | when |
+//! |---|---|
+//! | `agent-after-hold` | a new instance's sockets exist and were given to the keeper |
+//! | `agent-before-order` | ports and run number were taken, nothing was ordered |
+//! | `agent-after-order` | the keeper was told to spawn |
+//! | `agent-before-book` | ports or run numbers were taken, host.json does not say so |
+//! | `agent-after-book` | host.json says so |
+//! | `agent-after-spawned` | the keeper's word that a run has begun was read, nothing followed |
+//! | `agent-before-report` | events were taken to be reported, the state has none of them |
+//! | `agent-after-report` | the state has them |
+//! | `agent-after-note` | the keeper was told what a next agent must know of a run |
+//! | `agent-before-ask` | a run is to be stopped, nobody has told it |
+//! | `agent-after-ask` | it was told, by message or signal |
+//! | `agent-before-kill` | a run is to be killed, the keeper has not been told |
+//! | `agent-after-kill` | the keeper was told |
+//! | `agent-after-gone` | the keeper's word that nothing is left was read, nothing followed |
+//! | `agent-before-acknowledge` | what follows an end is decided, the end is not acknowledged |
+//! | `agent-after-acknowledge` | the end was acknowledged |
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -46,6 +67,22 @@ points! {
     BeforeKill = "before-kill",
     AfterKill = "after-kill",
     AfterAcknowledge = "after-acknowledge",
+    AgentAfterHold = "agent-after-hold",
+    AgentBeforeOrder = "agent-before-order",
+    AgentAfterOrder = "agent-after-order",
+    AgentBeforeBook = "agent-before-book",
+    AgentAfterBook = "agent-after-book",
+    AgentAfterSpawned = "agent-after-spawned",
+    AgentBeforeReport = "agent-before-report",
+    AgentAfterReport = "agent-after-report",
+    AgentAfterNote = "agent-after-note",
+    AgentBeforeAsk = "agent-before-ask",
+    AgentAfterAsk = "agent-after-ask",
+    AgentBeforeKill = "agent-before-kill",
+    AgentAfterKill = "agent-after-kill",
+    AgentAfterGone = "agent-after-gone",
+    AgentBeforeAcknowledge = "agent-before-acknowledge",
+    AgentAfterAcknowledge = "agent-after-acknowledge",
 }
 
 /// Index into `Point::ALL` plus one; 0: none.
@@ -71,7 +108,7 @@ fn parse(text: &str) -> Option<(u32, u32)> {
     Some((index as u32 + 1, passes))
 }
 
-/// Passes a point in the keeper.
+/// Passes a point.
 #[inline]
 pub fn pass(point: Point) {
     if hit(point) {

@@ -21,8 +21,7 @@ use super::protocol::MAX_NOTE;
 
 mod slot;
 
-pub(in crate::keeper) use slot::step_of;
-pub use slot::{Entry, Phase, Record, Slot};
+pub use slot::{ChildWords, Entry, Phase, Record, Slot, failure_word};
 
 /// Runs that fit.
 pub const SLOTS: usize = 4096;

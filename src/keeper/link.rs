@@ -17,9 +17,9 @@ use nix::sys::socket::{
     UnixAddr, accept4, bind, getsockopt, listen, recvmsg, sendmsg, shutdown, socket, sockopt,
 };
 
-use super::protocol::{self, DecodeError, MAX_PACKET, Reply, Request};
+use super::protocol::{self, DecodeError, MAX_PACKET, Reply, Request, gather};
 
-/// Messages that may wait for an agent that does not read.
+/// Packets that may wait for an agent that does not read.
 const MAX_WAITING: usize = 16 * 1024;
 
 /// Makes the listener: `keeper.sock`, mode 0600.
@@ -38,8 +38,8 @@ pub fn bind_at(path: &Path) -> io::Result<OwnedFd> {
 
 /// What reading gave.
 pub enum Received {
-    /// A request with its descriptors.
-    Request(Request, Vec<OwnedFd>),
+    /// Requests in order, with the descriptors of a lone one.
+    Requests(Vec<Request>, Vec<OwnedFd>),
     /// A packet that is no request.
     Bad(DecodeError),
     /// Nothing more for now.
@@ -48,7 +48,7 @@ pub enum Received {
     Closed,
 }
 
-/// A message that waits, with its descriptors.
+/// A packet that waits, with its descriptors.
 struct Waiting {
     packet: Vec<u8>,
     descriptors: Vec<OwnedFd>,
@@ -136,7 +136,7 @@ impl Link {
         if let Some(agent) = &self.agent {
             let _ = shutdown(agent.as_raw_fd(), Shutdown::Read);
         }
-        while matches!(self.receive(), Received::Request(..) | Received::Bad(_)) {}
+        while matches!(self.receive(), Received::Requests(..) | Received::Bad(_)) {}
     }
 
     /// Reads one packet.
@@ -164,7 +164,7 @@ impl Link {
             return Received::Closed;
         }
         match protocol::decode(&self.buffer[..length]) {
-            Ok(request) => Received::Request(request, descriptors),
+            Ok(requests) => Received::Requests(requests, descriptors),
             Err(e) => Received::Bad(e),
         }
     }
@@ -180,9 +180,17 @@ impl Link {
         if !self.greeted || self.agent.is_none() {
             return;
         }
-        match protocol::encode(reply) {
-            Ok(packet) => self.waiting.push_back(Waiting { packet, descriptors }),
-            Err(e) => tracing::error!(error = %e, "cannot tell the agent"),
+        let packet = match protocol::encode(reply) {
+            Ok(packet) => packet,
+            Err(error) => {
+                tracing::error!(%error, "cannot tell the agent");
+                return;
+            }
+        };
+        let last = self.waiting.back_mut().filter(|last| last.descriptors.is_empty());
+        let joined = descriptors.is_empty() && last.is_some_and(|last| gather(&mut last.packet, &packet));
+        if !joined {
+            self.waiting.push_back(Waiting { packet, descriptors });
         }
     }
 

@@ -114,7 +114,8 @@ impl Copier {
         (self.counters.kept.swap(0, Ordering::Relaxed), self.counters.dropped.swap(0, Ordering::Relaxed))
     }
 
-    /// Copies a FIFO from now on; the number is for [`Copier::detach`]. Refused when the disk has hung for long.
+    /// Copies a FIFO after the next [`Copier::hand_over`]; the number is for [`Copier::detach`]. Refused when
+    /// the disk has hung for long.
     pub fn attach(
         &mut self,
         fifo: OwnedFd,
@@ -129,7 +130,7 @@ impl Copier {
         let id = self.next;
         self.next += 1;
         let attachment = Attachment { id, fifo, folder: folder.into(), name, size, files };
-        self.push(Command::Attach(attachment));
+        self.owed.push_back(Command::Attach(attachment));
         Ok(id)
     }
 
@@ -170,7 +171,7 @@ impl Copier {
     }
 
     /// Hands over what waits, as far as the thread takes it.
-    fn hand_over(&mut self) {
+    pub fn hand_over(&mut self) {
         while let Some(command) = self.owed.pop_front() {
             match self.commands.try_send(command) {
                 Ok(()) => {}
@@ -227,6 +228,7 @@ impl Fifos {
             let old = self.attached.take();
             let out = copier.attach(open_fifo(&self.paths[0])?, folder, "stdout.log", *size, *files)?;
             let err = copier.attach(open_fifo(&self.paths[1])?, folder, "stderr.log", *size, *files)?;
+            copier.hand_over();
             self.attached = Some((target.clone(), [out, err]));
             for id in old.into_iter().flat_map(|(_, ids)| ids) {
                 copier.detach(id);

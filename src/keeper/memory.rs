@@ -1,7 +1,8 @@
-//! Giving back the memory of the keeper's start.
+//! Giving back memory that was needed for a moment.
 //!
-//! Reading the command line and looking around touch code and heap that the loop never needs again. The
-//! kernel takes code back only when memory gets short; a keeper lives for months and is to be small before.
+//! Reading the command line, and each start and end of runs, touch code and heap that a quiet loop does not
+//! need; the kernel maps sixteen pages of code for each that is touched, and takes them back only when memory
+//! gets short. A keeper lives for months and is to be small before.
 
 use std::fs;
 

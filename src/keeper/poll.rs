@@ -28,8 +28,6 @@ pub enum Source {
     Logs,
     /// The main process of a run that is not our child.
     Process(RunId),
-    /// The report of a run's child.
-    Report(RunId),
     /// The cgroup of a run whose main process has ended.
     Cgroup(RunId),
     /// The notify socket of the instance with this number.
@@ -48,7 +46,6 @@ impl Source {
             Source::Alarm => (4, 0),
             Source::Logs => (5, 0),
             Source::Process(run) => (6, run.0),
-            Source::Report(run) => (7, run.0),
             Source::Cgroup(run) => (8, run.0),
             Source::Notify(number) => (9, number),
         };
@@ -64,7 +61,6 @@ impl Source {
             4 => Source::Alarm,
             5 => Source::Logs,
             6 => Source::Process(RunId(number)),
-            7 => Source::Report(RunId(number)),
             8 => Source::Cgroup(RunId(number)),
             9 => Source::Notify(number),
             _ => return None,
@@ -154,7 +150,6 @@ mod tests {
             Source::Alarm,
             Source::Logs,
             Source::Process(run),
-            Source::Report(run),
             Source::Cgroup(run),
             Source::Notify(7),
         ] {

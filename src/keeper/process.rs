@@ -24,6 +24,8 @@ pub struct Stat {
     pub group: i32,
     /// Session.
     pub session: i32,
+    /// It has executed a program since its fork.
+    pub executed: bool,
     /// Start time, clock ticks of CLOCK_BOOTTIME.
     pub start_ticks: u64,
     /// Exit status in the form of wait(2); meaningful for a zombie.
@@ -46,18 +48,21 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     let mut numbers = [0_i64; 4];
     let mut start_ticks = None;
     let mut exit_status = 0;
+    let mut executed = false;
     for (at, field) in text.get(close + 1..)?.split_ascii_whitespace().enumerate() {
         // Field 3 of the manual is the first after the name.
         match at + 3 {
             3 => state = *field.as_bytes().first()?,
             number @ 4..=6 => numbers[number - 4] = field.parse().ok()?,
+            // PF_FORKNOEXEC (linux/sched.h).
+            9 => executed = field.parse::<u32>().ok()? & 0x40 == 0,
             22 => start_ticks = Some(field.parse().ok()?),
             52 => exit_status = field.parse().ok()?,
             _ => {}
         }
     }
     let [parent, group, session, _] = numbers.map(|n| n as i32);
-    Some(Stat { pid, state, parent, group, session, start_ticks: start_ticks?, exit_status })
+    Some(Stat { pid, state, parent, group, session, executed, start_ticks: start_ticks?, exit_status })
 }
 
 /// Reads the stat of a process; `None` when there is no such process.

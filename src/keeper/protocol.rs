@@ -1,8 +1,8 @@
 //! What agent and keeper say to each other.
 //!
-//! One Unix seqpacket socket, `keeper.sock` in the runtime folder; one message a packet, encoded by
-//! [`encode`]: a version byte, then bincode with fixed-width little-endian integers. Descriptors travel
-//! with SCM_RIGHTS on the messages that say so. Pure: bytes in, bytes out. Called by the keeper's loop
+//! One Unix seqpacket socket, `keeper.sock` in the runtime folder. A packet is a version byte and one or more
+//! messages, each in bincode with fixed-width little-endian integers ([`encode`], [`gather`]). Descriptors
+//! travel with SCM_RIGHTS on the messages that say so, which then are alone in their packet. Pure: bytes in, bytes out. Called by the keeper's loop
 //! and by `agent::keeper_link`; the golden tests below hold the bytes, because an upgraded agent talks
 //! to yesterday's keeper.
 //!
@@ -20,7 +20,7 @@ mod spawn;
 #[cfg(test)]
 mod tests;
 
-pub use packet::{DecodeError, EncodeError, decode, encode};
+pub use packet::{DecodeError, EncodeError, decode, encode, gather};
 pub use spawn::{Account, LogTarget, Spawn, SpawnStep, describe_failure};
 
 /// Version of the messages below; another one is refused at the first byte.
@@ -28,6 +28,9 @@ pub const VERSION: u8 = 1;
 
 /// The largest packet; `check` refuses a command and environment that would not fit.
 pub const MAX_PACKET: usize = 128 * 1024;
+
+/// Messages are gathered up to this size, so that the other side can begin with the first.
+pub const MAX_GATHERED: usize = 16 * 1024;
 
 /// The longest note, so that it fits the ledger.
 pub const MAX_NOTE: usize = 256;

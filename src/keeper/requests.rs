@@ -17,7 +17,7 @@ use super::protocol::{LogTarget, Reply, Request, RunId, Stage, Target};
 use super::{Keeper, descent};
 use crate::spec::InstanceId;
 
-/// Requests read in one go, so that a flood delays no reap.
+/// Packets read in one go, so that a flood delays no reap.
 const MAX_ROUND: usize = 64;
 
 impl Keeper {
@@ -25,7 +25,7 @@ impl Keeper {
         if !self.link.accept() {
             return;
         }
-        self.watching_room = false;
+        self.interest = EpollFlags::EPOLLIN;
         if let Some(agent) = self.link.agent()
             && let Err(error) = self.poll.add(agent, Source::Agent, EpollFlags::EPOLLIN)
         {
@@ -36,7 +36,7 @@ impl Keeper {
 
     pub(super) fn on_agent(&mut self) {
         for _ in 0..MAX_ROUND {
-            if self.upgrade.is_some() {
+            if self.upgrade.is_some() || self.uncrowded_ns(boottime_ns()).is_some() {
                 return;
             }
             match self.link.receive() {
@@ -51,9 +51,11 @@ impl Keeper {
                     tracing::warn!(%error, "the agent sent something that is no request");
                     self.link.send(&Reply::Refused { run: None, reason });
                 }
-                Received::Request(request, descriptors) => {
+                Received::Requests(requests, mut descriptors) => {
                     self.heard();
-                    self.obey(request, descriptors);
+                    for request in requests {
+                        self.obey(request, std::mem::take(&mut descriptors));
+                    }
                 }
             }
         }
@@ -135,6 +137,9 @@ impl Keeper {
         self.hand_over_datagrams();
         let strays = std::mem::take(&mut self.strays);
         self.link.send(&Reply::Listed { strays });
+        for (run, _) in self.pending.iter().filter(|(_, pending)| pending.stuck) {
+            self.link.send(&Reply::SpawnStuck { run: *run });
+        }
     }
 
     fn hold(&mut self, id: &InstanceId, descriptors: Vec<OwnedFd>) {

@@ -13,12 +13,12 @@ use super::ledger::{Phase, Record};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Outputs, Report};
+use super::spawn::{self, Outputs};
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
-/// An exec that takes longer is reported as stuck.
-const STUCK_NS: u64 = 5_000_000_000;
+/// How soon after the fork it is looked whether the program executes; the exec takes a fraction of it.
+const LOOK_NS: u64 = 1_000_000;
 
 /// A run that ends this soon after its spawn may not have executed a single instruction of its program.
 const BIRTH_NS: u64 = 50_000_000;
@@ -47,18 +47,15 @@ impl Keeper {
         let spawned_ns = boottime_ns();
         let slot = self.intend(spawn, in_cgroup, spawned_ns)?;
         fault::pass(Point::AfterIntent);
+        self.calm_ns = Some(spawned_ns + super::CALM_NS);
         let words = self.ledger.slot(slot).child_words();
         let cgroup = self.instances.get(&spawn.instance).and_then(|i| i.cgroup.as_ref());
-        match spawn::fork(spawn, &prepared, words, cgroup, &mut self.surroundings) {
-            Ok(forked) => {
+        match spawn::fork(spawn, prepared, words, cgroup, &mut self.surroundings) {
+            Ok((pid, birth)) => {
                 fault::pass(Point::AfterClone);
-                self.table.forked(spawn.run, forked.pid);
-                let watched = self.poll.add(&forked.report, Source::Report(spawn.run), EpollFlags::EPOLLIN);
-                if let Err(error) = watched {
-                    tracing::error!(%error, run = %spawn.run, "cannot watch a spawn");
-                }
-                let (report, shared) = (forked.report, forked.shared);
-                let pending = Pending { report, shared, stuck_ns: Some(spawned_ns + STUCK_NS) };
+                self.table.forked(spawn.run, pid);
+                let look_ns = spawned_ns + LOOK_NS;
+                let pending = Pending { pid, birth, forked_ns: spawned_ns, look_ns, stuck: false };
                 self.pending.insert(spawn.run, pending);
             }
             Err((step, errno)) => {
@@ -98,7 +95,8 @@ impl Keeper {
         }
         let failed = match &mut instance.cgroup {
             Some(cgroup) => {
-                if cgroup.populated().map_err(errno(SpawnStep::Cgroup))? {
+                // One that is not spent was left empty by its last run.
+                if cgroup.is_spent() && cgroup.populated().map_err(errno(SpawnStep::Cgroup))? {
                     let _ = cgroup.kill();
                     return Err((SpawnStep::Busy, libc::EBUSY));
                 }
@@ -162,63 +160,79 @@ impl Keeper {
         Ok(slot)
     }
 
-    /// A child has reported, or executes its program.
-    pub(super) fn on_report(&mut self, id: RunId) {
-        while let Some(pending) = self.pending.get_mut(&id) {
-            match spawn::read_report(pending.report.as_fd()) {
-                Ok(Report::Nothing) => return,
-                Ok(Report::Apart) => {
-                    let shared = pending.shared.take();
-                    self.surroundings.give_back(shared);
-                    continue;
-                }
-                Ok(Report::Failed(step, errno)) => self.table.exec_failed(id, step, errno),
-                Ok(Report::Executes) | Err(_) => {
-                    fault::pass(Point::BeforeSpawned);
-                    if let Some(reply) = self.table.executing(id) {
-                        self.link.send(&reply);
-                    }
-                }
-            }
-            self.forget_report(id);
+    /// Which children execute their programs by now? Tells of those whose exec does not come back.
+    pub(super) fn look_at_births(&mut self, now: u64) {
+        let over = |(id, pending): (&RunId, &Pending)| pending.birth.is_over(pending.pid).then_some(*id);
+        let over: Vec<RunId> = self.pending.iter().filter_map(over).collect();
+        for id in over {
+            self.born(id);
         }
-    }
-
-    fn forget_report(&mut self, id: RunId) {
-        // Closing the descriptor ends the watch.
-        let shared = self.pending.remove(&id).and_then(|pending| pending.shared);
-        self.surroundings.give_back(shared);
-    }
-
-    /// Tells of spawns whose exec does not come back.
-    pub(super) fn on_stuck(&mut self, now: u64) {
         for (id, pending) in &mut self.pending {
-            if pending.stuck_ns.is_some_and(|at| now >= at) {
-                pending.stuck_ns = None;
+            let age = now.saturating_sub(pending.forked_ns);
+            if now >= pending.look_ns {
+                pending.look_ns = now + (age / 4).clamp(LOOK_NS, 250 * LOOK_NS);
+            }
+            if !pending.stuck && age >= super::STUCK_NS {
+                pending.stuck = true;
                 self.link.send(&Reply::SpawnStuck { run: *id });
             }
         }
     }
 
+    /// A child executes its program, or has ended on the way to it.
+    fn born(&mut self, id: RunId) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        self.surroundings.born(pending.birth);
+        if self.pending.is_empty() {
+            self.surroundings.rest();
+        }
+        let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
+        if let Some((step, errno)) = self.ledger.slot(slot).failure() {
+            self.table.exec_failed(id, step, errno);
+            return;
+        }
+        fault::pass(Point::BeforeSpawned);
+        if let Some(reply) = self.table.executing(id) {
+            self.link.send(&reply);
+        }
+    }
+
+    /// SIGCHLD names a child. Only that one is looked at now, and the agent told: a look at all children
+    /// takes longer than the rest of a restart. Signals coalesce, so that look follows with the next signal, or
+    /// soon.
+    pub(super) fn on_child(&mut self, pid: i32) {
+        if self.sweep_ns.is_some() {
+            self.reap();
+            return;
+        }
+        self.sweep_ns = Some(boottime_ns() + super::SWEEP_NS);
+        self.reap_one(pid);
+    }
+
     /// Takes the exit statuses of all children that have ended.
     pub(super) fn reap(&mut self) {
-        loop {
-            let mut status = 0;
-            // SAFETY: `status` is a valid int to write to.
-            let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL) };
-            if pid <= 0 {
-                break;
-            }
-            // Others are orphans of some run that came to us; taking their status is all they need.
-            if let Some(run) = self.table.of_main(pid) {
-                fault::pass(Point::AfterReap);
-                self.main_ended(run, process::end_of_status(status));
-            }
-        }
+        self.sweep_ns = None;
+        while self.reap_one(-1) {}
         // An orphan's end may have been the last of a run.
         for run in self.leftovers.clone() {
             self.settle(run);
         }
+    }
+
+    /// Takes the exit status of this child, or of any (-1); false when there is none.
+    fn reap_one(&mut self, pid: i32) -> bool {
+        let mut status = 0;
+        // SAFETY: `status` is a valid int to write to.
+        let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
+        if pid <= 0 {
+            return false;
+        }
+        // Others are orphans of some run that came to us; taking their status is all they need.
+        if let Some(run) = self.table.of_main(pid) {
+            fault::pass(Point::AfterReap);
+            self.main_ended(run, process::end_of_status(status));
+        }
+        true
     }
 
     /// The main process of a run that is not our child has ended.
@@ -239,17 +253,14 @@ impl Keeper {
 
     /// The main process of a run has ended.
     pub(super) fn main_ended(&mut self, id: RunId, end: End) {
-        // Its report comes first, or an exec that failed would look like a program that ended. All that was
-        // written is there, so our own writing end must not hold up the end of file.
-        let shared = self.pending.get_mut(&id).and_then(|pending| pending.shared.take());
-        self.surroundings.give_back(shared);
-        self.on_report(id);
-        self.forget_report(id);
+        // First whether it came to its program: an exec that failed must not look like a program that ended.
+        self.born(id);
         self.strangers.remove(&id);
         if !self.table.ended(id, end) {
             return;
         }
         let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
+        self.calm_ns = Some(boottime_ns() + super::CALM_NS);
         self.ledger.slot(slot).set_phase(Phase::Exited(end));
         self.distrust(id, end);
         if self.is_empty(id) {

@@ -104,6 +104,8 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     keeper.serve().map_err(kernel("epoll"))?;
     keeper.link.end();
     keeper.tidy();
+    // A child whose exec hangs still lives in this memory: what it reads must not be unmapped under it.
+    std::mem::forget(keeper);
     Ok(())
 }
 
@@ -152,14 +154,7 @@ impl Keeper {
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
         let cgroups = choose_cgroups(&options, &ledger, &hash)?;
         let mut surroundings = Surroundings::new().map_err(kernel("/dev/null"))?;
-        match cgroups.open_probe() {
-            Ok(Some(probe)) => {
-                spawn::probe(&probe, &mut surroundings);
-                let _ = probe.remove();
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "cannot try out the games cgroup"),
-        }
+        try_out(&cgroups, &mut surroundings);
         let copier = Copier::start().map_err(kernel("the log thread"))?;
         let poll = Poll::new().map_err(kernel("epoll"))?;
         let mut keeper = Keeper {
@@ -181,10 +176,12 @@ impl Keeper {
             leftovers: Default::default(),
             repeats: Default::default(),
             strays: Vec::new(),
+            sweep_ns: None,
+            calm_ns: None,
             fence_fired: false,
             heard_ns: boottime_ns(),
             draining: true,
-            watching_room: false,
+            interest: EpollFlags::empty(),
             reported_ns: 0,
             report_due: false,
             idle_since_ns: None,
@@ -243,6 +240,18 @@ impl Keeper {
         let pid = self.surroundings.keeper_pid;
         self.ledger.set_keeper(pid, process::stat(pid).map_or(0, |s| s.start_ticks));
         self.ledger.set_games_root(self.cgroups.root());
+    }
+}
+
+/// Starts a child in a cgroup of its own, to see whether one lives there at all.
+fn try_out(cgroups: &Cgroups, surroundings: &mut Surroundings) {
+    match cgroups.open_probe() {
+        Ok(Some(probe)) => {
+            spawn::clone::probe(&probe, surroundings);
+            let _ = probe.remove();
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "cannot try out the games cgroup"),
     }
 }
 

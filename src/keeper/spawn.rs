@@ -1,29 +1,29 @@
 //! Spawning: from a request to a child.
 //!
-//! Owns the preparation (every string and array is made before the fork) and the fork itself: clone3 with
-//! CLONE_INTO_CGROUP, so that the child is never outside its cgroup; where the kernel has none, a plain
-//! clone and a child that moves itself. The child shares the keeper's table of descriptors until its first
-//! step, which keeps only the low ones: copying and closing the thousands of a full host took longer than all
-//! the rest. Neither CLONE_VM nor CLONE_VFORK: an exec that hangs on a dead file
-//! server holds nobody up. No pidfd is asked for: the keeper alone reaps its children, so a pid that it has
-//! not reaped cannot be another process. Called by the loop.
+//! Owns the preparation: every string and array is made before the child is, and stays until the child has
+//! executed its program. The child shares the keeper's memory ([`clone`]) and, until its first step, which
+//! keeps only the few lowest, the keeper's table of descriptors: copying page tables and the thousands of
+//! descriptors of a full host took longer than all the rest. No pidfd is asked for: the keeper alone reaps its
+//! children, so a pid that it has not reaped cannot be another process. Called by the loop.
 
 use std::ffi::{CString, c_char};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::AtomicU64;
 
 use nix::fcntl::OFlag;
 
+use self::stack::Stacks;
 use super::cgroup::Cgroup;
-use super::child::{self, Output, Plan};
-use super::fault;
+use super::child::{Output, Plan};
+use super::ledger::ChildWords;
 use super::protocol::{Spawn, SpawnStep};
+use crate::descriptors;
 
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-/// Children that may share our table of descriptors at a time; further ones copy it.
-const LOW: usize = 64;
+pub mod clone;
+pub mod stack;
+
+pub use clone::Birth;
 
 /// Where the outputs of a spawn go, resolved.
 pub enum Outputs {
@@ -47,10 +47,7 @@ pub struct Surroundings {
     pub files: (u64, u64),
     /// The kernel can place a child in a cgroup.
     pub into_cgroup: bool,
-    /// Low descriptors, each for the writing end of a report: a child that shares our table keeps these.
-    low: Vec<OwnedFd>,
-    /// One more than the highest of them.
-    low_end: RawFd,
+    stacks: Stacks,
 }
 
 /// A spawn with everything resolved.
@@ -60,6 +57,7 @@ pub struct Prepared {
     args: Strings,
     env: Strings,
     rlimits: Vec<(u32, libc::rlimit64)>,
+    groups: Vec<u32>,
     outputs: Outputs,
 }
 
@@ -75,28 +73,6 @@ impl Strings {
         let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
         Some(Strings { _strings: strings, pointers })
     }
-}
-
-/// A child that was made.
-pub struct Forked {
-    /// Its number.
-    pub pid: i32,
-    /// See [`read_report`].
-    pub report: OwnedFd,
-    /// Our copy of the writing end, to be given back once the child has a table of its own.
-    pub shared: Option<OwnedFd>,
-}
-
-/// What a child says.
-pub enum Report {
-    /// Nothing yet.
-    Nothing,
-    /// It has a table of descriptors of its own.
-    Apart,
-    /// It executes its program.
-    Executes,
-    /// It could not.
-    Failed(SpawnStep, i32),
 }
 
 /// Resolves a request. `cookie` is one more environment entry. A NUL byte in a string is EINVAL.
@@ -123,138 +99,57 @@ pub fn prepare(
         args: Strings::new(spawn.args.iter().map(String::as_str)).ok_or(invalid(SpawnStep::Exec))?,
         env: Strings::new(env).ok_or(invalid(SpawnStep::Exec))?,
         rlimits,
+        groups: spawn.account.as_ref().map(|account| account.groups.clone()).unwrap_or_default(),
         outputs,
     })
 }
 
-/// Forks; the child becomes the program.
+/// Makes a child, which becomes the program; its number, and what it uses of our memory meanwhile.
 pub fn fork(
     spawn: &Spawn,
-    prepared: &Prepared,
-    ledger: (&AtomicU64, &AtomicU64),
+    prepared: Prepared,
+    ledger: ChildWords<'_>,
     cgroup: Option<&Cgroup>,
     around: &mut Surroundings,
-) -> Result<Forked, (SpawnStep, i32)> {
-    let (report, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .map_err(|errno| (SpawnStep::Fork, errno as i32))?;
+) -> Result<(i32, Birth), (SpawnStep, i32)> {
+    let plan = plan(spawn, &prepared, ledger, around);
+    let mut birth = Birth::new(prepared, plan, around.stacks.lend());
+    match clone::make_child(&mut birth, cgroup, around) {
+        Ok(pid) => Ok((pid, birth)),
+        Err(failure) => {
+            around.born(birth);
+            Err(failure)
+        }
+    }
+}
+
+fn plan(spawn: &Spawn, prepared: &Prepared, ledger: ChildWords<'_>, around: &Surroundings) -> Plan {
     let outputs = match &prepared.outputs {
         Outputs::Fifos(out, err) => [Output::Fifo(out.as_ptr()), Output::Fifo(err.as_ptr())],
         Outputs::Stream(fd) => [Output::Descriptor(fd.as_raw_fd()); 2],
         Outputs::Null => [Output::Descriptor(around.null.as_raw_fd()); 2],
     };
-    let shared = match prepared.outputs {
-        // The stream's number may be any.
+    let apart_from = match &prepared.outputs {
+        // Its number may be any, so the whole table is copied.
         Outputs::Stream(_) => None,
-        _ => around.lend(&writing),
+        _ => Some(1 + around.null.as_raw_fd()),
     };
-    let mut plan = Plan {
-        apart_from: shared.is_some().then_some(around.low_end),
+    Plan {
+        apart_from,
         keeper_pid: around.keeper_pid,
-        ledger,
+        ledger: [ledger.time, ledger.pid, ledger.failure].map(ptr::from_ref),
         cgroup_procs: None,
-        rlimits: &prepared.rlimits,
+        rlimits: ptr::from_ref(prepared.rlimits.as_slice()),
         nice: (spawn.nice != around.nice).then_some(spawn.nice),
         stdin: around.null.as_raw_fd(),
         outputs,
         folder: prepared.folder.as_ptr(),
         umask: spawn.umask,
-        account: spawn.account.as_ref().map(|a| (a.uid, a.gid, a.groups.as_slice())),
+        account: spawn.account.as_ref().map(|a| (a.uid, a.gid, ptr::from_ref(prepared.groups.as_slice()))),
         ignore_sigpipe: spawn.ignore_sigpipe,
         program: prepared.program.as_ptr(),
         args: prepared.args.pointers.as_ptr(),
         env: prepared.env.pointers.as_ptr(),
-        report: shared.as_ref().unwrap_or(&writing).as_raw_fd(),
-    };
-    let made = make_child(&mut plan, cgroup, around);
-    fault::passed_child_points();
-    match (made, plan.apart_from) {
-        (Ok(pid), Some(_)) => Ok(Forked { pid, report, shared }),
-        (made, _) => {
-            // No child has it: the end of file must not wait for us.
-            around.give_back(shared);
-            made.map(|pid| Forked { pid, report, shared: None })
-        }
-    }
-}
-
-/// Into the cgroup in one step where the kernel can; else the child moves itself, by a descriptor that only
-/// a whole copy of our table has.
-fn make_child(
-    plan: &mut Plan<'_>,
-    cgroup: Option<&Cgroup>,
-    around: &mut Surroundings,
-) -> Result<i32, (SpawnStep, i32)> {
-    let mut procs = None;
-    if let Some(cgroup) = cgroup {
-        if around.into_cgroup {
-            match clone_into(cgroup.folder().as_raw_fd(), plan) {
-                Ok(pid) => return Ok(pid),
-                Err(libc::ENOSYS | libc::EINVAL | libc::E2BIG) => around.into_cgroup = false,
-                Err(errno @ (libc::EAGAIN | libc::ENOMEM)) => return Err((SpawnStep::Fork, errno)),
-                Err(errno) => return Err((SpawnStep::Cgroup, errno)),
-            }
-        }
-        let errno = |e: io::Error| (SpawnStep::Cgroup, e.raw_os_error().unwrap_or(libc::EIO));
-        plan.apart_from = None;
-        plan.cgroup_procs = Some(procs.insert(cgroup.procs().map_err(errno)?).as_raw_fd());
-    }
-    clone_plain(plan).map_err(|errno| (SpawnStep::Fork, errno))
-}
-
-fn clone_into(folder: RawFd, plan: &Plan<'_>) -> Result<i32, i32> {
-    let mut args = clone_args(folder);
-    if plan.apart_from.is_some() {
-        args.flags |= libc::CLONE_FILES as u64;
-    }
-    // SAFETY: a fork: the child gets a copy of our memory and runs `child::run`, which never returns and
-    // makes raw system calls only.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
-    forked(pid, plan)
-}
-
-fn clone_plain(plan: &Plan<'_>) -> Result<i32, i32> {
-    let table = if plan.apart_from.is_some() { libc::CLONE_FILES } else { 0 };
-    // SAFETY: as in `clone_into`; flags SIGCHLD alone are fork(2).
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD | table, 0, 0, 0, 0) };
-    forked(pid, plan)
-}
-
-/// Finds out whether the kernel places children in cgroups as it should: there are kernels without it, and
-/// ones that kill the child when the keeper's own cgroup was ever killed (see [`Cgroup::renew`]). Then
-/// children move themselves.
-pub fn probe(cgroup: &Cgroup, around: &mut Surroundings) {
-    // SAFETY: as in `clone_into`; the child exits at once.
-    let pid = unsafe {
-        let mut args = clone_args(cgroup.folder().as_raw_fd());
-        libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args))
-    };
-    if pid == 0 {
-        child::exit(0);
-    }
-    let mut status = 0;
-    // SAFETY: `status` is a valid int to write to.
-    let reaped = pid > 0 && i64::from(unsafe { libc::waitpid(pid as i32, &mut status, 0) }) == pid;
-    around.into_cgroup = reaped && status == 0;
-    if !around.into_cgroup {
-        tracing::info!("this kernel does not place children in cgroups: they move themselves");
-    }
-}
-
-fn clone_args(folder: RawFd) -> libc::clone_args {
-    // SAFETY: clone_args is plain numbers, and zero is "not asked for".
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = CLONE_INTO_CGROUP;
-    args.exit_signal = libc::SIGCHLD as u64;
-    args.cgroup = folder as u64;
-    args
-}
-
-#[inline(always)]
-fn forked(pid: libc::c_long, plan: &Plan<'_>) -> Result<i32, i32> {
-    match pid {
-        0 => child::run(plan),
-        pid if pid > 0 => Ok(pid as i32),
-        _ => Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN)),
     }
 }
 
@@ -263,90 +158,31 @@ impl Surroundings {
     pub fn new() -> io::Result<Self> {
         let null =
             nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
-        let mut files = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: `files` is a valid rlimit64 to write to, then to read from.
-        unsafe {
-            libc::getrlimit64(libc::RLIMIT_NOFILE, &mut files);
-            let most = libc::rlimit64 { rlim_cur: files.rlim_max, rlim_max: files.rlim_max };
-            libc::setrlimit64(libc::RLIMIT_NOFILE, &most);
-        }
+        let files = descriptors::raise_limit()?;
         // SAFETY: numbers only.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        let low = (0..LOW).map(|_| null.try_clone()).collect::<io::Result<Vec<_>>>()?;
-        let low_end = 1 + low.iter().chain([&null]).map(AsRawFd::as_raw_fd).max().unwrap_or(0);
+        descriptors::make_room()?;
         Ok(Surroundings {
-            low,
-            low_end,
             null,
             keeper_pid: std::process::id() as i32,
             nice,
-            files: (files.rlim_cur, files.rlim_max),
+            files,
             into_cgroup: true,
+            stacks: Stacks::default(),
         })
     }
 }
 
 impl Surroundings {
-    /// Puts a copy of this descriptor at a low number; `None`: all are lent.
-    fn lend(&mut self, fd: &OwnedFd) -> Option<OwnedFd> {
-        let mut low = self.low.pop()?;
-        match nix::unistd::dup3(fd, &mut low, OFlag::O_CLOEXEC) {
-            Ok(()) => Some(low),
-            Err(_) => {
-                self.low.push(low);
-                None
-            }
+    /// The child has executed its program, or is dead: what it used may be used again.
+    pub fn born(&mut self, birth: Birth) {
+        if let Some(stack) = birth.end() {
+            self.stacks.give_back(stack);
         }
     }
 
-    /// The child has a table of its own, or is dead: the number may be used again.
-    pub fn give_back(&mut self, low: Option<OwnedFd>) {
-        if let Some(mut low) = low
-            && nix::unistd::dup3(&self.null, &mut low, OFlag::O_CLOEXEC).is_ok()
-        {
-            self.low.push(low);
-        }
-    }
-}
-
-/// Reads what a child reports: 8 bytes, step and errno, or that it has a table of its own; at the end of
-/// file it executes its program.
-pub fn read_report(report: BorrowedFd<'_>) -> io::Result<Report> {
-    let mut bytes = [0_u8; 8];
-    match nix::unistd::read(report, &mut bytes) {
-        Ok(8) => {
-            let [a, b, c, d, e, f, g, h] = bytes;
-            Ok(match u32::from_ne_bytes([a, b, c, d]) {
-                child::APART => Report::Apart,
-                step => Report::Failed(super::ledger::step_of(step), i32::from_ne_bytes([e, f, g, h])),
-            })
-        }
-        Ok(_) => Ok(Report::Executes),
-        Err(nix::errno::Errno::EAGAIN) => Ok(Report::Nothing),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn low_numbers_are_lent_and_come_back() {
-        let mut around = Surroundings::new().unwrap();
-        let (_read, write) = nix::unistd::pipe().unwrap();
-        let lent: Vec<OwnedFd> = std::iter::from_fn(|| around.lend(&write)).collect();
-        assert_eq!(lent.len(), LOW);
-        assert!(lent.iter().all(|fd| fd.as_raw_fd() < around.low_end), "below {}", around.low_end);
-        for fd in lent {
-            nix::unistd::write(&fd, b"x").expect("it is the pipe");
-            around.give_back(Some(fd));
-        }
-        assert_eq!(around.low.len(), LOW);
-        let back = around.low.last().unwrap();
-        assert_ne!(
-            nix::sys::stat::fstat(back).unwrap().st_ino,
-            nix::sys::stat::fstat(&write).unwrap().st_ino
-        );
+    /// No child is on its way: gives back memory.
+    pub fn rest(&mut self) {
+        self.stacks.trim();
     }
 }

@@ -109,7 +109,8 @@ impl Table {
 
     /// Its program is being executed.
     pub fn executing(&mut self, id: RunId) -> Option<Reply> {
-        let run = self.runs.get_mut(&id).filter(|r| r.record.stage == Stage::Spawning)?;
+        let unhurt = |run: &&mut Run| run.record.stage == Stage::Spawning && run.failure.is_none();
+        let run = self.runs.get_mut(&id).filter(unhurt)?;
         run.record.stage = Stage::Running;
         Some(Reply::Spawned { run: id, pid: run.record.pid })
     }

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::{Context, parse};
 use crate::keeper::protocol::{End, RunId};
+use crate::spec::fingerprint::spec_hash;
 use crate::spec::{HostName, Protocol, Spec};
-use crate::state::{Ended, Entry, Envelope, Event, EventKind, HostFacts, Response, Target};
+use crate::state::{Ended, Entry, Envelope, Event, EventKind, HostFacts, Response, Rest, Target};
 
 /// A port named pN is the fixed port N: a file of one host may not say so of several instances.
 fn spec(text: &str) -> Spec {
@@ -89,6 +90,12 @@ impl State {
             self.directory.insert(id, entry);
         }
         self.basis += 1;
+    }
+
+    fn roll_out(&mut self, process: &str) {
+        let process: ProcessName = process.parse().unwrap();
+        let epoch = self.epochs.get(&process).copied().unwrap_or(0) + 1;
+        self.accept(Command::Roll { process, epoch });
     }
 
     fn unready(&self) -> usize {
@@ -261,7 +268,8 @@ fn what_was_given_up_goes_elsewhere_and_stays_where_there_is_nowhere_better() {
     let failed = |state: &mut State, on: &str, instance: &str| {
         let known = &state.hosts[&host(on)];
         let (incarnation, first_seq) = (known.incarnation, known.last_seq + 1);
-        let event = Event { instance: id(instance), run: RunId(1), kind: EventKind::Failed };
+        let rest = Rest { run: RunId(1), end: End::Code(1), at_ms: 0, failed: Some("gave up".to_owned()) };
+        let event = Event { instance: id(instance), run: RunId(1), kind: EventKind::Rests(rest) };
         state.accept(Command::Events { host: host(on), incarnation, first_seq, events: vec![event] });
     };
     failed(&mut state, "a", "zone.0");
@@ -385,6 +393,26 @@ fn a_bad_rollout_stops_by_itself_and_a_better_one_replaces_it() {
 }
 
 #[test]
+fn a_rolling_restart_replaces_each_run_of_its_process_and_no_other() {
+    let text = format!("{}[process.login]\ncommand = [\"/l\"]\n", zone("count = 3"));
+    let mut state = cluster(&text, &["a"]);
+    state.plan_out();
+    state.run_all(None);
+    let before = state.directory.clone();
+    state.roll_out("zone");
+    let wanted = state.hash_of(&"zone".parse().unwrap()).unwrap();
+    for step in 1..=3 {
+        state.plan_out();
+        assert_eq!(state.placements.values().filter(|p| p.hash == wanted).count(), step, "one at a time");
+        state.run_all(None);
+    }
+    assert_eq!(state.plan_out().commands, []);
+    for (id, entry) in &state.directory {
+        assert_eq!(entry.run == before[id].run, id.process.as_str() == "login", "{id}");
+    }
+}
+
+#[test]
 fn what_an_operator_paused_costs_a_rollout_nothing() {
     let text = |build: &str| zone(&format!("count = 3\nbuild = \"{build}\""));
     let mut state = cluster(&text("1"), &["a"]);
@@ -476,6 +504,40 @@ fn check(state: &State) {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever dies or is rolled again meanwhile: a rolling restart takes down no more than it may, and ends.
+    #[test]
+    fn a_rolling_restart_keeps_its_budget_and_ends_through_any_history(
+        count in 1..9usize,
+        budget in 1..4usize,
+        steps in proptest::collection::vec((any::<bool>(), proptest::option::of(0..9u64)), 1..12),
+    ) {
+        let text = zone(&format!("count = {count}\nupdate = {{ max_unavailable = {budget} }}"));
+        let mut state = cluster(&text, &["a", "b"]);
+        state.plan_out();
+        state.run_all(None);
+        state.roll_out("zone");
+        for (again, dies) in steps {
+            if again {
+                state.roll_out("zone");
+            }
+            if let Some(number) = dies {
+                state.directory.remove(&id(&format!("zone.{number}")));
+                state.basis += 1;
+            }
+            let down = state.unready();
+            state.plan_out();
+            prop_assert!(state.unready() <= budget.max(down), "{} of {budget} are down", state.unready());
+            state.run_all(None);
+        }
+        let wanted = state.hash_of(&"zone".parse().unwrap()).unwrap();
+        for _ in 0..count {
+            state.plan_out();
+            state.run_all(None);
+        }
+        prop_assert!(state.directory.values().all(|entry| entry.hash == wanted && entry.ready.is_some()));
+        prop_assert_eq!(state.plan_out().commands, []);
+    }
 
     #[test]
     fn the_laws_hold_through_any_history(

@@ -53,6 +53,8 @@ pub enum Call {
     Find(Find),
     /// It wants to be told of changes.
     Watch(Watch),
+    /// It has heard enough of a process.
+    Unwatch(Watch),
     /// It wants an instance started.
     Launch(Box<Launch>),
 }
@@ -266,6 +268,7 @@ fn call(method: &str, params: Option<Value>, length: usize) -> Result<Call, Faul
         }
         "find" => Ok(Call::Find(shape(method, params)?)),
         "watch" => Ok(Call::Watch(shape(method, params)?)),
+        "unwatch" => Ok(Call::Unwatch(shape(method, params)?)),
         "launch" => {
             small(method, length)?;
             let launch: Box<Launch> = shape(method, params)?;
@@ -278,7 +281,7 @@ fn call(method: &str, params: Option<Value>, length: usize) -> Result<Call, Faul
                 Fault::METHOD,
                 format!(
                     "no method {name:?}: there are hello, ready, heartbeat, status, draining, stopping, \
-                     find, watch and launch"
+                     find, watch, unwatch and launch"
                 ),
             ))
         }

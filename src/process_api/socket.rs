@@ -27,9 +27,9 @@ mod identity;
 mod tests;
 mod token;
 
-pub use bound::OpenError;
+pub use bound::{OpenError, door};
 pub use endpoint::MAX_CONNECTIONS;
-pub use identity::{Identity, Stranger};
+pub use identity::{Identity, KnownBy, Stranger};
 
 use datagram::Control;
 use endpoint::{Endpoint, READ, Round};
@@ -140,8 +140,8 @@ impl Sockets {
         })
     }
 
-    /// Makes `<folder>/api.sock` and `<folder>/notify.sock`, mode 0600, owned by the identity's account, in
-    /// place of older ones. Gives the listener and the notify socket, for the keeper to hold.
+    /// Makes `<folder>/api.sock` and `<folder>/notify.sock`, owned by the identity's account, in place of older
+    /// ones; mode 0600, or 0666 where a cgroup tells who may speak ([`door`] gives the folder). Gives the listener and the notify socket, for the keeper to hold.
     pub fn open(
         &mut self,
         instance: &InstanceId,
@@ -189,7 +189,8 @@ impl Sockets {
         Ok(slot)
     }
 
-    /// Tells who may speak from now on: a new run has a new main process. Open connections stay.
+    /// Tells who may speak from now on: a new run has a new main process. Open connections stay. What waited for
+    /// [`KnownBy::CgroupToCome`] is read by [`Sockets::drain`].
     pub fn identify(&mut self, instance: &InstanceId, identity: Identity) {
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.identity = identity;
@@ -198,7 +199,10 @@ impl Sockets {
 
     /// Forgets all that an earlier run said or left open, so that nothing of it counts for the next one.
     pub fn reset(&mut self, instance: &InstanceId) {
-        drop(self.drain(instance));
+        // A run that has said nothing leaves nothing, and its successor waits: one look at both sockets.
+        if self.endpoint(instance).is_some_and(|endpoint| endpoint.is_called()) {
+            drop(self.drain(instance));
+        }
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.connections = Default::default();
         }
@@ -269,7 +273,7 @@ impl Sockets {
 
     /// A datagram that the keeper took while no agent listened, read like one of our own.
     pub fn replay(&mut self, instance: &InstanceId, pid: i32, datagram: &[u8]) -> Option<SocketEvent> {
-        // Its account the socket's mode has checked.
+        // Its account the socket's mode has checked, where it counts.
         if let Some(endpoint) = self.endpoint(instance)
             && endpoint.identity.admit(pid, endpoint.identity.uid).is_err()
         {

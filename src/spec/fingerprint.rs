@@ -21,6 +21,17 @@ impl std::fmt::Display for SpecHash {
     }
 }
 
+impl SpecHash {
+    /// The hash of the same process after its instances were asked for anew this often
+    /// ([`crate::state::Command::Roll`]): a new binary at the same path changes nothing else. 0 leaves it as it is.
+    pub fn at_epoch(self, epoch: u64) -> SpecHash {
+        match epoch {
+            0 => self,
+            _ => SpecHash(fnv1a_on(self.0, &epoch.to_le_bytes())),
+        }
+    }
+}
+
 /// Hashes the parts of a process that need a restart: command, env, user, group, working_dir, ports,
 /// umask, nice, SIGPIPE, resource limits of the process itself and `build`.
 pub fn spec_hash(process: &Process) -> SpecHash {
@@ -28,9 +39,12 @@ pub fn spec_hash(process: &Process) -> SpecHash {
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    fnv1a_on(0xcbf2_9ce4_8422_2325, bytes)
+}
+
+/// Goes on where a hash has ended.
+fn fnv1a_on(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn canonical_bytes(process: &Process) -> Vec<u8> {
@@ -156,6 +170,16 @@ mod tests {
     #[test]
     fn the_hash_of_a_process_never_changes() {
         assert_eq!(spec_hash(&sample()).to_string(), "32519c7b44ea7d3f");
+    }
+
+    /// Computed by another program, too.
+    #[test]
+    fn each_epoch_has_a_hash_of_its_own_and_the_first_is_the_specs() {
+        let hash = spec_hash(&sample());
+        assert_eq!(hash.at_epoch(0), hash);
+        assert_eq!(hash.at_epoch(1).to_string(), "41ace6cd035010fe");
+        let all: std::collections::BTreeSet<_> = (0..1000).map(|epoch| hash.at_epoch(epoch)).collect();
+        assert_eq!(all.len(), 1000);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Names of processes, hosts and instances: what is legal, how they are written and ordered.
 //!
-//! Pure. Used by everything; a value of these types is always a legal name.
+//! Pure. Used by everything; a value of these types is always a legal name. Short ones lie within the value:
+//! comparing the keys of a map then follows no pointers, and a restart compares hundreds.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 /// The longest process or host name, in bytes; short enough for socket paths.
 pub const MAX_NAME: usize = 32;
@@ -47,7 +49,7 @@ macro_rules! name_type {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(SmolStr);
 
         impl $name {
             /// The name as text.
@@ -71,7 +73,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.into()
             }
         }
     };
@@ -92,14 +94,14 @@ impl FromStr for ProcessName {
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         check(text)?;
-        Ok(ProcessName(text.to_owned()))
+        Ok(ProcessName(text.into()))
     }
 }
 
 impl HostName {
     /// No legal name comes after it: the upper bound of a range over hosts.
     pub fn last() -> HostName {
-        HostName("z".repeat(MAX_NAME))
+        HostName("z".repeat(MAX_NAME).into())
     }
 }
 
@@ -111,7 +113,7 @@ impl FromStr for HostName {
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(InvalidName::AllDigits);
         }
-        Ok(HostName(text.to_owned()))
+        Ok(HostName(text.into()))
     }
 }
 

@@ -23,6 +23,7 @@ impl Command {
             | Command::Events { .. }
             | Command::Launch { .. }
             | Command::Inventory { .. }
+            | Command::Roll { .. }
             | Command::HostDown { .. }
             | Command::DrainHost { .. }
             | Command::Settings { .. }
@@ -54,9 +55,10 @@ impl State {
                 self.take_events(host, *incarnation, *first_seq, events)
             }
             Command::Launch { process, args, key } => self.launch(process, args, key.as_deref()),
-            Command::Inventory { host, incarnation, seq, runs } => {
-                self.take_inventory(host, *incarnation, *seq, runs)
+            Command::Inventory { host, incarnation, seq, runs, rests } => {
+                self.take_inventory(host, *incarnation, *seq, runs, rests)
             }
+            Command::Roll { process, epoch } => self.roll(process, *epoch),
             Command::HostDown { host, incarnation } => self.host_down(host, *incarnation),
             Command::DrainHost { host, drained } => self.drain_host(host, *drained),
             Command::Settings { settings } => self.take_settings(*settings),
@@ -115,6 +117,7 @@ impl State {
     /// From now on a rollout's `deadline` counts.
     fn note_changes(&mut self, new: &Spec) {
         self.changed_ms.retain(|name, _| new.processes.contains_key(name));
+        self.epochs.retain(|name, _| new.processes.contains_key(name));
         // A changed program may do better where the old one was given up.
         let before = &self.spec.processes;
         self.failed.retain(|id, _| new.processes.get(&id.process) == before.get(&id.process));
@@ -207,6 +210,7 @@ impl State {
         for (_, placement) in self.placements.iter_mut().filter(|(id, _)| meant(id)) {
             placement.generation = index;
         }
+        self.rests.retain(|id, _| !meant(id));
         self.failed.retain(|id, _| !meant(id));
         self.basis += 1;
         Ok(Response::Done)
@@ -222,10 +226,17 @@ impl State {
         let Population::OnDemand { max } = process.population else {
             return Err(Rejected::NotOnDemand(name.clone()));
         };
+        if let Some(missing) = process.arguments().into_iter().find(|wanted| !args.contains_key(wanted)) {
+            return Err(Rejected::NoArgument { process: name.clone(), missing });
+        }
         let live = of_process(&self.launches, name);
-        if let Some((id, _)) = live.clone().find(|(_, launch)| key.is_some() && launch.key.as_deref() == key)
-        {
-            return Ok(Response::Launched(id.clone()));
+        let same = |(_, launch): &(&InstanceId, &Launch)| key.is_some() && launch.key.as_deref() == key;
+        if let Some((id, launch)) = live.clone().find(same) {
+            let (key, instance) = (key.unwrap_or_default().to_owned(), id.clone());
+            return match launch.args == *args {
+                true => Ok(Response::Launched(instance)),
+                false => Err(Rejected::OtherLaunch { key, instance }),
+            };
         }
         if live.count() >= max as usize {
             return Err(Rejected::Full { process: name.clone(), max });

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::State;
 use super::hosts::{FORGET_EVERY_MS, FORGET_FINISHED_MS, FORGET_HOST_MS};
-use crate::spec::HostName;
+use crate::spec::{HostName, ProcessName};
 
 /// Something that must not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,9 @@ const LAWS: &[Law] = &[
     ("directory entries belong to hosts that are up", listed_on_hosts_that_are_up),
     ("a superseded run stands beside another host's", superseded_beside),
     ("a placed exclusive instance is claimed by its host and no other", claimed_by_its_host),
+    ("what rests is placed, and no run of it lives there", placed_where_it_rests),
+    ("an instance is launched or done", launched_or_done),
+    ("an epoch is that of a declared process", epochs_are_of_processes),
     ("a leader is ready, and a process with a ready run has one", led_by_a_ready_run),
     ("no token is from the future", tokens_are_of_the_past),
     ("what is remembered is bounded", bounded),
@@ -43,6 +46,7 @@ const GROWTHS: &[Growth] = &[
     ("the incarnation of a host only grows", incarnations_grow),
     ("the generation of a placement only grows", generations_grow),
     ("the token of a process only grows", tokens_grow),
+    ("the epoch of a declared process only grows", epochs_grow),
 ];
 
 /// Every invariant that the state breaks.
@@ -103,6 +107,29 @@ fn claimed_by_its_host(state: &State, out: &mut Vec<String>) {
     }
     let lost = state.claims.iter().filter(|(_, claim)| !is_up(state, &claim.host));
     out.extend(lost.map(|(id, claim)| format!("{id} is claimed by {}, which is not up", claim.host)));
+}
+
+fn placed_where_it_rests(state: &State, out: &mut Vec<String>) {
+    for (id, rest) in &state.rests {
+        let Some(placement) = state.placements.get(id) else {
+            out.push(format!("{id} rests after {:?} and is placed nowhere", rest.run));
+            continue;
+        };
+        let beside = state.superseded.get(id).is_some_and(|runs| runs.contains_key(&placement.host));
+        if beside || state.directory.get(id).is_some_and(|entry| entry.host == placement.host) {
+            out.push(format!("{id} rests after {:?} and is listed on {}", rest.run, placement.host));
+        }
+    }
+}
+
+fn launched_or_done(state: &State, out: &mut Vec<String>) {
+    let both = state.finished.keys().filter(|id| state.launches.contains_key(id));
+    out.extend(both.map(|id| format!("{id} is done and launched")));
+}
+
+fn epochs_are_of_processes(state: &State, out: &mut Vec<String>) {
+    let odd = |(name, epoch): &(&_, &u64)| **epoch == 0 || !state.spec.processes.contains_key(*name);
+    out.extend(state.epochs.iter().filter(odd).map(|(name, epoch)| format!("{name} is at epoch {epoch}")));
 }
 
 fn led_by_a_ready_run(state: &State, out: &mut Vec<String>) {
@@ -183,6 +210,19 @@ fn tokens_grow(before: &State, after: &State, out: &mut Vec<String>) {
             Some(was) if was == leader || leader.token > was.token => {}
             None if leader.token > before.index => {}
             was => out.push(format!("{name} has {leader:?} after {was:?}")),
+        }
+    }
+}
+
+fn epochs_grow(before: &State, after: &State, out: &mut Vec<String>) {
+    // One that is declared anew begins anew.
+    let stays = |name: &&ProcessName| {
+        before.spec.processes.contains_key(*name) && after.spec.processes.contains_key(*name)
+    };
+    for name in before.epochs.keys().filter(stays) {
+        let (was, is) = (before.epochs[name], after.epochs.get(name).copied().unwrap_or(0));
+        if is < was {
+            out.push(format!("the epoch of {name} went from {was} to {is}"));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Settings, Version};
+use super::{Ended, Rest, Settings, Version};
 use crate::keeper::protocol::RunId;
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
@@ -89,6 +89,15 @@ pub enum Command {
         seq: u64,
         /// Every live run.
         runs: BTreeMap<InstanceId, RunFact>,
+        /// Every instance that the host knows to rest; of others it may not know yet.
+        rests: BTreeMap<InstanceId, Rest>,
+    },
+    /// Replace every run of a process at the pace of its `update`: a new binary lies at the same path.
+    Roll {
+        /// Which.
+        process: ProcessName,
+        /// The epoch to be reached, one after [`super::State::epochs`]; sent again it changes nothing.
+        epoch: u64,
     },
     /// A host was silent for `host_timeout`: its runs are over (or fenced), its instances go elsewhere.
     HostDown {
@@ -209,8 +218,8 @@ pub enum EventKind {
     Unready,
     /// Nothing of it is left.
     Stopped(Ended),
-    /// The host tries no more: too many failures. Its run has stopped before.
-    Failed,
+    /// Nor does another run follow by itself. Where the run was never started there is no `Stopped` before it.
+    Rests(Rest),
     /// The host has no run of the exclusive instance and starts none before it is placed there anew.
     /// [`EventKind::Stopped`] cannot say that: a restart may be under way behind it.
     Released {
@@ -286,12 +295,34 @@ pub enum Rejected {
     #[error("{0} is not on_demand: its instances are not launched")]
     NotOnDemand(ProcessName),
     /// As many as `max` live already.
-    #[error("{process} has {max} instances already, its on_demand max")]
+    #[error(
+        "{process} has as many instances as its on_demand max allows, {max}: wait for one to end, or raise it"
+    )]
     Full {
         /// Which.
         process: ProcessName,
         /// Its bound.
         max: u32,
+    },
+    /// A launch without a value that its command, environment or folder needs.
+    #[error(
+        "a launch of {process} needs the argument {missing}: `--arg {missing}=VALUE`, or `args` over a socket"
+    )]
+    NoArgument {
+        /// What was to be launched.
+        process: ProcessName,
+        /// The NAME of `{arg.NAME}`.
+        missing: String,
+    },
+    /// The key names a launch with other arguments.
+    #[error(
+        "the key {key:?} is that of {instance}, launched with other arguments: each launch has a key of its own"
+    )]
+    OtherLaunch {
+        /// The launcher's key.
+        key: String,
+        /// What it was used for.
+        instance: InstanceId,
     },
     /// The host's machine-id is not that of the host that holds the name.
     #[error("host {0} is up with another machine-id: is this machine a clone? Give it a name of its own")]
@@ -299,6 +330,18 @@ pub enum Rejected {
     /// No such host, or an older life of it.
     #[error("host {0} has a newer incarnation or has not joined")]
     OldIncarnation(HostName),
+    /// Somebody else has rolled the process in between.
+    #[error(
+        "{process} is at restart {found}, not at {expected}: others restart it, too; ask again if it is still meant"
+    )]
+    Epoch {
+        /// Which.
+        process: ProcessName,
+        /// The epoch before the one asked for.
+        expected: u64,
+        /// In force.
+        found: u64,
+    },
     /// Events are missing before this batch.
     #[error("the batch starts at {first_seq}, the next event of {host} is {next}")]
     Gap {

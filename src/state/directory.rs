@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::command::{EventKind, RunFact};
-use super::{Entry, Event, Finished, Host, Rejected, Response, State, of_process};
-use crate::spec::fingerprint::spec_hash;
+use super::{Entry, Event, Host, Rejected, Response, Rest, State, of_process};
 use crate::spec::{HostName, InstanceId, ProcessName};
 
 impl State {
@@ -60,23 +59,16 @@ impl State {
                     ready: None,
                 };
                 self.list(id, entry);
-                false
+                self.rest_no_more(host, id)
             }
             EventKind::Ready => self.mark(host, event, Some(index)),
             EventKind::Unready => self.mark(host, event, None),
             EventKind::Stopped(ended) => {
                 let awaited = self.unlist(host, event);
-                let done = ended.done && self.launches.remove(id).is_some();
-                if done {
-                    let finished = Finished { host: host.clone(), end: ended.end, at_ms: self.now_ms };
-                    self.finished.insert(id.clone(), finished);
-                }
+                let done = ended.done && self.finish(host, id, ended.end);
                 awaited || done
             }
-            EventKind::Failed => {
-                self.placements.get(id).is_some_and(|placement| placement.host == *host)
-                    && self.failed.entry(id.clone()).or_default().insert(host.clone())
-            }
+            EventKind::Rests(rest) => self.rest(host, id, rest),
             EventKind::Released { generation } => self.release(host, id, *generation),
         }
     }
@@ -124,8 +116,7 @@ impl State {
         if self.superseded.get(id).is_some_and(|beside| beside.get(host).is_some_and(same)) {
             self.unlist_beside(id, host);
         }
-        let placed = self.placements.get(id).is_some_and(|placement| placement.host == *host);
-        !placed && self.is_exclusive(&id.process)
+        !self.is_placed_on(id, host) && self.is_exclusive(&id.process)
     }
 
     /// False: a plan looks at this only while something is rolled out.
@@ -139,8 +130,7 @@ impl State {
 
     /// A plan depends on which runs are ready only while some instance has an old spec.
     fn rolls_out(&self, name: &ProcessName) -> bool {
-        let Some(process) = self.spec.processes.get(name) else { return false };
-        let wanted = spec_hash(process);
+        let Some(wanted) = self.hash_of(name) else { return false };
         of_process(&self.placements, name).any(|(_, placement)| placement.hash != wanted)
     }
 
@@ -150,6 +140,7 @@ impl State {
         incarnation: u64,
         seq: u64,
         runs: &BTreeMap<InstanceId, RunFact>,
+        rests: &BTreeMap<InstanceId, Rest>,
     ) -> Result<Response, Rejected> {
         let host = self.current(name, incarnation)?;
         if seq < host.last_seq {
@@ -170,8 +161,12 @@ impl State {
             beside.retain(|host, entry| host != name || !over(id, entry));
             !beside.is_empty()
         });
+        for (id, rest) in rests {
+            self.rest(name, id, rest);
+        }
         for (id, fact) in runs {
             self.agree(name, &address, id, fact);
+            self.rest_no_more(name, id);
         }
         self.elect(&touched);
         self.basis += 1;

@@ -15,7 +15,8 @@ pub const FORGET_EVERY_MS: u64 = 60_000;
 impl State {
     pub(super) fn join_host(&mut self, name: &HostName, facts: &HostFacts) -> Result<Response, Rejected> {
         let before = self.hosts.get(name);
-        if before.is_some_and(|host| host.up && host.facts.machine_id != facts.machine_id) {
+        let other = |id: &str| !id.is_empty() && id != facts.machine_id;
+        if before.is_some_and(|host| host.up && other(&host.facts.machine_id)) {
             return Err(Rejected::CloneOf(name.clone()));
         }
         if facts.version < self.version {
@@ -35,6 +36,24 @@ impl State {
         Ok(Response::Incarnation(self.incarnations))
     }
 
+    /// A cluster of one host begins anew. What ran before says nothing about now: the host's inventory does. A
+    /// host whose /etc/machine-id was made anew is welcome to its own data, and one that has another name now
+    /// leaves no host behind that keeps its instances.
+    pub fn begin_alone(&mut self, own: &HostName) {
+        self.directory.clear();
+        self.superseded.clear();
+        self.leaders.clear();
+        let others = self.hosts.iter().filter(|(name, host)| host.up && *name != own);
+        let others: Vec<_> = others.map(|(name, host)| (name.clone(), host.incarnation)).collect();
+        for (name, incarnation) in others {
+            // Cannot be refused: it is the one in force.
+            let _ = self.host_down(&name, incarnation);
+        }
+        if let Some(host) = self.hosts.get_mut(own) {
+            host.facts.machine_id.clear();
+        }
+    }
+
     /// The host's runs are over or beyond reach: with it go its entries, its placements and its claims.
     pub(super) fn host_down(&mut self, name: &HostName, incarnation: u64) -> Result<Response, Rejected> {
         let now_ms = self.now_ms;
@@ -45,6 +64,7 @@ impl State {
         }
         host.down_ms = now_ms;
         self.placements.retain(|_, placement| placement.host != *name);
+        self.rests.retain(|id, _| self.placements.contains_key(id));
         self.claims.retain(|_, claim| claim.host != *name);
         let mut touched = BTreeSet::new();
         self.directory.retain(|id, entry| {

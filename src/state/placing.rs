@@ -27,6 +27,8 @@ impl State {
         }
         let mut touched = BTreeSet::new();
         for change in changes {
+            let (PlaceChange::Put { instance, .. } | PlaceChange::Remove { instance }) = change;
+            self.rests.remove(instance);
             match change {
                 PlaceChange::Put { instance, host, hash } => {
                     self.assign(instance, host, *hash);
@@ -76,11 +78,15 @@ impl State {
             .claims
             .get(instance)
             .is_some_and(|claim| claim.host == *host && claim.generation == generation);
-        let placed = self.placements.get(instance).is_some_and(|placement| placement.host == *host);
-        if holds && !placed {
+        let gives_back = holds && !self.is_placed_on(instance, host);
+        if gives_back {
             self.claims.remove(instance);
         }
-        holds && !placed
+        gives_back
+    }
+
+    pub(super) fn is_placed_on(&self, instance: &InstanceId, host: &HostName) -> bool {
+        self.placements.get(instance).is_some_and(|placement| placement.host == *host)
     }
 
     /// A process that becomes exclusive is claimed by those that run it, one that is no more by nobody.

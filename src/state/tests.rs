@@ -33,6 +33,10 @@ fn name(name: &str) -> ProcessName {
     name.parse().unwrap()
 }
 
+fn gave_up(run: u64) -> Rest {
+    Rest { run: RunId(run), end: End::Code(1), at_ms: 5, failed: Some("gave up".to_owned()) }
+}
+
 impl State {
     fn take(&mut self, command: Command) -> Result<Response, Rejected> {
         self.apply(&Envelope { stamp_ms: 5, command })
@@ -156,8 +160,13 @@ fn an_older_life_of_a_host_is_refused_and_a_new_one_counts_anew() {
     assert_eq!(state.join("alpha"), 2);
     let old = Err(Rejected::OldIncarnation(host("alpha")));
     assert_eq!(state.events(2, vec![event("zone.0", 1, EventKind::Ready)]), old);
-    let inventory =
-        |incarnation| Command::Inventory { host: host("alpha"), incarnation, seq: 0, runs: BTreeMap::new() };
+    let inventory = |incarnation| Command::Inventory {
+        host: host("alpha"),
+        incarnation,
+        seq: 0,
+        runs: BTreeMap::new(),
+        rests: BTreeMap::new(),
+    };
     assert_eq!(state.take(inventory(1)), old);
     assert_eq!(state.hosts[&host("alpha")].last_seq, 0);
     assert_eq!(state.take(inventory(2)), Ok(Response::Done));
@@ -247,6 +256,56 @@ fn a_scale_lasts_until_the_files_own_count_changes() {
 }
 
 #[test]
+fn a_roll_that_is_sent_again_rolls_once_and_one_on_old_ground_is_refused() {
+    let mut state = ready();
+    let roll = |epoch| Command::Roll { process: name("zone"), epoch };
+    let before = state.hash_of(&name("zone")).unwrap();
+    assert_eq!(state.take(roll(1)), Ok(Response::Done));
+    let first = state.hash_of(&name("zone")).unwrap();
+    assert_ne!(first, before);
+    let rolled = content(&state);
+    assert_eq!(state.take(roll(1)), Ok(Response::Done));
+    assert_eq!(content(&state), rolled, "sent again it changes nothing");
+    assert_eq!(state.take(roll(3)), Err(Rejected::Epoch { process: name("zone"), expected: 2, found: 1 }));
+    assert_eq!(state.take(roll(0)), Err(Rejected::Epoch { process: name("zone"), expected: 0, found: 1 }));
+    let nobody = Command::Roll { process: name("nobody"), epoch: 1 };
+    assert_eq!(state.take(nobody), Err(Rejected::NoProcess(name("nobody"))));
+    assert_eq!(content(&state), rolled);
+    assert_eq!(state.changed_ms[&name("zone")], 5, "the deadline of `update` counts from the roll");
+    // A changed spec keeps the epoch; one without the process forgets it.
+    state
+        .take(Command::ApplySpec {
+            spec: spec(&SPEC.replace("/bin/zone", "/bin/new")),
+            expected_revision: None,
+        })
+        .unwrap();
+    assert_eq!(state.epochs, [(name("zone"), 1)].into());
+    state.take(Command::ApplySpec { spec: spec(""), expected_revision: None }).unwrap();
+    assert!(state.epochs.is_empty());
+}
+
+#[test]
+fn a_launch_has_every_argument_and_the_same_key_the_same_ones() {
+    let mut state = ready();
+    let text = SPEC
+        .replace("[\"/bin/dungeon\"]", "[\"/bin/dungeon\", \"{arg.map}\"]\nenv = { SEED = \"x{arg.seed}\" }");
+    state.take(Command::ApplySpec { spec: spec(&text), expected_revision: None }).unwrap();
+    let mut launch = |args: &[(&str, &str)]| {
+        let args = args.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        state.take(Command::Launch { process: name("dungeon"), args, key: Some("k".to_owned()) })
+    };
+    let missing =
+        |argument: &str| Err(Rejected::NoArgument { process: name("dungeon"), missing: argument.into() });
+    assert_eq!(launch(&[]), missing("map"));
+    assert_eq!(launch(&[("map", "cave")]), missing("seed"));
+    let cave = [("map", "cave"), ("seed", "7")];
+    assert_eq!(launch(&cave), Ok(Response::Launched(id("dungeon.1"))));
+    assert_eq!(launch(&cave), Ok(Response::Launched(id("dungeon.1"))));
+    let other = Rejected::OtherLaunch { key: "k".to_owned(), instance: id("dungeon.1") };
+    assert_eq!(launch(&[("map", "pit"), ("seed", "7")]), Err(other));
+}
+
+#[test]
 fn launches_are_bounded_found_again_by_key_and_never_numbered_twice() {
     let mut state = ready();
     let first = state.launch_one(Some("a")).unwrap();
@@ -286,7 +345,13 @@ fn an_inventory_makes_the_directory_agree_with_the_host() {
         (id("zone.1"), fact(2, false)),
         (id("logd.alpha"), fact(3, true)),
     ]);
-    let command = Command::Inventory { host: host("alpha"), incarnation: 1, seq: 3, runs: runs.clone() };
+    let command = Command::Inventory {
+        host: host("alpha"),
+        incarnation: 1,
+        seq: 3,
+        runs: runs.clone(),
+        rests: BTreeMap::new(),
+    };
     state.take(command.clone()).unwrap();
     let seen: BTreeMap<InstanceId, RunFact> = state
         .directory
@@ -393,7 +458,7 @@ proptest! {
 
     #[test]
     fn what_grows_never_shrinks_and_the_same_commands_give_the_same_state(
-        steps in proptest::collection::vec((0..8u8, 0..4u64, any::<bool>()), 0..40)
+        steps in proptest::collection::vec((0..9u8, 0..4u64, any::<bool>()), 0..40)
     ) {
         let mut state = ready();
         let mut twin = ready();
@@ -420,6 +485,7 @@ proptest! {
                     let kind = if flag { started() } else { stopped(number == 0) };
                     Command::Events { host: host("alpha"), incarnation, first_seq, events: vec![event(&format!("dungeon.{number}"), seq, kind)] }
                 }
+                7 => Command::Roll { process: name("zone"), epoch: number },
                 _ => Command::Launch { process: name("dungeon"), args: BTreeMap::new(), key: flag.then(|| number.to_string()) },
             };
             let result = state.take(command.clone());
@@ -436,10 +502,53 @@ proptest! {
                 let now = state.placements.get(id).map(|now| now.generation);
                 prop_assert!(now.is_none_or(|now| now >= placement.generation));
             }
+            for (name, epoch) in &before.epochs {
+                prop_assert!(state.epochs[name] >= *epoch);
+            }
             for (name, counter) in &before.counters {
                 prop_assert!(state.counters[name] >= *counter);
             }
             prop_assert!(state.hosts[&host("alpha")].incarnation >= before.hosts[&host("alpha")].incarnation);
         }
     }
+}
+
+#[test]
+fn a_rest_is_ended_by_a_run_a_start_or_a_new_placement_and_told_by_event_and_inventory_alike() {
+    let id: InstanceId = "zone.0".parse().unwrap();
+    let rest = gave_up(1);
+    let placed = |host: &str| Placement { host: host.parse().unwrap(), generation: 1, hash: SpecHash(0) };
+    let mut state = State::default();
+    state.placements.insert(id.clone(), placed("alpha"));
+    let alpha: HostName = "alpha".parse().unwrap();
+    let facts = HostFacts::default();
+    let apply = |state: &mut State, command| state.apply(&Envelope { stamp_ms: 0, command }).unwrap();
+    apply(&mut state, Command::JoinHost { host: alpha.clone(), facts: facts.clone() });
+    apply(&mut state, Command::JoinHost { host: host("beta"), facts });
+    let mut seq = 0;
+    let mut tell = |kind| {
+        seq += 1;
+        let events = vec![Event { instance: "zone.0".parse().unwrap(), run: RunId(1), kind }];
+        Command::Events { host: "alpha".parse().unwrap(), incarnation: 1, first_seq: seq, events }
+    };
+    let basis = state.basis;
+    apply(&mut state, tell(EventKind::Rests(rest.clone())));
+    assert_eq!(state.rests.get(&id), Some(&rest));
+    assert!(state.basis > basis, "wants depend on it");
+    apply(&mut state, tell(EventKind::Started { hash: SpecHash(0), ports: BTreeMap::new() }));
+    assert!(state.rests.is_empty());
+    let rests = BTreeMap::from([(id.clone(), rest.clone())]);
+    let inventory = Command::Inventory { host: alpha, incarnation: 1, seq: 2, runs: BTreeMap::new(), rests };
+    apply(&mut state, inventory.clone());
+    assert_eq!(state.rests.get(&id), Some(&rest));
+    apply(&mut state, Command::Resume { target: Target::All });
+    assert!(state.rests.is_empty());
+    apply(&mut state, inventory.clone());
+    let changes =
+        vec![PlaceChange::Put { instance: id.clone(), host: "beta".parse().unwrap(), hash: SpecHash(1) }];
+    let based_on = state.basis;
+    apply(&mut state, Command::Place { based_on, changes });
+    assert!(state.rests.is_empty());
+    apply(&mut state, inventory);
+    assert!(state.rests.is_empty(), "it is another host's now");
 }

@@ -70,6 +70,22 @@ fn an_unknown_user() {
     cannot_start(bad, "account", &["no user no-such-user"], |_| ());
 }
 
+/// `nice bigbrother agent`, by somebody who is not root.
+#[test]
+fn a_low_priority_that_may_not_be_raised() {
+    let mut host = Host::new(Cgroups::None);
+    let sleep = host.witness(&["/bin/sleep", "600"]);
+    host.write_config(&format!("[process.bad]\ncommand = {sleep}\n{QUIET}"));
+    std::fs::set_permissions(host.config(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    host.uid = Some(65_534);
+    // SAFETY: touches no memory. It is the priority of this thread, which the agent inherits.
+    assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }, 0);
+    host.start();
+    let pid = host.ready("bad.0").pid.unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::getpriority(libc::PRIO_PROCESS, pid as libc::id_t) }, 19);
+}
+
 #[test]
 fn no_free_port() {
     let bad = "command = [\"/bin/sleep\", \"600\"]\nports = { game = \"udp\" }";

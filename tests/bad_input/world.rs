@@ -112,6 +112,11 @@ fn a_cgroup_that_cannot_be_made_is_told_and_tried_slowly() {
         Ok(text)
     });
     assert!(agent.contains("keeper.log"), "{agent}\n{logs}");
+    // And who asks the agent is told at once, what it waits for and where to look.
+    let waits = host.status().unwrap().starting.expect("it has no keeper");
+    assert!(waits.contains("keeper.sock") && waits.contains("keeper.log"), "{waits}");
+    let refused = host.get("/v1/instances").unwrap_err();
+    assert!(refused.contains("503") && refused.contains(&waits), "{refused}");
     std::thread::sleep(Duration::from_secs(1));
     let text = std::fs::read_to_string(host.data.join("keeper.log")).unwrap();
     let tries = text.lines().filter(|line| line.contains("no/cgroup")).count();

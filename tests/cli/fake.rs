@@ -210,7 +210,7 @@ async fn status(State(known): State<Arc<Known>>) -> Json<Value> {
     Json(json!({
         "cluster": "pirates", "host": "alpha", "primary": "alpha", "term": 0, "index": 9, "quorum": true,
         "revision": 3, "spec_drift": null, "version": "0.1.0", "started_at": humantime_now(),
-        "keeper": keeper, "instances": { "ready": lock(&known.instances).len() },
+        "starting": null, "keeper": keeper, "instances": { "ready": lock(&known.instances).len() },
     }))
 }
 
@@ -254,7 +254,7 @@ async fn apply(Query(q): Query<Fields>, text: String) -> Response {
 }
 
 /// Does something to each targeted instance.
-fn change(known: &Known, body: &Value, how: impl Fn(&mut InstanceView)) -> Json<Value> {
+fn change(known: &Known, body: &Value, mut how: impl FnMut(&mut InstanceView)) -> Json<Value> {
     let target = &body["target"];
     for i in lock(&known.instances).iter_mut() {
         if *target == "all"
@@ -268,7 +268,16 @@ fn change(known: &Known, body: &Value, how: impl Fn(&mut InstanceView)) -> Json<
 }
 
 async fn restart(State(known): State<Arc<Known>>, Json(body): Json<Value>) -> Json<Value> {
-    change(&known, &body, |i| i.run = i.run.map(|run| run + 1))
+    let (mut instances, mut runs) = (Vec::new(), serde_json::Map::new());
+    let _ = change(&known, &body, |i| {
+        instances.push(i.instance.to_string());
+        // One that was asked for with a key was replaced long since.
+        let again = body["key"].is_string();
+        let run = i.run.expect("a run") - u64::from(again);
+        i.run = Some(run + 1);
+        runs.insert(i.instance.to_string(), run.into());
+    });
+    Json(json!({ "instances": instances, "runs": runs }))
 }
 
 async fn stop(State(known): State<Arc<Known>>, Json(body): Json<Value>) -> Json<Value> {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::host::{Cgroups, Host, signal};
 
-const ALL: [&str; 3] = ["mute.0", "stubborn.0", "zone.0"];
+pub const ALL: [&str; 3] = ["mute.0", "stubborn.0", "zone.0"];
 
 /// Passed when something is spawned.
 const SPAWN: [&str; 6] = [
@@ -22,14 +22,15 @@ const SPAWN: [&str; 6] = [
 const END: [&str; 6] =
     ["after-reap", "before-gone", "after-gone", "before-kill", "after-kill", "after-acknowledge"];
 
-fn household(host: &Host) {
-    let zone = host.zone("0");
+pub fn household(host: &Host) {
+    let zone = host.zone("{port.game}");
     let mute = host.witness(&["/bin/sleep", "600"]);
     let stubborn = host.witness(&["/bin/sh", "-c", "trap '' TERM; exec sleep 600"]);
     host.write_config(&format!(
         r#"
 [process.zone]
 command = {zone}
+ports = {{ game = "udp" }}
 heartbeat = {{ mode = "native", interval = "200ms", timeout = "5s" }}
 restart = {{ backoff = false, give_up = false }}
 

@@ -40,6 +40,9 @@ fn a_launched_dungeon_has_its_arguments_and_is_gone_when_it_is_done() {
     assert_eq!(map_of(&host, &cave), "cave");
     // Tried again, it is the same; another key is another.
     assert_eq!(launched(&host, "cave", "party-1"), cave);
+    let other = host.run(&["launch", "dungeon", "--arg", "map=pit", "--key", "party-1"]);
+    assert_eq!(other.code, Some(4), "other arguments under a used key: {other:?}");
+    assert!(other.err.contains(&cave) && other.err.contains("other arguments"), "{other:?}");
     let tower = launched(&host, "tower", "party-2");
     assert_ne!(tower, cave);
     assert_eq!(map_of(&host, &tower), "tower");

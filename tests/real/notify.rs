@@ -54,6 +54,49 @@ fn redis_is_ready_by_notify_and_a_ping_that_gets_no_answer_is_a_hang() {
     });
 }
 
+/// Gives up its account before it says a word, as many daemons do; then says all over sd_notify, and hello on the
+/// process socket.
+const DROPPER: &str = r#"
+import json, os, socket, time
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.setblocking(False)
+notify.sendto(b"READY=1\nSTATUS=I am nobody %d" % os.getuid(), os.environ["NOTIFY_SOCKET"])
+agent = socket.socket(socket.AF_UNIX)
+agent.connect(os.environ["BIGBROTHER_SOCKET"])
+agent.sendall(b'{"jsonrpc":"2.0","id":1,"method":"hello","params":{"client":"dropper"}}\n')
+welcome = json.loads(agent.makefile().readline())
+notify.sendto(b"STATUS=welcomed as %s" % welcome["result"]["instance"].encode(), os.environ["NOTIFY_SOCKET"])
+beats = 0
+while True:
+    notify.sendto(b"WATCHDOG=1", os.environ["NOTIFY_SOCKET"])
+    beats += 1
+    if beats == 40: notify.sendto(b"STATUS=40 beats", os.environ["NOTIFY_SOCKET"])
+    time.sleep(0.1)
+"#;
+
+#[test]
+fn a_program_that_gave_up_its_account_still_belongs_to_its_instance() {
+    let mut host = Host::prepare(&format!(
+        "[process.dropper]\n{}ready = {{ mode = \"notify\" }}\n\
+         heartbeat = {{ mode = \"notify\", interval = \"100ms\", timeout = \"2s\" }}\n",
+        crate::python(DROPPER)
+    ));
+    // The way to the sockets must be open to nobody; what keeps others out is that they do not know it.
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(host.folder(), fs::Permissions::from_mode(0o755)).expect("a folder");
+    host.start_agent();
+    assert!(host.cgroup().is_some(), "this test needs a mounted cgroup v2");
+    let ready = host.ready("dropper.0");
+    let later =
+        host.wait("dropper.0", "beating for longer than its timeout", |i| i["status"]["text"] == "40 beats");
+    assert_eq!((&later["run"], &later["state"]), (&ready["run"], &"ready".into()), "{}", host.story());
+    assert!(later["heartbeat"]["age_ms"].as_u64().is_some_and(|age| age < 2000), "{later}");
+    signal(pid(&later), Signal::SIGSTOP);
+    let next = host.ready_again(&later);
+    assert_eq!(next["last_exit"]["cause"], "hang", "{next}");
+}
+
 #[test]
 fn redis_says_that_it_stops_and_ends_cleanly() {
     let host = redis();

@@ -67,6 +67,67 @@ fn an_update_takes_as_many_at_once_as_it_may() {
     roll(2);
 }
 
+/// A new binary at the same path: the command is a link that leads elsewhere from now on.
+#[test]
+fn a_rolling_restart_brings_a_new_binary_at_the_pace_of_an_update() {
+    let host = Host::prepare("");
+    let link = host.folder().join("zone-server");
+    let point_to = |program: &str| {
+        fs::remove_file(&link).ok();
+        std::os::unix::fs::symlink(program, &link).expect("a link");
+    };
+    point_to("/bin/sleep");
+    let process = format!(
+        "[process.zone]\ncommand = [{link:?}, \"600\"]\ncount = 4\nready = {{ mode = \"spawned\", after = \"100ms\" }}\n\
+         heartbeat = {{ mode = \"none\" }}\nupdate = {{ max_unavailable = 2 }}\nrestart = {{ backoff = {{ min = \"10ms\", \
+         max = \"20ms\" }}, give_up = {{ failures = 2 }} }}\n"
+    );
+    host.write(&format!("{process}[process.other]\n{}", zone(&[])));
+    let mut host = host;
+    host.start_agent();
+    let (before, other) = (ready_all(&host, 4), host.ready("other.0"));
+    let seq = last_seq(&host);
+    point_to("/usr/bin/tail");
+    // `tail 600` ends at once: what was replaced fails, and the others keep their old program.
+    let bad = host.run(&["restart", "zone", "--rolling"]);
+    assert_eq!(bad.code, Some(1), "{bad:?}");
+    assert!(bad.out.contains("its turn has not come"), "{bad:?}");
+    let failed = host.ps().into_iter().filter(|i| i["state"] == "failed").count();
+    assert_eq!(failed, 2, "{}", host.story());
+    assert_eq!(most_down(&host.events(""), seq), 2, "{}", host.story());
+
+    point_to("/bin/sleep");
+    let good = host.ok(&["restart", "zone", "--rolling", "--key", "release-7"]).out;
+    assert!(good.starts_with("2 instances restarted and ready again"), "those that ran: {good}");
+    let after = ready_all(&host, 4);
+    for (old, new) in before.iter().zip(&after) {
+        assert_ne!(old["run"], new["run"], "{}", host.story());
+    }
+    // Asked again, it is done already.
+    host.ok(&["restart", "zone", "--rolling", "--key", "release-7"]);
+    assert_eq!(
+        ready_all(&host, 4).iter().map(|i| &i["run"]).collect::<Vec<_>>(),
+        after.iter().map(|i| &i["run"]).collect::<Vec<_>>()
+    );
+    let reused = host.run(&["restart", "other", "--key", "release-7"]);
+    assert_eq!(reused.code, Some(4), "{reused:?}");
+    assert!(reused.err.contains("another request"), "{reused:?}");
+    assert_eq!(host.ready("other.0")["run"], other["run"], "another process was taken along");
+}
+
+#[test]
+fn a_restart_with_a_key_happens_once() {
+    let host = Host::start(&zones(1, &[], ""));
+    let old = host.ready("zone.0");
+    host.ok(&["restart", "zone.0", "--key", "k1"]);
+    let new = host.ready_again(&old);
+    let told = host.ok(&["restart", "zone.0", "--key", "k1", "--json"]).json();
+    assert_eq!((&told[0]["run_before"], &told[0]["run"]), (&old["run"], &new["run"]), "{told}");
+    assert_eq!(host.ready("zone.0")["run"], new["run"], "it was restarted twice");
+    host.ok(&["restart", "zone.0", "--key", "k2"]);
+    assert_ne!(host.ready("zone.0")["run"], new["run"]);
+}
+
 #[test]
 fn a_bad_update_stops_by_itself_and_a_good_one_heals_it() {
     let keys = "restart = { backoff = { min = \"10ms\", max = \"20ms\" }, give_up = { failures = 2 } }";

@@ -1,6 +1,6 @@
 //! A machine: its clock, its keeper, and (while it lives) its agent with the real host core and fence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bigbrother::host::fence::{Boot, Duty};
 use bigbrother::host::fleet::Found;
@@ -120,7 +120,7 @@ impl Site {
             ports: BTreeMap::new(),
             spawned_ms: 0,
         });
-        let actions = fleet.meet(table.collect(), &BTreeMap::new(), self.time(now));
+        let actions = fleet.meet(table.collect(), &BTreeMap::new(), &BTreeSet::new(), self.time(now));
         let fence = Fence::new(self.name.clone(), self.fence_ns);
         self.agent =
             Some(Agent { fleet, fence, view, outbox: Vec::new(), first: 1, listed: false, desired: None });

@@ -311,7 +311,8 @@ impl World {
         if !agent.listed {
             // The list holds what the events before it would say.
             let seq = agent.first + agent.outbox.len() as u64 - 1;
-            return Some(Command::Inventory { host, incarnation, seq, runs: agent.fleet.inventory() });
+            let (runs, rests) = (agent.fleet.inventory(), agent.fleet.rests());
+            return Some(Command::Inventory { host, incarnation, seq, runs, rests });
         }
         let seen = known.filter(|known| known.incarnation == incarnation).map_or(0, |known| known.last_seq);
         while agent.first <= seen && !agent.outbox.is_empty() {

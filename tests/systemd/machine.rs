@@ -26,8 +26,9 @@ user = "games"
 heartbeat = { mode = "native", interval = "1s", timeout = "20s" }
 
 [process.probed]
-command = ["/bin/sleep", "1000000"]
+command = ["/bin/sh", "-c", "echo begun as {instance}; echo '<3>an error' >&2; while sleep 2; do echo tick; done"]
 user = "games"
+logs = "journald"
 ready = { mode = "exec", command = ["/bin/true"] }
 heartbeat = { mode = "exec", command = ["/bin/true"], interval = "1s", timeout = "20s" }
 "#;
@@ -63,12 +64,22 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
 }
 
 impl Machine {
-    /// Boots one and waits until it is up; nothing of Big Brother runs yet.
+    /// Boots one with Big Brother installed and waits until it is up; nothing of Big Brother runs yet.
     pub fn boot() -> Machine {
+        Machine::boot_with(install)
+    }
+
+    /// The same without Big Brother, but with its cluster.toml.
+    pub fn boot_bare() -> Machine {
+        Machine::boot_with(|_| ())
+    }
+
+    fn boot_with(install: impl FnOnce(&Path)) -> Machine {
         let hierarchy = hierarchy();
         let folder = TempDir::new().expect("a folder for the machine");
         let files = folder.path().join("files");
         fs::create_dir(folder.path().join("over")).expect("a folder for the overlay");
+        configure(&files);
         install(&files);
         let name =
             folder.path().file_name().and_then(|n| n.to_str()).expect("a name").trim_start_matches('.');
@@ -122,6 +133,13 @@ impl Machine {
     fn said(&self) -> String {
         let read = |file| fs::read_to_string(self.folder.path().join(file)).unwrap_or_default();
         format!("the script said {:?}, the console {:?}", read("script"), read("console"))
+    }
+
+    /// Copies a file of this host into the machine.
+    pub fn copy(&self, from: &Path, to: &str) {
+        let root = format!("/proc/{}/root", self.leader);
+        fs::copy(from, Path::new(&root).join(to.trim_start_matches('/')))
+            .unwrap_or_else(|e| panic!("{} to {to}: {e}", from.display()));
     }
 
     /// Runs a command in the machine.
@@ -297,6 +315,9 @@ fn install(files: &Path) {
         let from = root.join(unit["unit-scripts"].as_str().expect("a folder")).join(&name);
         put(&from, files.join("usr/lib/systemd/system").join(name));
     }
+}
+
+fn configure(files: &Path) {
     fs::create_dir_all(files.join("etc/bigbrother")).expect("/etc");
     fs::write(files.join("etc/bigbrother/cluster.toml"), CLUSTER).expect("cluster.toml");
     // What this machine mounts is no concern of that one.

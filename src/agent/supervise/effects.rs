@@ -1,68 +1,50 @@
 //! Carrying out the host core's actions.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Supervisor;
-use crate::agent::keeper_link::LinkError;
+use super::orders::PROBE;
+use super::{LATER, Supervisor, moment};
+use crate::agent::keeper_link::Link;
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::reporter::Report;
-use crate::agent::resolve::{Order, ResolveError, cgroup_limits};
+use crate::agent::resolve::{Order, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
-use crate::keeper::protocol::{Account, Request, RunId, SpawnStep, Target};
-use crate::metrics::SpawnFault;
+use crate::keeper::fault::{self, Point};
+use crate::keeper::protocol::{Request, RunId, Target};
 use crate::process_api::rpc::Outgoing;
-use crate::process_api::socket::Identity;
 use crate::spec::{InstanceId, Probe};
 use crate::state::Event;
 
-/// Why a run could not even be ordered from the keeper.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum OrderError {
-    #[error(transparent)]
-    Port(#[from] crate::agent::book::NoPort),
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    #[error("its sockets: {0}")]
-    Sockets(#[from] crate::process_api::socket::OpenError),
-    #[error("its sockets' folder {0}: {1}")]
-    Folder(PathBuf, std::io::Error),
-    #[error("{0}")]
-    Link(#[from] LinkError),
-    #[error("not wanted any more")]
-    Unwanted,
-}
-
-impl OrderError {
-    fn fault(&self) -> SpawnFault {
-        match self {
-            OrderError::Port(_) => SpawnFault::Port,
-            OrderError::Resolve(error) => match error {
-                ResolveError::NoUser(_) | ResolveError::NoGroup(_) | ResolveError::Lookup(..) => {
-                    SpawnFault::Account
-                }
-                ResolveError::Template { .. } => SpawnFault::Template,
-                ResolveError::Policy(_) => SpawnFault::Policy,
-                ResolveError::NoProgram(_) => SpawnFault::Step(SpawnStep::Exec),
-                ResolveError::Folder { .. } => SpawnFault::Files,
-            },
-            OrderError::Sockets(_) | OrderError::Folder(..) => SpawnFault::Files,
-            // Neither is the run's fault, and both are over with the next order.
-            OrderError::Link(_) | OrderError::Unwanted => SpawnFault::Step(SpawnStep::Fork),
+impl Supervisor {
+    /// Carries out actions in order; what fails at once comes back as a happening. Where runs are started, what
+    /// only tells of something waits until the children have their processors.
+    pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
+        let telling = |action: &Action| !action.is_start();
+        if actions.iter().any(Action::is_start) && actions.iter().all(|a| a.is_start() || a.is_telling()) {
+            let (later, starts): (Vec<_>, Vec<_>) = actions.into_iter().partition(telling);
+            self.later.extend(later);
+            for start in starts {
+                let failed = self.act(start);
+                self.later.extend(failed);
+            }
+            self.later_at.get_or_insert(moment().after(LATER));
+        } else {
+            self.later.extend(actions);
+            self.catch_up();
+        }
+        if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
+            self.lose_keeper(&error);
         }
     }
-}
 
-impl Supervisor {
-    /// Carries out actions in order; what fails at once comes back as a happening.
-    pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
-        let mut queue = VecDeque::from(actions);
-        while let Some(action) = queue.pop_front() {
-            queue.extend(self.act(action));
+    /// Carries out what had to wait.
+    pub(super) fn catch_up(&mut self) {
+        self.later_at = None;
+        while let Some(action) = self.later.pop_front() {
+            let followed = self.act(action);
+            self.later.extend(followed);
         }
     }
 
@@ -70,18 +52,36 @@ impl Supervisor {
         match action {
             Action::Spawn { instance, run } => return self.spawn(&instance, run),
             Action::Ask { instance, run, reason, within, signal } => {
+                if let Some(actions) = self.withdraw(run) {
+                    return actions;
+                }
+                fault::pass(Point::AgentBeforeAsk);
                 self.ask(&instance, run, reason, within, signal);
+                fault::pass(Point::AgentAfterAsk);
             }
+            // One that is not connected any more is judged by its silence.
+            Action::Ping { instance } => drop(self.sockets.broadcast(&instance, &Outgoing::Ping)),
             Action::Abort { run } => {
                 self.send(&Request::Signal { run, signal: libc::SIGABRT, to: Target::Main });
                 self.send(&Request::Signal { run, signal: libc::SIGCONT, to: Target::Main });
             }
-            Action::Kill { run } => self.send(&Request::Kill { run }),
+            Action::Kill { run } => {
+                if let Some(actions) = self.withdraw(run) {
+                    return actions;
+                }
+                fault::pass(Point::AgentBeforeKill);
+                self.send(&Request::Kill { run });
+                fault::pass(Point::AgentAfterKill);
+            }
             Action::Probe { instance, run, asked, probe, timeout } => {
                 self.probe(&instance, run, asked, &probe, timeout);
             }
             Action::Evidence { instance, run, finding } => self.collect(&instance, run, &finding),
-            Action::Acknowledge { run } => self.send(&Request::Acknowledge { run }),
+            Action::Acknowledge { run } => {
+                fault::pass(Point::AgentBeforeAcknowledge);
+                self.send(&Request::Acknowledge { run });
+                fault::pass(Point::AgentAfterAcknowledge);
+            }
             Action::Follow { run, pid } => self.send(&Request::Follow { run, pid }),
             Action::Limit { instance, run } => {
                 let process = self.host.instance(&instance).and_then(|known| known.process.as_ref());
@@ -99,6 +99,7 @@ impl Supervisor {
             Action::Remember { instance, run } => {
                 if let Some(note) = self.note(&instance) {
                     self.send(&Request::Note { run, note });
+                    fault::pass(Point::AgentAfterNote);
                 }
             }
             Action::Release { instance } => self.release(&instance),
@@ -110,73 +111,6 @@ impl Supervisor {
             Action::Measure(measure) => self.measure(measure),
         }
         Vec::new()
-    }
-
-    fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
-        match self.order(instance, run) {
-            Ok(()) => Vec::new(),
-            Err(error) => {
-                self.parts.metrics.spawn_failed(error.fault());
-                let now = self.now();
-                self.host.on_run(run, Happening::SpawnFailed(error.to_string()), now)
-            }
-        }
-    }
-
-    fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
-        let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
-        self.parts.book.use_run(run.0);
-        let ports = self.parts.book.assign(instance, &want.process.ports)?;
-        let account = self.parts.resolver.account(&want.process)?;
-        let sockets = self.open_sockets(instance, account.as_ref())?;
-        let note = self.note(instance).unwrap_or_default();
-        let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
-        let spawn = self.parts.resolver.spawn(order)?;
-        // Before the table of a new connection is complete, a run that it cannot hold would pass for lost,
-        // and be started twice.
-        if let Some(link) = self.link.as_mut().filter(|_| self.met) {
-            link.send(&Request::Spawn(Box::new(spawn)))?;
-        }
-        Ok(())
-    }
-
-    /// The folder of an instance's sockets.
-    fn socket_folder(&self, instance: &InstanceId) -> PathBuf {
-        self.parts.runtime_dir.join("i").join(instance.to_string())
-    }
-
-    /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
-    pub(super) fn open_sockets(
-        &mut self,
-        instance: &InstanceId,
-        account: Option<&Account>,
-    ) -> Result<PathBuf, OrderError> {
-        let folder = self.socket_folder(instance);
-        let identity = self.identity(account);
-        self.forget_listeners(instance);
-        if self.sockets.descriptors(instance).is_some() {
-            self.sockets.reset(instance);
-            self.sockets.identify(instance, identity);
-            return Ok(folder);
-        }
-        std::fs::create_dir_all(&folder).map_err(|e| OrderError::Folder(folder.clone(), e))?;
-        let descriptors = self.sockets.open(instance, &folder, identity)?;
-        hold(self.link.as_mut(), instance, descriptors)?;
-        Ok(folder)
-    }
-
-    /// Who may speak on an instance's sockets until its process is known.
-    pub(super) fn identity(&self, account: Option<&Account>) -> Identity {
-        let (uid, gid) = match account {
-            Some(account) => (account.uid, account.gid),
-            None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
-        };
-        Identity { uid, gid, main_pid: 0, cgroup: None }
-    }
-
-    fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
-        let note = self.host.instance(instance)?.note()?;
-        bincode::serde::encode_to_vec(note, bincode::config::standard()).ok()
     }
 
     /// The message where somebody listens, the signal where nobody does.
@@ -225,14 +159,14 @@ impl Supervisor {
             Probe::Tcp { port } => Ok(ProbeTarget::Tcp { address: self.address(run, &ports, port)? }),
             Probe::Exec { command } => {
                 let want = known.want.clone().ok_or("the instance is not wanted")?;
-                let sockets = self.socket_folder(instance);
+                let sockets = self.socket_folder(instance).map_err(|e| e.to_string())?;
                 let note = Vec::new();
                 let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
-                let resolved = self
-                    .parts
-                    .resolver
-                    .command(&order, command, "command of the probe")
-                    .map_err(|error| error.to_string())?;
+                let words = |error: &dyn std::fmt::Display| error.to_string();
+                let errand = self.parts.resolver.errand(&order, command, PROBE).map_err(|e| words(&e))?;
+                let found = self.looked_up(&errand).ok_or("its program is being looked up")?;
+                let resolver = &self.parts.resolver;
+                let resolved = resolver.command(&order, command, PROBE, found).map_err(|e| words(&e))?;
                 Ok(ProbeTarget::Exec(ExecRequest {
                     command: resolved.args,
                     env: resolved.env,
@@ -262,7 +196,7 @@ impl Supervisor {
     }
 
     /// Nobody is connected any more who said hello or watched.
-    fn forget_listeners(&mut self, instance: &InstanceId) {
+    pub(super) fn forget_listeners(&mut self, instance: &InstanceId) {
         self.watchers.retain(|(id, _), _| id != instance);
         self.greeted.remove(instance);
     }
@@ -270,11 +204,13 @@ impl Supervisor {
     fn release(&mut self, instance: &InstanceId) {
         self.send(&Request::Release { instance: instance.clone() });
         self.sockets.close(instance);
+        self.folders.remove(instance);
         self.forget_listeners(instance);
         self.parts.book.release(instance);
+        self.parts.resolver.forget(instance);
         self.evidence.forget(instance);
-        // The folder holds the two socket files at most; one that stays is replaced by the next run's.
-        let _ = std::fs::remove_dir_all(self.socket_folder(instance));
+        // It holds the two socket files at most; one that stays is replaced by the next run's.
+        let _ = std::fs::remove_dir_all(self.socket_base(instance));
         let host = &self.host;
         self.parts.chronicle.prune(|id| host.instance(id).is_some());
     }
@@ -283,6 +219,7 @@ impl Supervisor {
         let metrics = &self.parts.metrics;
         match measure {
             Measure::Restarted { cause, took } => metrics.restarted(cause.as_str(), took),
+            Measure::Strays => metrics.strays_killed(),
             Measure::HangKill(late) => metrics.hang_killed(late),
             Measure::LateBeat(late) => metrics.beat(late, Duration::ZERO),
         }
@@ -294,26 +231,5 @@ impl Supervisor {
         if let Err(error) = link.send(request) {
             self.lose_keeper(&error);
         }
-    }
-}
-
-impl Supervisor {
-    /// Gives the keeper the sockets of an instance again: a new keeper has none.
-    pub(super) fn hold_again(&mut self, instance: &InstanceId) -> Result<(), LinkError> {
-        match self.sockets.descriptors(instance) {
-            Some(descriptors) => hold(self.link.as_mut(), instance, descriptors),
-            None => Ok(()),
-        }
-    }
-}
-
-fn hold(
-    link: Option<&mut crate::agent::keeper_link::Link>,
-    instance: &InstanceId,
-    descriptors: [BorrowedFd<'_>; 2],
-) -> Result<(), LinkError> {
-    match link {
-        Some(link) => link.send_with(&Request::Hold { instance: instance.clone() }, &descriptors),
-        None => Ok(()),
     }
 }

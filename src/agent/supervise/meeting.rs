@@ -1,23 +1,25 @@
 //! The keeper, as the loop hears it: connecting, its table, what it tells of runs.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
 
 use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::replica::wall_ms;
-use crate::agent::reporter::Report;
 use crate::host::fleet::Found;
 use crate::host::instance::Note;
-use crate::host::{Happening, Moment};
+use crate::host::{Action, Happening, Moment, Ports};
 use crate::http::view::KeeperView;
+use crate::keeper::fault::{self, Point};
 use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{
-    Account, CgroupSupport, Reply, Request, RunId, RunRecord, Stage, describe_failure,
+    Account, CgroupSupport, Reply, Request, RunId, RunRecord, SpawnStep, Stage, describe_failure,
 };
 use crate::metrics::SpawnFault;
-use crate::spec::InstanceId;
+use crate::process_api::KnownBy;
+use crate::spec::{InstanceId, Logs};
 
 /// What a keeper has said about its table so far.
 #[derive(Default)]
@@ -107,7 +109,10 @@ impl Supervisor {
             Reply::Spawned { run, pid } => self.hear_spawned(run, pid),
             Reply::SpawnFailed { run, step, errno } => {
                 self.parts.metrics.spawn_failed(SpawnFault::Step(step));
-                let why = self.explain(run, describe_failure(step, errno));
+                if let Some(known) = self.host.instance_of(run) {
+                    self.parts.resolver.distrust(&known.id);
+                }
+                let why = self.explain(run, step, describe_failure(step, errno));
                 self.happens(run, Happening::SpawnFailed(why));
             }
             Reply::SpawnStuck { run } => {
@@ -115,7 +120,10 @@ impl Supervisor {
                 self.happens(run, Happening::SpawnStuck);
             }
             Reply::Exited { run, end } => self.happens(run, Happening::Exited(end)),
-            Reply::Gone { run, end, fenced } => self.happens(run, Happening::Gone { end, fenced }),
+            Reply::Gone { run, end, fenced } => {
+                fault::pass(Point::AgentAfterGone);
+                self.happens(run, Happening::Gone { end, fenced });
+            }
             Reply::Unenforced { run, files } => {
                 self.parts.metrics.limits_unenforced(&files);
                 if let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) {
@@ -147,10 +155,12 @@ impl Supervisor {
 
     /// The keeper's table is complete: from here on it and the core agree.
     fn meet(&mut self, strays: Vec<InstanceId>) {
-        for instance in strays {
+        for instance in &strays {
             tracing::warn!(%instance, "the keeper killed leftovers without a certain record");
         }
+        self.carry_out(self.host.strays(strays));
         let listing = std::mem::take(&mut self.listing);
+        self.unclaimed.extend(listing.held.iter().map(|(instance, _)| instance.clone()));
         self.adopt_sockets(listing.held, &listing.runs);
         let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
         self.listing.datagrams = listing.datagrams;
@@ -170,17 +180,32 @@ impl Supervisor {
         };
         self.listing.datagrams.retain(|(id, _, _)| alive(id));
         let pids: Vec<(InstanceId, i32)> = table.iter().map(|f| (f.instance.clone(), f.pid)).collect();
-        let actions = self.host.meet(table, &wants, self.now());
+        let actions = self.host.meet(table, &wants, &self.orders.unsent(), self.now());
         self.met = true;
         self.carry_out(actions);
+        self.send_orders();
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
             self.open_lost_sockets(&instance);
             self.identify(&instance, pid);
         }
         self.hear_datagrams();
-        self.report(Report::Inventory(self.host.inventory()));
+        self.limit_again();
+        self.report_inventory();
         self.grounds = None;
         self.desire();
+    }
+
+    /// A limit that was changed while no keeper or no agent was there is in force from now on.
+    fn limit_again(&mut self) {
+        if !matches!(self.cgroups, CgroupSupport::Full { .. }) {
+            return;
+        }
+        let living = self.host.instances().filter_map(|instance| {
+            let run = instance.run.as_ref().filter(|run| run.pid.is_some())?;
+            Some(Action::Limit { instance: instance.id.clone(), run: run.id })
+        });
+        let limits = living.collect();
+        self.carry_out(limits);
     }
 
     fn hear_datagrams(&mut self) {
@@ -229,14 +254,19 @@ impl Supervisor {
         }
     }
 
-    /// The account of an instance's run; `None`: the agent's own.
+    /// The account of an instance's run, by the files of its sockets: they are its own from its spawn on, and lie
+    /// on tmpfs, which always answers. `None`: the agent's own.
     fn account(&mut self, instance: &InstanceId) -> Option<Account> {
-        let process = self.host.instance(instance).and_then(|known| known.process.clone())?;
-        self.parts.resolver.account(&process).ok().flatten()
+        let folder = self.socket_folder(instance).ok()?;
+        let file = std::fs::metadata(folder.join("api.sock")).ok()?;
+        Some(Account { uid: file.uid(), gid: file.gid(), groups: Vec::new() })
     }
 
     fn found(&mut self, record: RunRecord) -> Found {
-        let note = bincode::serde::decode_from_slice::<Note, _>(&record.note, bincode::config::standard());
+        let note =
+            bincode::serde::decode_from_slice::<(Note, Ports), _>(&record.note, bincode::config::standard());
+        let (note, ports) = note.map_or((None, Ports::new()), |((note, ports), _)| (Some(note), ports));
+        self.parts.book.learn(&record.instance, ports);
         let age = Moment(boottime_ns()).since(Moment(record.spawned_ns));
         Found {
             ports: self.parts.book.ports(&record.instance),
@@ -244,37 +274,47 @@ impl Supervisor {
             run: record.run,
             pid: record.pid,
             stage: record.stage,
-            note: note.ok().map(|(note, _)| note),
+            note,
             spawned_ms: wall_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0)),
         }
     }
 
     fn hear_spawned(&mut self, run: RunId, pid: i32) {
+        fault::pass(Point::AgentAfterSpawned);
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
-        self.identify(&instance, pid);
         let ports = self.parts.book.ports(&instance);
         self.happens(run, Happening::Spawned { pid, ports });
+        self.identify(&instance, pid);
     }
 
-    /// From now on only the run's own processes may speak on its sockets.
+    /// From now on only the run's own processes may speak on its sockets; what they have said already is heard.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
-        // Not from `wants`: a new agent meets its runs before it wants anything.
         let account = self.account(instance);
         let mut identity = self.identity(account.as_ref());
         identity.main_pid = pid;
         if self.cgroups != CgroupSupport::None {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            identity.cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+            let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
+            // One that is gone already has left nothing but its account to know the rest by.
+            identity.known_by = cgroup.map_or(KnownBy::Account, KnownBy::Cgroup);
         }
         self.sockets.identify(instance, identity);
+        let events = self.sockets.drain(instance);
+        self.hear_said(events);
     }
 
-    /// Adds to a failed exec what was to be executed.
-    fn explain(&self, run: RunId, why: String) -> String {
+    /// Adds to a failed step what it was about.
+    fn explain(&self, run: RunId, step: SpawnStep, why: String) -> String {
         let process = self.host.instance_of(run).and_then(|instance| instance.process.as_ref());
-        match process.and_then(|process| process.command.first()) {
-            Some(program) => format!("{why} ({program})"),
-            None => why,
-        }
+        let Some(process) = process else { return why };
+        let about = match step {
+            SpawnStep::Exec => process.command.first().cloned(),
+            SpawnStep::WorkingDir => process.working_dir.clone(),
+            SpawnStep::Logs if process.logs == Logs::Journald => {
+                Some("logs = \"journald\": does systemd-journald run here?".to_owned())
+            }
+            _ => None,
+        };
+        about.map_or(why.clone(), |about| format!("{why} ({about})"))
     }
 }

@@ -1,17 +1,17 @@
-//! Questions of processes: hello, find, watch, launch. Answered from the directory that this host holds.
+//! Questions of processes: hello, find, watch, unwatch, launch. Answered from the directory that this host holds.
 //!
 //! Owns what each watcher was last told, so that a change of the state becomes the changes that it has not
 //! seen. Launches go to the replicated state over the other runtime and come back as [`LaunchDone`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::mpsc;
 
 use super::Supervisor;
 use crate::agent::handle::{AskError, Handle};
 use crate::client::message::{
-    Fault, Found, Hello, Launch, Launched, Listing, PROTOCOL, Phase as Said, Port, WatchChange, WatchEvent,
-    Welcome,
+    Fault, Found, Hello, Launch, Launched, Listing, MAX_WATCHES, PROTOCOL, Phase as Said, Port, WatchChange,
+    WatchEvent, Welcome,
 };
 use crate::host::Happening;
 use crate::process_api::rpc::{Call, Id, Outgoing};
@@ -41,12 +41,12 @@ pub struct LaunchDone {
     pub result: Result<InstanceId, Fault>,
 }
 
-/// A watch of one connection.
-#[derive(Debug)]
-pub(super) struct Watched {
-    process: ProcessName,
-    seen: BTreeMap<InstanceId, Listing>,
-}
+/// The runs of a process by instance.
+type Listings = BTreeMap<InstanceId, Listing>;
+
+/// What a connection watches, and what it was last told of each process.
+#[derive(Debug, Default)]
+pub(super) struct Watches(BTreeMap<ProcessName, Listings>);
 
 impl Supervisor {
     pub(super) fn hear_question(
@@ -70,6 +70,12 @@ impl Supervisor {
                 self.reply(instance, conn, id, |id| Outgoing::answer(id, &found));
             }
             Call::Watch(watch) => self.begin_watch(instance, conn, id, watch.process),
+            Call::Unwatch(watch) => {
+                if let Some(watches) = self.watchers.get_mut(&(instance.clone(), conn)) {
+                    watches.0.remove(&watch.process);
+                }
+                self.reply(instance, conn, id, |id| Outgoing::answer(id, &()));
+            }
             Call::Launch(launch) => self.order_launch(instance, conn, id, *launch),
             // The plain calls are happenings (hearing.rs).
             _ => {}
@@ -127,7 +133,7 @@ impl Supervisor {
 
     // ---- find and watch
 
-    fn listings(&self, state: &State, process: &ProcessName) -> BTreeMap<InstanceId, Listing> {
+    fn listings(&self, state: &State, process: &ProcessName) -> Listings {
         let own = state.directory.iter().filter(|(id, _)| id.process == *process);
         own.map(|(id, entry)| {
             let port = |(protocol, port): &(_, u16)| Port { protocol: *protocol, port: *port };
@@ -156,32 +162,45 @@ impl Supervisor {
         serde_json::from_value(shape(&known.status)).ok()
     }
 
+    /// One watch a process: the same again starts it anew with a snapshot.
     fn begin_watch(&mut self, instance: &InstanceId, conn: ConnId, id: Option<Id>, process: ProcessName) {
-        self.reply(instance, conn, id, |id| Outgoing::answer(id, &serde_json::Value::Null));
+        let watcher = (instance.clone(), conn);
+        let watches = self.watchers.get(&watcher);
+        if watches.is_some_and(|w| w.0.len() >= MAX_WATCHES && !w.0.contains_key(&process)) {
+            let why = format!("{MAX_WATCHES} processes are watched on this connection: unwatch one");
+            let id = id.unwrap_or(Id::NULL);
+            return self.reply(instance, conn, Some(id), |id| Outgoing::refused(id, Fault::WATCHES, why));
+        }
+        self.reply(instance, conn, id, |id| Outgoing::answer(id, &()));
         let state = self.parts.states.borrow().clone();
         let seen = self.listings(&state, &process);
         let snapshot = WatchChange::Snapshot { listings: seen.values().cloned().collect() };
         let event = WatchEvent { process: process.clone(), change: snapshot };
         if self.sockets.send(instance, conn, &Outgoing::Watch(Box::new(event))) {
-            self.watchers.insert((instance.clone(), conn), Watched { process, seen });
+            self.watchers.entry(watcher).or_default().0.insert(process, seen);
         }
     }
 
     /// Tells every watcher what it has not seen yet.
     pub(super) fn tell_watchers(&mut self, state: &State) {
-        if self.watchers.is_empty() {
-            return;
-        }
         let mut watchers = std::mem::take(&mut self.watchers);
-        watchers.retain(|(instance, conn), watched| {
-            let now = self.listings(state, &watched.process);
-            let changes = changes(&watched.seen, &now);
-            watched.seen = now;
-            changes.into_iter().all(|change| {
-                let event = WatchEvent { process: watched.process.clone(), change };
-                self.sockets.send(instance, *conn, &Outgoing::Watch(Box::new(event)))
-            })
-        });
+        let watched = watchers.values().flat_map(|watches| watches.0.keys());
+        let watched: BTreeSet<ProcessName> = watched.cloned().collect();
+        for process in &watched {
+            let now = self.listings(state, process);
+            // One that does not take what it is told is gone or will be.
+            watchers.retain(|(instance, conn), watches| {
+                let Some(seen) = watches.0.get_mut(process) else { return true };
+                let changes = changes(seen, &now);
+                if !changes.is_empty() {
+                    seen.clone_from(&now);
+                }
+                changes.into_iter().all(|change| {
+                    let event = WatchEvent { process: process.clone(), change };
+                    self.sockets.send(instance, *conn, &Outgoing::Watch(Box::new(event)))
+                })
+            });
+        }
         self.watchers = watchers;
     }
 
@@ -237,13 +256,14 @@ fn code(error: &AskError) -> i64 {
     match error {
         AskError::Rejected(Rejected::Full { .. }) => Fault::FULL,
         AskError::Rejected(Rejected::NoProcess(_)) => Fault::NO_PROCESS,
+        AskError::Rejected(Rejected::OtherLaunch { .. } | Rejected::NoArgument { .. }) => Fault::PARAMS,
         AskError::Rejected(_) => Fault::NOT_ALLOWED,
         AskError::Busy | AskError::Stopping => Fault::BUSY,
     }
 }
 
 /// What a watcher that saw `before` must be told to see `now`.
-fn changes(before: &BTreeMap<InstanceId, Listing>, now: &BTreeMap<InstanceId, Listing>) -> Vec<WatchChange> {
+fn changes(before: &Listings, now: &Listings) -> Vec<WatchChange> {
     let gone = before.iter().filter(|(id, _)| !now.contains_key(*id));
     let gone = gone.map(|(id, listing)| WatchChange::Gone { instance: id.clone(), run: listing.run });
     let put = now.iter().filter(|(id, listing)| before.get(*id) != Some(*listing));

@@ -60,8 +60,9 @@ impl Address {
 
 /// Only this one key: a file with faults elsewhere must not keep an operator from asking.
 fn runtime_dir(cluster_toml: &str) -> Option<PathBuf> {
-    let file: toml::Table = cluster_toml.parse().ok()?;
-    Some(PathBuf::from(file.get("host")?.get("runtime_dir")?.as_str()?))
+    let (file, _faults) = toml::de::DeTable::parse_recoverable(cluster_toml);
+    let host = file.get_ref().get("host")?.get_ref().as_table()?;
+    Some(PathBuf::from(host.get("runtime_dir")?.get_ref().as_str()?))
 }
 
 impl FromStr for Address {
@@ -117,6 +118,8 @@ mod tests {
         let file = "[host]\nruntime_dir = \"/tmp/mine\"\n[process.x]\nnonsense = 1\n";
         assert_eq!(Address::choose(true, Some(file)).to_string(), "unix:/run/bigbrother/api.sock");
         assert_eq!(Address::choose(false, Some(file)).to_string(), "unix:/tmp/mine/api.sock");
+        let broken = format!("{file}x = [\n[process.y");
+        assert_eq!(Address::choose(false, Some(&broken)).to_string(), "unix:/tmp/mine/api.sock");
         assert_eq!(Address::choose(false, Some("[host]\n")).to_string(), "unix:/run/bigbrother/api.sock");
         assert_eq!(Address::choose(false, Some("not toml")).to_string(), "unix:/run/bigbrother/api.sock");
         assert_eq!(Address::choose(false, None).to_string(), "unix:/run/bigbrother/api.sock");

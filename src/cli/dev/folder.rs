@@ -83,7 +83,10 @@ fn fresh() -> Result<PathBuf, Failure> {
 
 /// The named folder, which must hold nothing of anybody.
 fn empty(path: PathBuf) -> Result<PathBuf, Failure> {
-    let failed = |source| Failure::Local { what: format!("cannot use {}", path.display()), source };
+    let failed = |source| Failure::Local {
+        what: format!("cannot use {}; name a folder that you may write to", path.display()),
+        source,
+    };
     std::fs::create_dir_all(&path).map_err(failed)?;
     let absolute = path.canonicalize().map_err(failed)?;
     if absolute.read_dir().map_err(failed)?.next().is_some() {

@@ -48,6 +48,7 @@ pub fn status() -> StatusView {
         spec_drift: None,
         version: "0.1.0".to_owned(),
         started_at: "2026-01-02T01:02:03.000Z".to_owned(),
+        starting: None,
         keeper: Some(KeeperView { pid: 99, version: "0.1.0".to_owned(), cgroups: "kill-only".to_owned() }),
         instances: BTreeMap::from([("ready".to_owned(), 3), ("failed".to_owned(), 0)]),
     }

@@ -77,6 +77,14 @@ instances  3: 3 ready
 }
 
 #[test]
+fn a_starting_agent_says_what_it_waits_for_and_nothing_else_is_wrong() {
+    let waits = "it waits for this host's keeper".to_owned();
+    let starting = StatusView { keeper: None, starting: Some(waits.clone()), ..sample::status() };
+    assert_eq!(complaints(&starting), [format!("the agent is starting: {waits}")]);
+    assert!(status(&starting, &page(None)).contains("up 2h01m, starting\n"));
+}
+
+#[test]
 fn every_illness_is_told() {
     let ill = StatusView {
         keeper: None,

@@ -1,14 +1,24 @@
 //! The keeper's table: a new agent, a new keeper, and what was lost between them.
 
+use std::collections::BTreeSet;
+
 use super::*;
-use crate::host::instance::Note;
+use crate::host::instance::{Leaving, Note};
 use crate::keeper::protocol::SpawnStep;
 
 const NATIVE: &str = "heartbeat = { mode = \"native\", interval = \"1s\", timeout = \"5s\" }";
 
 fn found(rig: &Rig, run: u64, stage: Stage) -> Found {
     let stop = rig.want.process.stop.clone();
-    let note = Note { hash: rig.want.hash, ready: true, armed: true, own_timeout_ms: None, stop };
+    let note = Note {
+        hash: rig.want.hash,
+        ready: true,
+        armed: true,
+        own_timeout_ms: None,
+        stop,
+        native: false,
+        leaving: Leaving::No,
+    };
     Found {
         instance: zone(),
         run: RunId(run),
@@ -27,7 +37,7 @@ fn gone(end: End) -> Stage {
 impl Rig {
     fn meet(&mut self, table: Vec<Found>) -> Vec<Action> {
         let wants = BTreeMap::from([(zone(), self.want.clone())]);
-        self.host.meet(table, &wants, self.now())
+        self.host.meet(table, &wants, &BTreeSet::new(), self.now())
     }
 
     /// What the keeper would list of the run as it is.
@@ -48,6 +58,23 @@ fn a_living_run_is_taken_over_and_watched() {
     assert_eq!(orders(rig.wait(ms(4_999))), []);
     assert_eq!(orders(rig.wait(ms(1))), [kill(7)], "it was armed");
     assert_eq!(orders(rig.gone(KILLED)), [ack(7), spawn(8)]);
+}
+
+#[test]
+fn one_whose_exec_is_not_over_has_not_started() {
+    let mut rig = Rig::idle("ready = { mode = \"spawned\", after = \"10ms\" }");
+    let mut run = found(&rig, 7, Stage::Spawning);
+    run.note.as_mut().unwrap().ready = false;
+    assert_eq!(told(&rig.meet(vec![run])), []);
+    rig.heed();
+    rig.wait(s(1));
+    assert!(matches!(rig.phase(), Phase::Starting { .. }), "{:?}", rig.phase());
+    assert!(rig.host.inventory().is_empty());
+    rig.on(Happening::SpawnStuck);
+    assert!(rig.instance().reason.as_ref().unwrap().starts_with("spawn-stuck"));
+    let actions = rig.on(Happening::Spawned { pid: 100, ports: Ports::new() });
+    assert!(matches!(told(&actions)[..], [EventKind::Started { .. }, EventKind::Ready]), "{actions:?}");
+    assert_eq!((rig.phase(), rig.run()), (Phase::Ready, RunId(7)));
 }
 
 #[test]
@@ -117,12 +144,12 @@ fn what_is_wanted_is_compared_with_what_was_taken_over() {
 fn what_nobody_wants_is_stopped_or_forgotten() {
     let mut rig = Rig::idle(NATIVE);
     let table = vec![found(&rig, 7, Stage::Running)];
-    rig.host.meet(table, &BTreeMap::new(), rig.now());
+    rig.host.meet(table, &BTreeMap::new(), &BTreeSet::new(), rig.now());
     let stop = ask(7, StopReason::Remove, s(10), Some(15));
     assert_eq!(orders(rig.remove()), [stop], "by what its note says");
     assert_eq!(orders(rig.gone(End::Code(0))), [ack(7), Action::Release { instance: zone() }]);
     let table = vec![found(&rig, 8, gone(KILLED))];
-    assert_eq!(rig.host.meet(table, &BTreeMap::new(), rig.now()), [ack(8)]);
+    assert_eq!(rig.host.meet(table, &BTreeMap::new(), &BTreeSet::new(), rig.now()), [ack(8)]);
 }
 
 #[test]
@@ -223,4 +250,137 @@ fn the_end_of_an_unknown_run_is_acknowledged_and_nothing_else_of_it_is_heard() {
     assert_eq!(rig.host.on_run(RunId(77), Happening::SpawnFailed(String::new()), now), [ack(77)]);
     assert_eq!(rig.host.on_run(RunId(77), Happening::Exited(KILLED), now), []);
     assert_eq!(rig.phase(), Phase::Ready);
+}
+
+/// A new agent that finds the run of this one as its note says.
+fn successor(rig: &mut Rig) {
+    let table = vec![rig.listed(Stage::Running)];
+    rig.host = Host::new(0);
+    assert_eq!(orders(rig.meet(table)), []);
+    assert_eq!(orders(rig.heed()), []);
+}
+
+#[test]
+fn a_draining_run_goes_on_draining_with_a_new_agent() {
+    let mut rig = Rig::ready(&format!("{NATIVE}\ndrain = {{ timeout = \"60s\" }}"));
+    rig.on(Happening::Connected(true));
+    rig.on(Happening::Draining);
+    rig.wait(s(1));
+    successor(&mut rig);
+    assert!(matches!(rig.phase(), Phase::Draining { cause: None, .. }));
+    assert_eq!(orders(rig.wait(ms(58_999))), []);
+    let within = s(10);
+    assert_eq!(
+        orders(rig.wait(ms(1))),
+        [ask(1, StopReason::DrainTimeout, within, Some(15))],
+        "as it was to be"
+    );
+}
+
+#[test]
+fn the_cause_and_the_deadline_of_a_stop_are_kept_by_a_new_agent() {
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Restart);
+    rig.wait(s(4));
+    successor(&mut rig);
+    assert_eq!(orders(rig.wait(ms(5_999))), [], "it was asked");
+    assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
+    rig.gone(KILLED);
+    assert_eq!(rig.instance().last_exit.as_ref().unwrap().cause, Cause::Operator);
+}
+
+#[test]
+fn one_that_speaks_may_drain_before_it_has_said_hello_to_a_new_agent() {
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Connected(true));
+    successor(&mut rig);
+    rig.update(&format!("{NATIVE}\nbuild = \"2\""));
+    assert!(matches!(rig.phase(), Phase::Draining { .. }));
+    let told = orders(rig.on(Happening::Connected(true)));
+    assert!(matches!(told[..], [Action::Ask { reason: StopReason::Update, signal: None, .. }]), "{told:?}");
+}
+
+#[test]
+fn what_the_keeper_before_did_not_hear_is_asked_again_and_nothing_is_asked_twice() {
+    let mut rig = Rig::ready(NATIVE);
+    let stale = rig.listed(Stage::Running);
+    rig.pause(true);
+    rig.wait(s(1));
+    let heard = rig.listed(Stage::Running);
+    let again = [ask(1, StopReason::Stop, s(9), Some(15))];
+    assert_eq!(orders(rig.meet(vec![stale])), again);
+    assert_eq!(orders(rig.meet(vec![heard])), [], "a keeper that has the note has heard the signal");
+}
+
+#[test]
+fn a_run_that_no_keeper_was_told_of_is_not_lost_with_it() {
+    let mut rig = Rig::ordered(NATIVE);
+    let wants = BTreeMap::from([(zone(), rig.want.clone())]);
+    let now = rig.now();
+    assert_eq!(rig.host.meet(Vec::new(), &wants, &BTreeSet::from([RunId(1)]), now), []);
+    assert_eq!(rig.run(), RunId(1));
+    assert_eq!(orders(rig.meet(Vec::new())), [ack(1), spawn(2)], "told, it would be");
+}
+
+const ONCE: &str = "restart = { policy = \"never\" }";
+
+#[test]
+fn one_that_is_done_is_acknowledged_by_nobody_before_the_state_holds_it() {
+    let mut rig = Rig::ready(ONCE);
+    let actions = rig.gone(End::Code(0));
+    let rest = rig.host.rests().remove(&zone()).expect("it rests");
+    assert_eq!((rest.run, rest.end, rest.failed.clone()), (RunId(1), End::Code(0), None));
+    assert_eq!(told(&actions), [stopped(End::Code(0), true), EventKind::Rests(rest.clone())]);
+    assert_eq!(orders(actions), []);
+    let table = vec![found(&rig, 1, gone(End::Code(0)))];
+    assert_eq!(rig.meet(table), [], "the inventory tells it again");
+}
+
+#[test]
+fn what_rests_goes_on_resting_with_a_new_agent_until_it_is_asked_to_start() {
+    let give_up = "restart = { give_up = { failures = 1, within = \"1h\" } }";
+    for (lines, word) in [(ONCE, "stopped"), (give_up, "failed")] {
+        let mut rig = Rig::ready(lines);
+        rig.gone(CRASHED);
+        if rig.instance().run.is_some() {
+            rig.spawned();
+            rig.gone(CRASHED);
+        }
+        assert_eq!(rig.phase().as_str(), word);
+        let reason = rig.instance().reason.clone();
+        rig.want.rest = rig.host.rests().remove(&zone());
+        let run = rig.want.rest.as_ref().expect("it rests").run.0;
+        rig.host = Host::new(run);
+        assert_eq!(orders(rig.meet(Vec::new())), []);
+        assert_eq!(orders(rig.heed()), []);
+        assert_eq!((rig.phase().as_str(), rig.instance().reason.clone()), (word, reason));
+        assert_eq!(rig.host.rests().remove(&zone()), rig.want.rest);
+        rig.want.generation += 1;
+        rig.want.rest = None;
+        assert_eq!(orders(rig.heed()), [spawn(run + 1)], "{word}");
+    }
+}
+
+#[test]
+fn the_time_that_a_failed_one_waited_for_its_start_is_no_restart() {
+    let mut rig = Rig::ready("restart = { give_up = { failures = 1, within = \"1h\" } }");
+    rig.gone(CRASHED);
+    rig.spawned();
+    rig.gone(CRASHED);
+    assert_eq!(rig.phase(), Phase::Failed);
+    let before = rig.instance().restarts;
+    rig.wait(s(3600));
+    rig.on(Happening::Restart);
+    let actions = rig.spawned();
+    let measured = actions.iter().any(|a| matches!(a, Action::Measure(Measure::Restarted { .. })));
+    assert!(!measured, "{actions:?}");
+    assert_eq!(rig.instance().restarts, before + 1);
+}
+
+#[test]
+fn an_unconfirmed_drain_ends_with_the_reason_that_it_had() {
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Connected(true));
+    rig.remove();
+    assert_eq!(orders(rig.wait(s(10))), [ask(1, StopReason::Remove, s(10), Some(15))]);
 }

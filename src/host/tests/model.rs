@@ -225,7 +225,7 @@ impl World {
         self.keeper.linked = true;
         self.keeper.news.clear();
         let table = self.keeper.table();
-        let actions = self.host.meet(table, &self.wants, self.now());
+        let actions = self.host.meet(table, &self.wants, &BTreeSet::new(), self.now());
         self.carry_out(actions);
         self.desire();
     }

@@ -91,8 +91,31 @@ fn silence_is_a_hang_by_every_sign_and_on_time() {
     let mut rig = Rig::ready(TCP);
     let started = rig.at;
     let actions = rig.wait(s(5));
-    assert_eq!(actions.last(), Some(&kill(1)), "{actions:?}");
+    assert_eq!(orders(actions.clone()).last(), Some(&kill(1)), "{actions:?}");
     assert_eq!(rig.at, started.after(s(5)));
+}
+
+#[test]
+fn a_silent_native_run_is_asked_for_a_beat_once_a_silence_at_half_of_its_timeout() {
+    let ping = || Action::Ping { instance: zone() };
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Connected(true));
+    assert_eq!(orders(rig.wait(s(10))), [], "it has never beaten, so nothing waits for it to");
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(2_499))), []);
+    assert_eq!(orders(rig.wait(ms(1))), [ping()]);
+    assert_eq!(orders(rig.wait(ms(2_000))), [], "asked once");
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(2_500))), [ping()], "another silence");
+    assert_eq!(orders(rig.wait(ms(2_500))), [kill(1)], "a ping is no beat");
+
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(4_999))), [], "nobody is connected who could hear it");
+    let mut rig = Rig::ready(NOTIFY);
+    rig.on(Happening::Connected(true));
+    rig.on(Happening::Beat);
+    assert_eq!(orders(rig.wait(ms(4_999))), [], "sd_notify has no ping");
 }
 
 #[test]
@@ -280,17 +303,17 @@ fn hello_while_stopping_is_answered_with_the_message_once() {
     let mut rig = Rig::started(NATIVE);
     assert_eq!(orders(rig.pause(true)), [ask(1, StopReason::Stop, s(10), Some(15))]);
     rig.wait(s(4));
-    assert_eq!(rig.on(Happening::Connected(true)), [ask(1, StopReason::Stop, s(6), None)]);
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Stop, s(6), None)]);
     assert_eq!(rig.on(Happening::Connected(true)), []);
     let mut rig = Rig::started(NATIVE);
     rig.on(Happening::Restart);
-    assert_eq!(rig.on(Happening::Connected(true)), [ask(1, StopReason::Restart, s(10), None)]);
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Restart, s(10), None)]);
     let mut rig = Rig::started(NATIVE);
     rig.remove();
-    assert_eq!(rig.on(Happening::Connected(true)), [ask(1, StopReason::Remove, s(10), None)]);
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [ask(1, StopReason::Remove, s(10), None)]);
     let mut rig = Rig::started(NATIVE);
     rig.on(Happening::Stopping);
-    assert_eq!(rig.on(Happening::Connected(true)), [], "it ends by its own wish");
+    assert_eq!(orders(rig.on(Happening::Connected(true))), [], "it ends by its own wish");
 }
 
 #[test]
@@ -499,7 +522,9 @@ fn a_launched_instance_is_done_when_it_ends_or_cannot_start() {
     assert_eq!(orders(rig.wait(s(1000))), []);
     let mut rig = Rig::ordered(lines);
     let actions = rig.on(Happening::SpawnFailed("no such file".to_owned()));
-    assert_eq!(told(&actions), [stopped(End::Unknown, true)], "else its launch would stay for ever");
+    let rest = rig.host.rests().remove(&zone()).expect("it rests");
+    assert_eq!(rest.failed, None);
+    assert_eq!(told(&actions), [EventKind::Rests(rest)], "else its launch would stay for ever");
 }
 
 #[test]

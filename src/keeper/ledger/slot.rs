@@ -35,9 +35,27 @@ pub struct Slot {
     body_len: AtomicU64,
     /// Which of the two notes counts (high half) and its length (low half).
     note_at: AtomicU64,
-    unused: [AtomicU64; 5],
+    /// Why the child could not go on: errno (high half) and step plus one (low half).
+    failure: AtomicU64,
+    unused: [AtomicU64; 4],
     notes: [[AtomicU64; NOTE_WORDS]; 2],
     body: [AtomicU64; BODY_WORDS],
+}
+
+/// The words of a slot that the child writes: `time`, then `pid`, and `failure` if it cannot go on.
+#[derive(Clone, Copy)]
+pub struct ChildWords<'a> {
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub time: &'a AtomicU64,
+    /// Its number.
+    pub pid: &'a AtomicU64,
+    /// See [`failure_word`].
+    pub failure: &'a AtomicU64,
+}
+
+/// A failed step as the child writes it; never zero.
+pub fn failure_word(step: SpawnStep, errno: u32) -> u64 {
+    (u64::from(errno) << 32) | (step as u64 + 1)
 }
 
 /// What is written before the fork.
@@ -128,15 +146,23 @@ impl Slot {
 
     pub(super) fn clear(&self) {
         self.set_phase(Phase::Free);
-        let words = [&self.child_ns, &self.pid, &self.followed_ticks, &self.followed_pid, &self.note_at];
-        for word in words {
+        let of_child = [&self.child_ns, &self.pid, &self.failure];
+        let of_keeper = [&self.followed_ticks, &self.followed_pid, &self.note_at];
+        for word in of_child.into_iter().chain(of_keeper) {
             word.store(0, Ordering::Relaxed);
         }
     }
 
-    /// The two words that the child writes: first `child_ns`, then `pid` with Release.
-    pub fn child_words(&self) -> (&AtomicU64, &AtomicU64) {
-        (&self.child_ns, &self.pid)
+    /// What the child writes.
+    pub fn child_words(&self) -> ChildWords<'_> {
+        ChildWords { time: &self.child_ns, pid: &self.pid, failure: &self.failure }
+    }
+
+    /// The step at which the child could not go on, and errno.
+    pub fn failure(&self) -> Option<(SpawnStep, i32)> {
+        let word = self.failure.load(Ordering::Acquire);
+        let step = (word as u32).checked_sub(1)?;
+        Some((step_of(step), (word >> 32) as i32))
     }
 
     /// How far its run is.
@@ -236,8 +262,8 @@ fn read_phase(word: u64) -> Phase {
     }
 }
 
-/// The step with this discriminant; the child reports steps as numbers too.
-pub(in crate::keeper) fn step_of(number: u32) -> SpawnStep {
+/// The step with this discriminant.
+fn step_of(number: u32) -> SpawnStep {
     const STEPS: [SpawnStep; 14] = [
         SpawnStep::Busy,
         SpawnStep::Ledger,
@@ -266,6 +292,19 @@ mod tests {
         for number in 0..14 {
             assert_eq!(step_of(number) as u32, number);
         }
+    }
+
+    #[test]
+    fn a_failure_is_read_as_the_child_wrote_it() {
+        // SAFETY: all zero is a free slot.
+        let slot: Slot = unsafe { std::mem::zeroed() };
+        assert_eq!(slot.failure(), None);
+        for (step, errno) in [(SpawnStep::Busy, 0), (SpawnStep::Exec, 2)] {
+            slot.child_words().failure.store(failure_word(step, errno as u32), Ordering::Release);
+            assert_eq!(slot.failure(), Some((step, errno)));
+        }
+        slot.clear();
+        assert_eq!(slot.failure(), None);
     }
 
     #[test]

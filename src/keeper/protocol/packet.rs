@@ -1,13 +1,13 @@
-//! From a message to the bytes of a packet and back.
+//! From messages to the bytes of a packet and back.
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_PACKET, VERSION};
+use super::{MAX_GATHERED, MAX_PACKET, VERSION};
 
 /// A packet that is not a message.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// No byte at all.
+    /// No message at all.
     #[error("empty packet")]
     Empty,
     /// The other side speaks another version.
@@ -19,9 +19,6 @@ pub enum DecodeError {
     /// Bytes that are no message.
     #[error("malformed packet")]
     Malformed(#[source] bincode::error::DecodeError),
-    /// Bytes after the message.
-    #[error("{0} bytes after the end of the message")]
-    Trailing(usize),
 }
 
 /// A message that does not fit.
@@ -49,19 +46,30 @@ pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, EncodeError> {
     Ok(out)
 }
 
-/// The message of one packet.
-pub fn decode<M: for<'de> Deserialize<'de>>(packet: &[u8]) -> Result<M, DecodeError> {
+/// Adds a message to those of a packet that is not sent yet. False: it does not fit, and nothing was added.
+pub fn gather(packet: &mut Vec<u8>, message: &[u8]) -> bool {
+    let fits = packet.len() + message.len() <= MAX_GATHERED;
+    if fits {
+        packet.extend_from_slice(&message[1..]);
+    }
+    fits
+}
+
+/// The messages of one packet, at least one.
+pub fn decode<M: for<'de> Deserialize<'de>>(packet: &[u8]) -> Result<Vec<M>, DecodeError> {
     if packet.len() > MAX_PACKET {
         return Err(DecodeError::TooLarge(packet.len()));
     }
-    let (version, body) = packet.split_first().ok_or(DecodeError::Empty)?;
+    let (version, mut body) = packet.split_first().ok_or(DecodeError::Empty)?;
     if *version != VERSION {
         return Err(DecodeError::Version(*version));
     }
-    let (message, used) =
-        bincode::serde::decode_from_slice(body, layout()).map_err(DecodeError::Malformed)?;
-    if used != body.len() {
-        return Err(DecodeError::Trailing(body.len() - used));
+    let mut messages = Vec::with_capacity(1);
+    while !body.is_empty() {
+        let (message, used) =
+            bincode::serde::decode_from_slice(body, layout()).map_err(DecodeError::Malformed)?;
+        messages.push(message);
+        body = &body[used..];
     }
-    Ok(message)
+    if messages.is_empty() { Err(DecodeError::Empty) } else { Ok(messages) }
 }

@@ -13,7 +13,7 @@ where
 {
     let packet = encode(message).unwrap();
     assert_eq!(hex(&packet), bytes.replace([' ', '\n'], ""), "{message:?}");
-    assert_eq!(&decode::<M>(&packet).unwrap(), message);
+    assert_eq!(decode::<M>(&packet).unwrap(), std::slice::from_ref(message));
 }
 
 fn zone() -> InstanceId {
@@ -157,11 +157,24 @@ fn what_is_no_message_is_told_apart() {
     assert!(matches!(decode::<Request>(&[]), Err(DecodeError::Empty)));
     assert!(matches!(decode::<Request>(&[2, 1, 0, 0, 0]), Err(DecodeError::Version(2))));
     assert!(matches!(decode::<Request>(&[1, 1, 0, 0]), Err(DecodeError::Malformed(_))));
-    assert!(matches!(decode::<Request>(&[1, 1, 0, 0, 0, 9]), Err(DecodeError::Trailing(1))));
+    assert!(matches!(decode::<Request>(&[1, 1, 0, 0, 0, 9]), Err(DecodeError::Malformed(_))));
+    assert!(matches!(decode::<Request>(&[1]), Err(DecodeError::Empty)));
     assert!(matches!(decode::<Request>(&vec![1; MAX_PACKET + 1]), Err(DecodeError::TooLarge(_))));
     // A length that lies does not allocate.
     let lie = [1, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 127];
     assert!(matches!(decode::<Request>(&lie), Err(DecodeError::Malformed(_))));
     let note = Request::Note { run: RunId(1), note: vec![0; MAX_PACKET] };
     assert!(matches!(encode(&note), Err(EncodeError::TooLarge(_))));
+}
+
+#[test]
+fn messages_are_gathered_in_order_while_there_is_room() {
+    let acknowledge = Request::Acknowledge { run: RunId(7) };
+    let mut packet = encode(&acknowledge).unwrap();
+    assert!(gather(&mut packet, &encode(&Request::Ping).unwrap()));
+    assert_eq!(decode::<Request>(&packet).unwrap(), [acknowledge, Request::Ping]);
+    let before = packet.clone();
+    let large = Request::Note { run: RunId(1), note: vec![0; MAX_GATHERED] };
+    assert!(!gather(&mut packet, &encode(&large).unwrap()));
+    assert_eq!(packet, before);
 }

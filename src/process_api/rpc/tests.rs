@@ -63,6 +63,10 @@ fn every_method_is_read_with_its_parameters() {
         ok(r#"{"jsonrpc":"2.0","id":2,"method":"watch","params":{"process":"zone"}}"#).call,
         Call::Watch(Watch { process: "zone".parse().unwrap() })
     );
+    assert_eq!(
+        ok(r#"{"jsonrpc":"2.0","method":"unwatch","params":{"process":"zone"}}"#).call,
+        Call::Unwatch(Watch { process: "zone".parse().unwrap() })
+    );
     let Call::Launch(launch) = ok(
         r#"{"jsonrpc":"2.0","id":3,"method":"launch","params":{"process":"dungeon","args":{"seed":"7"},"key":"p1"}}"#,
     )

@@ -1,22 +1,25 @@
 //! Making the two socket files of an instance, and preparing those that the keeper gives back.
 //!
-//! The files are never, not even for a moment, open to others than their owner: Linux takes the mode of the
-//! file from the socket, so it is set before the bind.
+//! Where accounts tell who may speak, the files are never, not even for a moment, open to others than their
+//! owner: Linux takes the mode of the file from the socket, so it is set before the bind. Where cgroups do, a
+//! process may have changed its account, so the files are open to all; what keeps a flood of strangers away
+//! from them is that nobody else knows the path: a folder of a random name in one that only the agent may
+//! list, bound through a descriptor, since /proc/net/unix shows to all what was bound.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, listen, setsockopt, socket,
     sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::Identity;
+use super::{Identity, KnownBy};
 
 /// Connections that wait while no agent runs.
 const BACKLOG: i32 = 64;
@@ -77,6 +80,45 @@ pub enum OpenError {
     },
 }
 
+/// Hexadecimal digits of the random name: 64 bits.
+const SECRET: usize = 16;
+
+/// The folder of an instance's sockets: `base`, or where the sockets are open a folder in it of a name that
+/// nobody can guess; the same one for as long as it is there.
+pub fn door(base: &Path, identity: &Identity) -> std::io::Result<PathBuf> {
+    if identity.known_by == KnownBy::Account {
+        return Ok(base.to_owned());
+    }
+    if let Some(parent) = base.parent() {
+        DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+    }
+    match DirBuilder::new().mode(0o711).create(base) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::set_permissions(base, Permissions::from_mode(0o711))?;
+            for entry in std::fs::read_dir(base)? {
+                let entry = entry?;
+                if entry.file_name().len() == SECRET && entry.file_type()?.is_dir() {
+                    return Ok(entry.path());
+                }
+            }
+        }
+        made => made?,
+    }
+    let folder = base.join(secret()?);
+    DirBuilder::new().mode(0o711).create(&folder)?;
+    Ok(folder)
+}
+
+fn secret() -> std::io::Result<String> {
+    let mut random = [0_u8; SECRET / 2];
+    // SAFETY: the kernel writes at most as many bytes as the array has.
+    let got = unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
+    match usize::try_from(got) {
+        Ok(got) if got == random.len() => Ok(random.iter().map(|byte| format!("{byte:02x}")).collect()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// The listener `api.sock` and the notify socket `notify.sock` in a folder.
 pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, OwnedFd), OpenError> {
     DirBuilder::new()
@@ -84,20 +126,26 @@ pub(super) fn bind(folder: &Path, identity: &Identity) -> Result<(OwnedFd, Owned
         .mode(0o755)
         .create(folder)
         .map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
-    let listener = one(&folder.join("api.sock"), SockType::Stream, identity)?;
-    let notify = one(&folder.join("notify.sock"), SockType::Datagram, identity)?;
+    let held = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| OpenError::Folder { path: folder.to_owned(), source: errno.into() })?;
+    let listener = one(folder, &held, "api.sock", SockType::Stream, identity)?;
+    let notify = one(folder, &held, "notify.sock", SockType::Datagram, identity)?;
     Ok((listener, notify))
 }
 
-fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, OpenError> {
+fn one(
+    folder: &Path,
+    held: &OwnedFd,
+    name: &str,
+    kind: SockType,
+    identity: &Identity,
+) -> Result<OwnedFd, OpenError> {
+    let path = &folder.join(name);
     let owned = |source| OpenError::Bind { path: path.to_owned(), source };
-    let address = UnixAddr::new(path).map_err(|_| OpenError::PathTooLong { path: path.to_owned() })?;
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(OpenError::Stale { path: path.to_owned(), source });
-        }
-        _ => (),
-    }
+    // The processes connect by the path, so it must not be longer than they can say.
+    UnixAddr::new(path).map_err(|_| OpenError::PathTooLong { path: path.to_owned() })?;
+    let through = format!("/proc/self/fd/{}/{name}", held.as_raw_fd());
+    let address = UnixAddr::new(through.as_str()).map_err(owned)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let made = socket(AddressFamily::Unix, kind, flags, None).map_err(owned)?;
     fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(owned)?;
@@ -106,13 +154,25 @@ fn one(path: &Path, kind: SockType, identity: &Identity) -> Result<OwnedFd, Open
         setsockopt(&made, sockopt::PassCred, &true).map_err(owned)?;
         setsockopt(&made, sockopt::RcvBuf, &NOTIFY_ROOM).map_err(owned)?;
     }
-    bind_to(made.as_raw_fd(), &address).map_err(owned)?;
+    match bind_to(made.as_raw_fd(), &address) {
+        // Left by an agent before.
+        Err(Errno::EADDRINUSE) => {
+            std::fs::remove_file(path)
+                .map_err(|source| OpenError::Stale { path: path.to_owned(), source })?;
+            bind_to(made.as_raw_fd(), &address).map_err(owned)?;
+        }
+        bound => bound.map_err(owned)?,
+    }
     if identity.uid != nix::unistd::geteuid().as_raw() || identity.gid != nix::unistd::getegid().as_raw() {
         lchown(path, Some(identity.uid), Some(identity.gid)).map_err(|source| OpenError::Owner {
             path: path.to_owned(),
             uid: identity.uid,
             source,
         })?;
+    }
+    if identity.known_by != KnownBy::Account {
+        let open = std::fs::set_permissions(path, Permissions::from_mode(0o666));
+        open.map_err(|e| owned(e.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)))?;
     }
     if kind == SockType::Stream {
         listen(&made, Backlog::new(BACKLOG).map_err(owned)?).map_err(owned)?;

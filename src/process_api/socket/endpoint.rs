@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, SockFlag, accept4, getsockopt, send, sockopt};
 
 use super::connection::{Connection, Sent, Taken};
 use super::datagram::{self, Control, Datagram};
-use super::{ConnId, Counters, Identity, Said, SocketEvent, Stranger, token};
-use crate::client::message::Fault;
+use super::{ConnId, Counters, Identity, KnownBy, Said, SocketEvent, Stranger, token};
+use crate::client::message::{Fault, MAX_WATCHES};
 use crate::process_api::notify::{self, MAX_DATAGRAM};
 use crate::process_api::rpc::{Call, Id, Outgoing, Request};
 use crate::spec::InstanceId;
@@ -33,6 +34,7 @@ pub(super) const READ: usize = 8 * 1024;
 
 /// Calls of one connection in one step that cost the agent more than a note (find, launch ...).
 const QUESTIONS: usize = 16;
+const _: () = assert!(1 + MAX_WATCHES < QUESTIONS, "a client that is back says hello and all its watches");
 
 /// What all endpoints share in one round of the loop.
 pub(super) struct Round<'a> {
@@ -78,6 +80,14 @@ impl Endpoint {
         }
     }
 
+    /// A connection or a datagram waits.
+    pub(super) fn is_called(&self) -> bool {
+        let waits = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut sockets = [waits(self.listener.as_fd()), waits(self.notify.as_fd())];
+        // When it cannot be known, something may wait.
+        poll(&mut sockets, PollTimeout::ZERO).map_or(true, |called| called > 0)
+    }
+
     fn event(&self, conn: Option<ConnId>, pid: i32, said: Said) -> SocketEvent {
         SocketEvent { instance: Arc::clone(&self.instance), conn, pid, said }
     }
@@ -92,6 +102,9 @@ impl Endpoint {
 
     /// Takes waiting connections; true when it took one: it may have spoken already.
     pub(super) fn accept(&mut self, round: &mut Round<'_>) -> bool {
+        if self.identity.known_by == KnownBy::CgroupToCome {
+            return false;
+        }
         for taken in 0..ACCEPTS {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = match accept4(self.listener.as_raw_fd(), flags) {
@@ -231,6 +244,9 @@ impl Endpoint {
 
     /// Takes waiting datagrams; true when more may wait.
     pub(super) fn read_notices(&mut self, round: &mut Round<'_>) -> bool {
+        if self.identity.known_by == KnownBy::CgroupToCome {
+            return false;
+        }
         for _ in 0..DATAGRAMS {
             let text = &mut round.text[..MAX_DATAGRAM + 1];
             match datagram::receive(self.notify.as_fd(), text, round.control) {

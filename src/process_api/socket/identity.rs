@@ -1,8 +1,9 @@
 //! Who may speak on the sockets of an instance.
 //!
-//! Owns the rule: the socket is the identity, so a caller must run as the instance's account (or root) and,
-//! where there are cgroups, inside the instance's. Reads /proc of the caller, nothing else. Without a cgroup
-//! processes of one account are not told apart; docs/protocol.md says so.
+//! Owns the rule: the socket is the identity, and a caller must belong to its instance. Where there are cgroups,
+//! who lies inside the instance's belongs to it, whatever account it has changed to; else who runs as the
+//! instance's account (or root) does, and processes of one account are not told apart (docs/protocol.md says
+//! so). Reads /proc of the caller, nothing else.
 
 /// Whose sockets they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,8 +14,20 @@ pub struct Identity {
     pub gid: u32,
     /// The main process, which needs no look at its cgroup; 0: not known (yet).
     pub main_pid: i32,
-    /// The instance's cgroup as /proc/PID/cgroup writes it: `/bigbrother/zone.3`. `None`: no cgroups here.
-    pub cgroup: Option<String>,
+    /// What its processes are known by.
+    pub known_by: KnownBy,
+}
+
+/// What the processes of an instance are known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum KnownBy {
+    /// Their account: no cgroups here.
+    #[default]
+    Account,
+    /// Their cgroup, which is told once the run is spawned. Until then nobody is heard, and what is said waits.
+    CgroupToCome,
+    /// Their cgroup, as /proc/PID/cgroup writes it: `/bigbrother/zone.3`.
+    Cgroup(String),
 }
 
 /// Why a caller was turned away.
@@ -45,10 +58,14 @@ pub enum Stranger {
 impl Identity {
     /// Refuses a caller that does not belong to the instance.
     pub fn admit(&self, pid: i32, uid: u32) -> Result<(), Stranger> {
-        if uid != self.uid && uid != 0 {
-            return Err(Stranger::Account { uid, expected: self.uid });
-        }
-        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        let cgroup = match &self.known_by {
+            KnownBy::Account if uid != self.uid && uid != 0 => {
+                return Err(Stranger::Account { uid, expected: self.uid });
+            }
+            KnownBy::Account => return Ok(()),
+            KnownBy::CgroupToCome => return Err(Stranger::Cgroup { pid }),
+            KnownBy::Cgroup(cgroup) => cgroup,
+        };
         if self.main_pid != 0 && pid == self.main_pid {
             return Ok(());
         }
@@ -102,15 +119,21 @@ mod tests {
     #[test]
     fn root_too_must_be_inside_the_cgroup() {
         let me = std::process::id() as i32;
-        let elsewhere = Identity { cgroup: Some("/elsewhere".to_owned()), ..Identity::default() };
+        let elsewhere =
+            Identity { known_by: KnownBy::Cgroup("/elsewhere".to_owned()), ..Identity::default() };
         assert_eq!(elsewhere.admit(me, 0), Err(Stranger::Cgroup { pid: me }));
         assert_eq!(elsewhere.admit(0, 0), Err(Stranger::Cgroup { pid: 0 }));
         assert_eq!(elsewhere.admit(i32::MAX, 0), Err(Stranger::Gone { pid: i32::MAX }));
         assert_eq!(Identity { main_pid: me, ..elsewhere }.admit(me, 0), Ok(()));
         let here = own_cgroup();
         if here != "/" {
-            let at_home = Identity { cgroup: Some(here), ..Identity::default() };
+            let at_home = Identity { known_by: KnownBy::Cgroup(here), ..Identity::default() };
             assert_eq!(at_home.admit(me, 0), Ok(()));
+            assert_eq!(
+                at_home.admit(me, 65_534),
+                Ok(()),
+                "one that gave up its account belongs to it all the same"
+            );
         }
     }
 }

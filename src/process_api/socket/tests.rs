@@ -94,7 +94,7 @@ fn me() -> Identity {
 }
 
 fn elsewhere() -> Identity {
-    Identity { cgroup: Some("/no/such/cgroup".to_owned()), ..me() }
+    Identity { known_by: KnownBy::Cgroup("/no/such/cgroup".to_owned()), ..me() }
 }
 
 fn line(stream: &UnixStream) -> serde_json::Value {
@@ -122,6 +122,56 @@ fn the_files_belong_to_the_run_and_to_nobody_else() {
             assert_eq!((facts.uid(), facts.gid()), (12345, 23456), "{file}");
         }
     }
+}
+
+#[test]
+fn with_cgroups_the_door_is_open_and_hidden() {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut host = Host::new();
+    let base = host.folder.path().join("zone.3");
+    let to_come = || Identity { known_by: KnownBy::CgroupToCome, ..me() };
+    let folder = door(&base, &to_come()).unwrap();
+    assert_ne!(folder, base);
+    host.sockets.open(&id("zone.3"), &folder, to_come()).unwrap();
+    for file in ["api.sock", "notify.sock"] {
+        assert_eq!(
+            std::fs::metadata(folder.join(file)).unwrap().permissions().mode() & 0o777,
+            0o666,
+            "{file}"
+        );
+    }
+    assert_eq!(std::fs::metadata(&base).unwrap().permissions().mode() & 0o777, 0o711, "nobody may list it");
+    assert_eq!(door(&base, &to_come()).unwrap(), folder, "a new agent finds the path that its runs know");
+    let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(name.len() == 16, "{name}");
+    let listed = std::fs::read_to_string("/proc/net/unix").unwrap();
+    assert!(listed.contains(".sock") && !listed.contains(&name), "the path is listed for everybody to read");
+    let other = host.folder.path().join("zone.4");
+    assert_ne!(door(&other, &to_come()).unwrap().file_name(), folder.file_name());
+    // What an older version left.
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(host.folder.path().join("zone.5")).unwrap();
+    let old = door(&host.folder.path().join("zone.5"), &to_come()).unwrap();
+    assert_eq!(std::fs::metadata(old.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o711);
+    assert_eq!(door(&base, &me()).unwrap(), base, "without cgroups the mode is the lock");
+}
+
+#[test]
+fn before_the_run_is_known_nobody_is_heard_and_nothing_is_lost() {
+    let mut host = Host::new();
+    host.open("zone.3", Identity { known_by: KnownBy::CgroupToCome, ..me() });
+    let mut stream = host.connect("zone.3");
+    stream.write_all(HELLO).unwrap();
+    let notifier = host.notifier("zone.3");
+    notifier.send(b"READY=1").unwrap();
+    host.poll_all();
+    assert!(host.events.is_empty(), "{:?}", host.events);
+    let main_pid = std::process::id() as i32;
+    host.sockets.identify(&id("zone.3"), Identity { main_pid, ..elsewhere() });
+    let events = host.sockets.drain(&id("zone.3"));
+    let said = |holds: fn(&Said) -> bool| events.iter().any(|event| holds(&event.said));
+    assert!(said(|s| matches!(s, Said::Notice(n) if n.ready)), "{events:?}");
+    assert!(said(|s| matches!(s, Said::Request(_))), "{events:?}");
+    assert_eq!(host.sockets.counters().strangers, 0);
 }
 
 #[test]

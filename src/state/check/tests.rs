@@ -90,6 +90,35 @@ fn an_exclusive_placement_without_its_claim() {
 }
 
 #[test]
+fn a_rest_of_what_is_not_placed_and_of_what_runs() {
+    let law = "what rests is placed, and no run of it lives there";
+    let rest = || Rest { run: RunId(1), end: End::Code(0), at_ms: 5, failed: None };
+    finds(law, |s| drop(s.rests.insert(id("zone.1"), rest())));
+    finds(law, |s| drop(s.rests.insert(id("zone.0"), rest())));
+    finds(law, |s| {
+        let entry = s.directory.remove(&id("zone.0")).unwrap();
+        s.superseded.entry(id("zone.0")).or_default().insert(host("alpha"), entry);
+        s.rests.insert(id("zone.0"), rest());
+    });
+}
+
+#[test]
+fn a_launch_that_is_done() {
+    finds("an instance is launched or done", |s| {
+        let finished = Finished { host: host("alpha"), end: End::Code(0), at_ms: 5 };
+        s.finished.insert(id("zone.7"), finished);
+        s.launches.insert(id("zone.7"), Launch { args: BTreeMap::new(), key: None, at_ms: 5 });
+    });
+}
+
+#[test]
+fn an_epoch_of_nothing_and_one_that_says_nothing() {
+    let law = "an epoch is that of a declared process";
+    finds(law, |s| _ = s.epochs.insert("nobody".parse().unwrap(), 1));
+    finds(law, |s| _ = s.epochs.insert(id("zone.0").process, 0));
+}
+
+#[test]
 fn a_leader_that_is_not_ready_and_none_where_one_could_be() {
     let law = "a leader is ready, and a process with a ready run has one";
     finds(law, |s| s.directory.get_mut(&id("zone.0")).unwrap().ready = None);
@@ -120,7 +149,7 @@ fn records_that_should_be_forgotten() {
 #[test]
 fn what_shrinks() {
     type Plant = fn(&mut State);
-    let laws: [(&str, &[Plant]); 4] = [
+    let laws: [(&str, &[Plant]); 5] = [
         (
             "index, basis, revision and incarnations only grow",
             &[|s| s.index -= 1, |s| s.basis -= 1, |s| s.revision -= 1, |s| s.incarnations -= 1],
@@ -153,10 +182,18 @@ fn what_shrinks() {
                 |s| s.leaders.get_mut(&id("zone.0").process).unwrap().run = RunId(9),
             ],
         ),
+        (
+            "the epoch of a declared process only grows",
+            &[
+                |s| _ = s.epochs.insert(id("zone.0").process, 1),
+                |s| _ = s.epochs.remove(&id("zone.0").process),
+            ],
+        ),
     ];
     for (law, plants) in laws {
         for (n, plant) in plants.iter().enumerate() {
-            let before = sound();
+            let mut before = sound();
+            before.epochs.insert(id("zone.0").process, 2);
             let mut after = before.clone();
             plant(&mut after);
             let found = shrunk(&before, &after);

@@ -100,7 +100,9 @@ fn the_placed_hosts_run_counts_and_the_other_is_superseded_until_it_ends() {
     let fact = |run| RunFact { run: RunId(run), hash: SpecHash(1), ports: BTreeMap::new(), ready: true };
     let runs = BTreeMap::from([(id("zone.0"), fact(1))]);
     let incarnation = state.hosts[&host("alpha")].incarnation;
-    state.take(Command::Inventory { host: host("alpha"), incarnation, seq: 0, runs }).unwrap();
+    state
+        .take(Command::Inventory { host: host("alpha"), incarnation, seq: 0, runs, rests: BTreeMap::new() })
+        .unwrap();
     assert_eq!(state.directory[&id("zone.0")].host, host("beta"));
     // Placed there again, its run counts again.
     state.put("zone.0", "alpha").unwrap();
@@ -116,7 +118,13 @@ fn the_placed_hosts_run_counts_and_the_other_is_superseded_until_it_ends() {
 fn an_inventory_that_is_older_than_the_events_changes_nothing() {
     let mut state = ready();
     state.events(1, vec![event("zone.0", 1, started()), event("zone.1", 2, started())]).unwrap();
-    let inventory = |seq, runs| Command::Inventory { host: host("alpha"), incarnation: 1, seq, runs };
+    let inventory = |seq, runs| Command::Inventory {
+        host: host("alpha"),
+        incarnation: 1,
+        seq,
+        runs,
+        rests: BTreeMap::new(),
+    };
     let before = content(&state);
     state.take(inventory(1, BTreeMap::new())).unwrap();
     assert_eq!(content(&state), before);
@@ -180,10 +188,10 @@ fn where_an_instance_failed_is_known_until_it_is_resumed_or_changed() {
         let mut state = three();
         state.put("zone.0", "beta").unwrap();
         let basis = state.basis;
-        state.events_of("beta", 1, vec![event("zone.0", 1, EventKind::Failed)]).unwrap();
+        state.events_of("beta", 1, vec![event("zone.0", 1, EventKind::Rests(gave_up(1)))]).unwrap();
         assert_eq!(state.failed[&id("zone.0")], BTreeSet::from([host("beta")]));
         assert!(state.basis > basis, "the plan may move it");
-        state.events_of("alpha", 1, vec![event("zone.0", 1, EventKind::Failed)]).unwrap();
+        state.events_of("alpha", 1, vec![event("zone.0", 1, EventKind::Rests(gave_up(1)))]).unwrap();
         assert_eq!(state.failed[&id("zone.0")].len(), 1, "it does not belong to alpha");
         state.take(command.clone()).unwrap();
         assert!(state.failed.is_empty(), "{command:?}");

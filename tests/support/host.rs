@@ -1,17 +1,18 @@
 //! A host under test: the real program as agent, the keeper that it starts, and small processes.
 //!
 //! Owns a folder of its own, a games cgroup and everything that is started in them; all of it is gone when the
-//! value is dropped, also after a failure, which shows the logs of agent and keeper. Used by tests/death.rs
-//! and tests/bad_input.rs; neither uses all of it.
+//! value is dropped, also after a failure, which shows the logs of agent and keeper. Asked over its API here, and by
+//! the command line in `agent.rs` beside it. Everything that a host starts carries the folder's path in its command
+//! line or environment (agent and keeper their configuration, games `$BIGBROTHER_SOCKET`), or lies in its cgroups, so
+//! all of it can be found. A test program takes this file by its path; none uses all of it.
 #![allow(dead_code, unused_imports)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bigbrother::http::view::InstanceView;
@@ -20,16 +21,27 @@ use tempfile::TempDir;
 
 #[path = "host/api.rs"]
 mod api;
+#[path = "host/cgroups.rs"]
+mod cgroups;
+#[path = "host/ports.rs"]
+mod ports;
 #[path = "host/surroundings.rs"]
 mod surroundings;
+#[path = "host/witness.rs"]
+mod witness;
 
+use cgroups::{folders, games_cgroup};
+use ports::PortBlock;
 pub use surroundings::{Bystander, PATIENCE, SmallDisk, alive, expect, signal, until};
 use surroundings::{processes, words};
 
 /// With or without cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cgroups {
+    /// In one of the test's own making.
     Own,
+    /// In that which the keeper finds by itself.
+    Found,
     None,
 }
 
@@ -37,44 +49,27 @@ pub struct Host {
     pub root: PathBuf,
     pub runtime: PathBuf,
     pub data: PathBuf,
-    /// What the agent is given as `--cgroup`.
+    /// What the agent is given as `--cgroup`; "": nothing.
     pub cgroup: String,
-    /// Ports of `[host]`; each test process has others.
+    /// The cgroup that the keeper has found by itself.
+    found: Option<PathBuf>,
+    /// Ports of `[host]`; no other host under test has them.
     pub ports: (u16, u16),
+    block: PortBlock,
+    /// Further arguments of the agent.
+    pub args: Vec<String>,
     /// The account to run the agent as.
     pub uid: Option<u32>,
+    /// Where the next agent is to die (src/keeper/fault.rs).
+    pub fault: Option<&'static str>,
+    /// A command that executes the agent in surroundings of its own.
+    pub through: Vec<String>,
     agent: Option<Child>,
     /// A keeper that the test started itself.
     keeper: Option<Child>,
     external: bool,
     dir: Option<TempDir>,
 }
-
-/// Runs a program as one run of its instance: it holds a lock and writes down its pid. A second run at the
-/// same time cannot have the lock, and writes that down instead.
-const WITNESS: &str = r#"
-exec 9>>"$1/$BIGBROTHER_INSTANCE.lock"
-if ! flock -n 9; then echo "DOUBLE $$" >> "$1/$BIGBROTHER_INSTANCE.runs"; exit 77; fi
-echo "start $$" >> "$1/$BIGBROTHER_INSTANCE.runs"
-shift
-exec "$@"
-"#;
-
-/// Beats over sd_notify with blocking sends, ten times a second, and writes down when it did.
-const BEATER: &str = r#"
-import os, socket, sys, time
-notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-ticks = os.open(sys.argv[1] + "/" + os.environ["BIGBROTHER_INSTANCE"] + ".ticks",
-                os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-while True:
-    try:
-        # READY each time: one that lies unread in a socket dies with agent and keeper.
-        notify.sendto(b"READY=1\nWATCHDOG=1", os.environ["NOTIFY_SOCKET"])
-    except OSError:
-        pass
-    os.write(ticks, b"%f\n" % time.monotonic())
-    time.sleep(0.1)
-"#;
 
 impl Host {
     pub fn new(cgroups: Cgroups) -> Host {
@@ -84,6 +79,7 @@ impl Host {
         let root = dir.path().to_owned();
         let cgroup = match cgroups {
             Cgroups::None => "none".to_owned(),
+            Cgroups::Found => String::new(),
             Cgroups::Own => {
                 let read = |path| fs::read_to_string(path).unwrap();
                 let own = find_own(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
@@ -94,18 +90,19 @@ impl Host {
         };
         // Processes of other accounts write into it, too.
         fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
-        fs::write(root.join("witness"), WITNESS).unwrap();
-        fs::write(root.join("beater"), BEATER).unwrap();
-        // Test programs run beside each other, and tests within one.
-        static HOSTS: AtomicU32 = AtomicU32::new(0);
-        let nth = std::process::id().wrapping_add(HOSTS.fetch_add(1, Ordering::Relaxed) * 37);
-        let low = 20_000 + (nth % 190) as u16 * 50;
+        witness::write(&root);
+        let block = PortBlock::take();
         Host {
             runtime: root.join("run"),
             data: root.join("data"),
             cgroup,
-            ports: (low, low + 49),
+            found: None,
+            ports: block.ports(),
+            block,
+            args: Vec::new(),
             uid: None,
+            fault: None,
+            through: Vec::new(),
             agent: None,
             keeper: None,
             external: false,
@@ -114,38 +111,23 @@ impl Host {
         }
     }
 
-    /// The program with which a process begins that is to be seen when it runs twice.
-    pub fn witness(&self, command: &[&str]) -> String {
-        let root = self.root.to_str().unwrap();
-        let mut words = vec!["/bin/sh".to_owned(), format!("{root}/witness"), root.to_owned()];
-        words.extend(command.iter().map(|word| (*word).to_owned()));
-        format!("{words:?}")
-    }
-
-    /// A witnessed process that beats over sd_notify.
-    pub fn beater(&self) -> String {
-        let root = self.root.to_str().unwrap();
-        self.witness(&["/usr/bin/python3", "-u", &format!("{root}/beater"), root])
-    }
-
-    /// A witnessed demo zone.
-    pub fn zone(&self, port: &str) -> String {
-        let program = env!("CARGO_BIN_EXE_bigbrother");
-        self.witness(&[program, "demo-zone", "--port", port, "--name", "{instance}"])
-    }
-
     pub fn config(&self) -> PathBuf {
         self.root.join("cluster.toml")
     }
 
     /// Writes cluster.toml: this host's own settings and these processes.
     pub fn write_config(&self, processes: &str) {
+        self.write_config_to(&self.config(), processes);
+    }
+
+    /// The same into another file.
+    pub fn write_config_to(&self, file: &Path, processes: &str) {
         let Host { data, runtime, ports: (low, high), .. } = self;
         let head = format!(
             "[host]\nname = \"alpha\"\ndata_dir = {data:?}\nruntime_dir = {runtime:?}\napi = \"\"\n\
              address = \"127.0.0.1\"\nports = \"{low}-{high}\"\n\n"
         );
-        fs::write(self.config(), head + processes).unwrap();
+        fs::write(file, head + processes).unwrap();
     }
 
     // ---- agent and keeper
@@ -158,18 +140,23 @@ impl Host {
     /// Starts the agent and returns at once.
     pub fn launch_agent(&mut self) {
         assert!(self.agent.is_none(), "one agent at a time");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
-        command.arg("agent").arg("--config").arg(self.config());
+        let words: Vec<&str> = self.through.iter().map(String::as_str).collect();
+        let words = [&words[..], &[env!("CARGO_BIN_EXE_bigbrother")]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("agent").arg("--config").arg(self.config());
         match self.external {
             true => command.arg("--external-keeper"),
+            false if self.cgroup.is_empty() => &mut command,
             false => command.args(["--cgroup", &self.cgroup]),
         };
+        command.args(&self.args);
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);
         }
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "BIGBROTHER_FAULT"] {
             command.env_remove(name);
         }
+        command.envs(self.fault.take().map(|point| ("BIGBROTHER_FAULT", point)));
         command.stdin(Stdio::null()).stdout(self.log("agent.log")).stderr(self.log("agent.log"));
         self.agent = Some(command.spawn().unwrap());
     }
@@ -181,17 +168,26 @@ impl Host {
             if let Ok(Some(status)) = self.agent.as_mut().unwrap().try_wait() {
                 panic!("the agent ended at once: {status}\n{}", self.logs());
             }
-            self.get("/v1/status").map(|_| ())
+            let status = self.status()?;
+            expect(status.starting.is_none(), status)
         });
+        if self.cgroup.is_empty() {
+            // Remembered while the keeper is there to be asked.
+            let keeper = until("a keeper", || Ok(self.status()?.keeper.ok_or("none")?.pid));
+            self.found = games_cgroup(keeper, &self.runtime);
+        }
     }
 
     /// Waits for the agent's end.
     pub fn agent_ended(&mut self) -> ExitStatus {
-        let mut agent = self.agent.take().expect("an agent");
-        until("the agent ends", || match agent.try_wait() {
+        // It is cleaned up when it does not end.
+        let agent = self.agent.as_mut().expect("an agent");
+        let status = until("the agent ends", || match agent.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}")),
-        })
+        });
+        self.agent = None;
+        status
     }
 
     pub fn agent_pid(&self) -> i32 {
@@ -273,6 +269,30 @@ impl Host {
         games
     }
 
+    /// The folder of the games' cgroups, where there are cgroups.
+    pub fn games_cgroup(&self) -> Option<&Path> {
+        let given = Some(Path::new(&self.cgroup)).filter(|_| !["", "none"].contains(&self.cgroup.as_str()));
+        self.found.as_deref().or(given)
+    }
+
+    /// Processes in the games' cgroups, whatever they call themselves.
+    pub fn in_cgroup(&self) -> Vec<i32> {
+        let folders = self.games_cgroup().map(folders).unwrap_or_default();
+        let procs = folders.iter().map(|f| fs::read_to_string(f.join("cgroup.procs")).unwrap_or_default());
+        let pids: Vec<i32> =
+            procs.flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<_>>()).collect();
+        pids.into_iter().filter(|pid| alive(*pid)).collect()
+    }
+
+    /// Processes of this host, the agent among them; no zombies, and not the test itself.
+    pub fn processes(&self) -> Vec<i32> {
+        let mark = self.root.to_str().unwrap();
+        let holds = |words: &[String]| words.iter().any(|word| word.contains(mark));
+        let named = processes("cmdline", holds).into_iter().chain(processes("environ", holds));
+        let all: BTreeSet<i32> = named.chain(self.in_cgroup()).collect();
+        all.into_iter().filter(|pid| *pid != std::process::id() as i32).collect()
+    }
+
     // ---- what is seen
 
     /// Waits until an instance is ready with a pid that it did not have before; gives the view.
@@ -302,13 +322,6 @@ impl Host {
             expect(games.len() == instances.len(), &games)?;
             Ok(views)
         })
-    }
-
-    /// What the witness of an instance wrote: the pids that ran, in order. Panics if two ran at once.
-    pub fn witnessed(&self, instance: &str) -> Vec<i32> {
-        let text = fs::read_to_string(self.root.join(format!("{instance}.runs"))).unwrap_or_default();
-        assert!(!text.contains("DOUBLE"), "{instance} ran twice at once:\n{text}");
-        text.lines().map(|line| line.strip_prefix("start ").unwrap().parse().unwrap()).collect()
     }
 
     pub fn logs(&self) -> String {
@@ -347,8 +360,7 @@ impl Host {
         }
         let begun = Instant::now();
         loop {
-            let mut left = self.keepers();
-            left.extend(self.games().into_values().flatten());
+            let left = self.processes();
             if let Some(keeper) = &mut self.keeper {
                 let _ = keeper.try_wait();
             }
@@ -362,12 +374,10 @@ impl Host {
             let _ = keeper.wait();
         }
         // A cgroup is busy for a moment after its last process has died.
-        let games = PathBuf::from(&self.cgroup);
-        while self.cgroup != "none" && games.exists() && begun.elapsed() < PATIENCE {
-            for entry in fs::read_dir(&games).into_iter().flatten().flatten() {
-                let _ = fs::remove_dir(entry.path());
-            }
-            let _ = fs::remove_dir(&games);
+        let Some(games) = self.games_cgroup() else { return };
+        while games.exists() && begun.elapsed() < PATIENCE {
+            // The deepest first.
+            folders(games).iter().rev().for_each(|folder| drop(fs::remove_dir(folder)));
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -10,11 +10,16 @@ const BEYOND: u16 = 32_760;
 
 /// Ports that no other host under test uses: the first is bound for as long as this lives.
 pub struct PortBlock {
-    pub first: u16,
+    first: u16,
     _holder: TcpListener,
 }
 
 impl PortBlock {
+    /// The first and the last port to use.
+    pub fn ports(&self) -> (u16, u16) {
+        (self.first + 1, self.first + PORTS - 1)
+    }
+
     pub fn take() -> PortBlock {
         let blocks = (BEYOND - LOWEST) / PORTS;
         let start = std::process::id() % u32::from(blocks);

@@ -1,0 +1,317 @@
+//! Orders for new runs: from the core's word to the message for the keeper.
+//!
+//! Owns the orders that cannot go yet: one waits for a look-up ([`crate::agent::lookup`]) or for the keeper.
+//! What was looked up before goes at once. An order that waits holds up no other; it fails when its look-up
+//! takes too long, and is withdrawn when its run is to end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Supervisor, moment};
+use crate::agent::keeper_link::{Link, LinkError};
+use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
+use crate::agent::resolve::{Order, ResolveError};
+use crate::host::{Action, Happening, Moment, Ports};
+use crate::keeper::fault::{self, Point};
+use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep};
+use crate::metrics::SpawnFault;
+use crate::process_api::socket::{Identity, KnownBy, door};
+use crate::spec::{HeartbeatMode, InstanceId, Probe, ReadyMode};
+
+/// What is not looked up by then is a failed spawn.
+const LONGEST_LOOK_UP: Duration = Duration::from_secs(5);
+/// Names the command of the run itself among those of its instance.
+const COMMAND: &str = "command";
+/// Names the command of its probe.
+pub(super) const PROBE: &str = "command of the probe";
+
+/// Why a run could not even be ordered from the keeper.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OrderError {
+    #[error(transparent)]
+    Port(#[from] crate::agent::book::NoPort),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    LookUp(#[from] LookUpError),
+    #[error("{0} does not come back ({LONGEST_LOOK_UP:?} waited)")]
+    Stuck(String),
+    #[error("its sockets: {0}")]
+    Sockets(#[from] crate::process_api::socket::OpenError),
+    #[error("its sockets' folder {0}: {1}")]
+    Folder(PathBuf, std::io::Error),
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("not wanted any more")]
+    Unwanted,
+}
+
+impl OrderError {
+    fn fault(&self) -> SpawnFault {
+        match self {
+            OrderError::Port(_) => SpawnFault::Port,
+            OrderError::Resolve(ResolveError::Template { .. }) => SpawnFault::Template,
+            OrderError::LookUp(error) => match error {
+                LookUpError::NoUser(_) | LookUpError::NoGroup(_) | LookUpError::Lookup(..) => {
+                    SpawnFault::Account
+                }
+                LookUpError::Policy(_) => SpawnFault::Policy,
+                LookUpError::NoProgram(_) => SpawnFault::Step(SpawnStep::Exec),
+                LookUpError::Folder { .. } => SpawnFault::Files,
+            },
+            OrderError::Stuck(_) => SpawnFault::Stuck,
+            OrderError::Sockets(_) | OrderError::Folder(..) => SpawnFault::Files,
+            // Neither is the run's fault, and both are over with the next order.
+            OrderError::Link(_) | OrderError::Unwanted => SpawnFault::Step(SpawnStep::Fork),
+        }
+    }
+}
+
+/// Orders that wait.
+pub(super) struct Orders {
+    lookups: Lookups,
+    waiting: BTreeMap<RunId, Waiting>,
+}
+
+struct Waiting {
+    instance: InstanceId,
+    /// For this; `None`: for the keeper.
+    errand: Option<Errand>,
+    since: Moment,
+}
+
+impl Waiting {
+    fn fails_at(&self) -> Option<Moment> {
+        self.errand.is_some().then(|| self.since.after(LONGEST_LOOK_UP))
+    }
+}
+
+impl Orders {
+    pub(super) fn new(lookups: Lookups) -> Self {
+        Orders { lookups, waiting: BTreeMap::new() }
+    }
+
+    /// Runs that no keeper has heard of yet.
+    pub(super) fn unsent(&self) -> BTreeSet<RunId> {
+        self.waiting.keys().copied().collect()
+    }
+
+    /// When [`Supervisor::tend_orders`] is next needed.
+    pub(super) fn next_due(&self) -> Option<Moment> {
+        self.waiting.values().filter_map(Waiting::fails_at).chain(self.lookups.next_due()).min()
+    }
+}
+
+impl Supervisor {
+    pub(super) fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
+        match self.order(instance, run) {
+            Ok(()) => Vec::new(),
+            Err(error) => self.cannot_spawn(run, &error),
+        }
+    }
+
+    fn cannot_spawn(&mut self, run: RunId, error: &OrderError) -> Vec<Action> {
+        self.parts.metrics.spawn_failed(error.fault());
+        let now = self.now();
+        self.host.on_run(run, Happening::SpawnFailed(error.to_string()), now)
+    }
+
+    fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
+        let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
+        self.parts.book.use_run(run.0);
+        let ports = self.parts.book.assign(instance, &want.process.ports)?;
+        let sockets = self.socket_folder(instance)?;
+        let note = self.note(instance).unwrap_or_default();
+        let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
+        let errand = self.parts.resolver.errand(&order, &want.process.command, COMMAND)?;
+        self.prepare_probe(&order);
+        let Some(found) = self.looked_up(&errand) else {
+            self.hold_order(instance, run, Some(errand));
+            return Ok(());
+        };
+        // Before the table of a new connection is complete, a run that it cannot hold would pass for lost.
+        if !self.met {
+            self.hold_order(instance, run, None);
+            return Ok(());
+        }
+        self.open_sockets(instance, found.account.as_ref().map(|(account, _)| account))?;
+        let spawn = self.parts.resolver.spawn(order, found)?;
+        if let Some(link) = &mut self.link {
+            fault::pass(Point::AgentBeforeOrder);
+            link.send(&Request::Spawn(Box::new(spawn)))?;
+            link.flush()?;
+            fault::pass(Point::AgentAfterOrder);
+        }
+        Ok(())
+    }
+
+    fn hold_order(&mut self, instance: &InstanceId, run: RunId, errand: Option<Errand>) {
+        self.orders.waiting.insert(run, Waiting { instance: instance.clone(), errand, since: moment() });
+    }
+
+    /// What is known for an errand; where nothing is, somebody is sent.
+    pub(super) fn looked_up(&mut self, errand: &Errand) -> Option<Found> {
+        let now = moment();
+        let found = self.parts.resolver.found(errand, now);
+        if found.is_none() {
+            self.orders.lookups.send(errand.clone(), now);
+        }
+        found
+    }
+
+    /// The first question comes soon: what its command needs is looked up beside what the run's own does.
+    fn prepare_probe(&mut self, order: &Order<'_>) {
+        let process = &order.want.process;
+        for probe in [
+            if let ReadyMode::Probe(probe) = &process.ready.mode { Some(probe) } else { None },
+            if let HeartbeatMode::Probe(probe) = &process.heartbeat.mode { Some(probe) } else { None },
+        ] {
+            if let Some(Probe::Exec { command }) = probe
+                && let Ok(errand) = self.parts.resolver.errand(order, command, PROBE)
+            {
+                self.looked_up(&errand);
+            }
+        }
+    }
+
+    /// Somebody came back: the orders that waited for it go.
+    pub(super) fn hear_look_up(&mut self, Answer { errand, result }: Answer) {
+        self.orders.lookups.came_back(&errand);
+        self.parts.resolver.learn(&errand, result.as_ref(), moment());
+        let failed = result.err().map(OrderError::LookUp);
+        for (instance, run, _) in self.take_orders(|waiting| waiting.errand.as_ref() == Some(&errand)) {
+            let actions = match &failed {
+                Some(error) => self.cannot_spawn(run, error),
+                None => self.spawn(&instance, run),
+            };
+            self.carry_out(actions);
+        }
+    }
+
+    /// The keeper's table is complete: what waited for it goes.
+    pub(super) fn send_orders(&mut self) {
+        for (instance, run, _) in self.take_orders(|waiting| waiting.errand.is_none()) {
+            let actions = self.spawn(&instance, run);
+            self.carry_out(actions);
+        }
+    }
+
+    /// Takes the orders that this is true of; those whose run is over by now are dropped.
+    fn take_orders(&mut self, meant: impl Fn(&Waiting) -> bool) -> Vec<(InstanceId, RunId, Option<Errand>)> {
+        let host = &self.host;
+        self.orders.waiting.retain(|run, _| host.instance_of(*run).is_some());
+        let meant = self.orders.waiting.extract_if(.., |_, waiting| meant(waiting));
+        meant.map(|(run, waiting)| (waiting.instance, run, waiting.errand)).collect()
+    }
+
+    /// The run is to end and was never ordered. `None`: it was.
+    pub(super) fn withdraw(&mut self, run: RunId) -> Option<Vec<Action>> {
+        self.orders.waiting.remove(&run)?;
+        let why = "it was stopped before it was started".to_owned();
+        let now = self.now();
+        Some(self.host.on_run(run, Happening::SpawnFailed(why), now))
+    }
+
+    /// What is due: look-ups that take too long, and the next thread for those that nobody has taken.
+    pub(super) fn tend_orders(&mut self, now: Moment) {
+        self.orders.lookups.tend(now);
+        if self.orders.waiting.is_empty() {
+            return;
+        }
+        let overdue = |waiting: &Waiting| waiting.fails_at().is_some_and(|at| at <= now);
+        for (_, run, errand) in self.take_orders(overdue) {
+            let step = errand.map(|errand| self.orders.lookups.whereabouts(&errand)).unwrap_or_default();
+            let actions = self.cannot_spawn(run, &OrderError::Stuck(step));
+            self.carry_out(actions);
+        }
+    }
+
+    /// What was found long ago is looked up again, so that no restart has to wait for it.
+    pub(super) fn look_up_again(&mut self, now: Moment) {
+        for errand in self.parts.resolver.aged(now) {
+            self.orders.lookups.send(errand, now);
+        }
+    }
+
+    /// Where an instance's sockets lie, or the folder that they have to themselves there.
+    pub(super) fn socket_base(&self, instance: &InstanceId) -> PathBuf {
+        self.parts.runtime_dir.join("i").join(instance.to_string())
+    }
+
+    /// The folder of an instance's sockets; looked for once.
+    pub(super) fn socket_folder(&mut self, instance: &InstanceId) -> Result<PathBuf, OrderError> {
+        if let Some(folder) = self.folders.get(instance) {
+            return Ok(folder.clone());
+        }
+        let base = self.socket_base(instance);
+        let folder = door(&base, &self.identity(None)).map_err(|e| OrderError::Folder(base, e))?;
+        self.folders.insert(instance.clone(), folder.clone());
+        Ok(folder)
+    }
+
+    /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
+    pub(super) fn open_sockets(
+        &mut self,
+        instance: &InstanceId,
+        account: Option<&Account>,
+    ) -> Result<PathBuf, OrderError> {
+        let folder = self.socket_folder(instance)?;
+        let identity = self.identity(account);
+        self.forget_listeners(instance);
+        if self.sockets.descriptors(instance).is_some() {
+            self.sockets.reset(instance);
+            self.sockets.identify(instance, identity);
+            return Ok(folder);
+        }
+        let descriptors = self.sockets.open(instance, &folder, identity)?;
+        hold(self.link.as_mut(), instance, descriptors)?;
+        fault::pass(Point::AgentAfterHold);
+        Ok(folder)
+    }
+
+    /// Who may speak on an instance's sockets until its process is known.
+    pub(super) fn identity(&self, account: Option<&Account>) -> Identity {
+        let (uid, gid) = match account {
+            Some(account) => (account.uid, account.gid),
+            None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+        };
+        let known_by = match self.cgroups {
+            CgroupSupport::None => KnownBy::Account,
+            _ => KnownBy::CgroupToCome,
+        };
+        Identity { uid, gid, main_pid: 0, known_by }
+    }
+
+    /// What the next agent is to know of a run. Its ports are in it because the book may not be on disk yet; where
+    /// they are too many for a note they are in the book alone.
+    pub(super) fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
+        let note = self.host.instance(instance)?.note()?;
+        let encode =
+            |ports: Ports| bincode::serde::encode_to_vec((&note, ports), bincode::config::standard());
+        let whole = encode(self.parts.book.ports(instance)).ok()?;
+        if whole.len() <= MAX_NOTE { Some(whole) } else { encode(Ports::new()).ok() }
+    }
+}
+
+impl Supervisor {
+    /// Gives the keeper the sockets of an instance again: a new keeper has none.
+    pub(super) fn hold_again(&mut self, instance: &InstanceId) -> Result<(), LinkError> {
+        match self.sockets.descriptors(instance) {
+            Some(descriptors) => hold(self.link.as_mut(), instance, descriptors),
+            None => Ok(()),
+        }
+    }
+}
+
+fn hold(
+    link: Option<&mut Link>,
+    instance: &InstanceId,
+    descriptors: [BorrowedFd<'_>; 2],
+) -> Result<(), LinkError> {
+    match link {
+        Some(link) => link.send_with(&Request::Hold { instance: instance.clone() }, &descriptors),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,45 @@
+//! What the loop reports: events and inventories to the replicated state, players to the planner.
+//!
+//! Never waits: what does not fit the queue is made good by an inventory.
+
+use std::sync::Arc;
+
+use super::Supervisor;
+use crate::agent::reporter::Report;
+use crate::plan::Liveness;
+
+impl Supervisor {
+    pub(super) fn report(&mut self, report: Report) {
+        if self.parts.reports.try_send(report).is_err() {
+            self.reports_lost = true;
+        }
+    }
+
+    /// How many players there are where; told when it has changed.
+    pub(super) fn tell_planner(&self) {
+        let told = self.host.instances().filter_map(|instance| {
+            let players = instance.status.get("players")?.as_u64()?;
+            Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
+        });
+        let liveness = Liveness { players: told.collect() };
+        self.parts.liveness.send_if_modified(|held| {
+            let changed = **held != liveness;
+            if changed {
+                *held = Arc::new(liveness);
+            }
+            changed
+        });
+    }
+
+    /// An inventory makes good what the full queue did not take.
+    pub(super) fn repeat_lost_reports(&mut self) {
+        if self.reports_lost && self.parts.reports.capacity() > 0 {
+            self.reports_lost = false;
+            self.report_inventory();
+        }
+    }
+
+    pub(super) fn report_inventory(&mut self) {
+        self.report(Report::Inventory { runs: self.host.inventory(), rests: self.host.rests() });
+    }
+}

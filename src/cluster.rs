@@ -1,0 +1,16 @@
+//! The cluster: the peers that keep the replicated state, and what agents say to each other.
+//!
+//! ```text
+//!            propose ─▶ node ─▶ raft ─▶ log_store (redb, fsync)          one a peer
+//!                        ▲       │ ▲
+//!   states, standing ◀───┘       ▼ └── machine ─▶ watch: Arc<State>
+//!                              network ─▶ wire ─▶ tls ─▶ the other peers
+//! ```
+//!
+//! [`node::Node`] is what the agent uses; everything else here serves it. [`raft`] keeps the state by Raft
+//! (openraft), [`wire`] carries messages, [`tls`] says who is who.
+
+pub mod node;
+pub mod raft;
+pub mod tls;
+pub mod wire;

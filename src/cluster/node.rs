@@ -1,0 +1,275 @@
+//! A peer of the cluster, as the rest of the agent uses it.
+//!
+//! Owns all tasks of a peer: the listener, the finding of the others, Raft, and what watches over it. States
+//! go out by `watch`, changes come in by [`Node::propose`], which reaches the primary from any peer. Whoever
+//! is about to do something that only the primary may do asks [`Node::ensure_primary`] right before:
+//! [`Standing`] is for showing. Called by the agent; the state itself is `state`'s.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+pub mod identity;
+mod propose;
+mod service;
+mod settle;
+mod standing;
+
+pub use propose::{NotPrimary, PeersError, Primary, ProposeError};
+pub use standing::Standing;
+
+use super::raft::log_store::{Disk, OpenError as LogError};
+use super::raft::machine::{Applied, DiskShelf};
+use super::raft::membership::{Member, Raft, members};
+use super::tls::{Tls, TlsError};
+use super::wire::hello::Ours;
+use super::wire::{Dialer, Exchange, Server, Target};
+use crate::config::TlsFiles;
+use crate::spec::HostName;
+use crate::state::State;
+use identity::Identity;
+
+/// How a peer is opened.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster's name.
+    pub cluster: String,
+    /// This host, one of `peers` unless that is empty.
+    pub host: HostName,
+    /// The peers of cluster.toml; empty: this host alone.
+    pub peers: BTreeMap<HostName, String>,
+    /// `host:port` for the other peers; not used by a host alone.
+    pub listen: String,
+    /// The log and the snapshots lie in its folder `raft`.
+    pub data_dir: PathBuf,
+    /// The certificates; `None`: in plain.
+    pub tls: Option<TlsFiles>,
+    /// A voter that has been dead for this long is replaced by a learner.
+    pub dead_voter_after: Duration,
+    /// Entries between two snapshots ([`super::raft::SNAPSHOT_EVERY`]).
+    pub snapshot_every: u64,
+}
+
+/// Why a peer cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The listener.
+    #[error("cannot listen on {address} for the other peers; set host.listen to an address of this machine")]
+    Listen {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The record of who this peer is.
+    #[error("cannot read or write this peer's number")]
+    Identity(#[source] std::io::Error),
+    /// Raft found the log and the snapshot not to fit.
+    #[error(
+        "the cluster's log in {path} makes no sense: move the folder away and start the agent again, it then comes \
+         back as a new peer with the state of the others: {reason}"
+    )]
+    Raft {
+        /// The folder.
+        path: PathBuf,
+        /// Raft's words.
+        reason: String,
+    },
+}
+
+/// What was heard of the primary last.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    at: Instant,
+    /// The primary is heard by a quorum.
+    quorum: bool,
+}
+
+/// What all tasks of a peer share.
+struct Shared {
+    settings: Settings,
+    disk: Arc<Disk>,
+    identity: watch::Sender<Identity>,
+    ours: watch::Sender<Ours>,
+    exchange: Exchange,
+    raft: watch::Sender<Option<Raft>>,
+    states: watch::Receiver<Arc<State>>,
+    applies: watch::Receiver<Applied>,
+    standing: watch::Sender<Standing>,
+    heard: watch::Sender<Option<Heard>>,
+    /// This peer, as primary, is heard by a quorum.
+    quorum: watch::Sender<bool>,
+    /// Since when this peer is the primary.
+    led: watch::Sender<Option<Instant>>,
+    /// One change of the peers at a time.
+    changing: tokio::sync::Mutex<()>,
+    /// With `number`: the key of a proposal. Random per life of this peer.
+    origin: u64,
+    number: AtomicU64,
+}
+
+/// A peer. Dropping it ends all its tasks at once, as a crash would; [`Node::close`] takes leave.
+pub struct Node {
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+    address: Option<SocketAddr>,
+}
+
+/// The ends that the state machine takes when it is made.
+struct Outlets {
+    states: watch::Sender<Arc<State>>,
+    applies: watch::Sender<Applied>,
+}
+
+impl Node {
+    /// Opens the log, listens, and begins to look for the others. Returns at once: a cluster that is not
+    /// formed yet forms in the background ([`Node::standing`] shows it).
+    pub async fn open(settings: Settings) -> Result<Node, OpenError> {
+        let tls =
+            settings.tls.as_ref().map(|files| Tls::load(files, &settings.host)).transpose()?.map(Arc::new);
+        let folder = settings.data_dir.join("raft");
+        let disk = {
+            let folder = folder.clone();
+            let opened = tokio::task::spawn_blocking(move || Disk::open(&folder)).await;
+            Arc::new(opened.map_err(|error| OpenError::Identity(error.into()))??)
+        };
+        let identity = settle::identity(&disk).await.map_err(OpenError::Identity)?;
+        let server = match settings.peers.len() {
+            0 | 1 => None,
+            _ => {
+                let address = settings.listen.clone();
+                let bound = Server::bind(&address, tls.clone()).await;
+                Some(bound.map_err(|source| OpenError::Listen { address, source })?)
+            }
+        };
+        let address = server.as_ref().and_then(|server| server.address().ok());
+        let (ours, ours_seen) = watch::channel(ours_of(&settings, &identity));
+        let (connected, connections) = mpsc::channel(64);
+        let (states, states_seen) = watch::channel(Arc::default());
+        let (applies, applies_seen) = watch::channel(Applied::default());
+        let shared = Arc::new(Shared {
+            exchange: Exchange::new(Dialer::new(ours_seen, tls), connected),
+            settings,
+            disk,
+            identity: watch::channel(identity).0,
+            ours,
+            raft: watch::channel(None).0,
+            states: states_seen,
+            applies: applies_seen,
+            standing: watch::channel(Standing::default()).0,
+            heard: watch::channel(None).0,
+            quorum: watch::channel(false).0,
+            led: watch::channel(None).0,
+            changing: tokio::sync::Mutex::default(),
+            origin: fastrand::u64(..),
+            number: AtomicU64::new(0),
+        });
+        let mut node = Node { shared: shared.clone(), tasks: JoinSet::new(), address };
+        if let Some(server) = server {
+            node.tasks.spawn(server.run(Arc::new(service::Answers { shared: shared.clone() })));
+        }
+        node.tasks.spawn(standing::watch(shared.clone()));
+        node.tasks.spawn(standing::reconnect(shared.clone(), connections));
+        node.tasks.spawn(standing::tidy(shared.clone()));
+        let settler = settle::Settler::new(shared, Outlets { states, applies });
+        // A peer that has its number is up when this returns; a newcomer looks around first.
+        if let Some(settler) = settler.resume().await? {
+            node.tasks.spawn(settler.run());
+        }
+        Ok(node)
+    }
+
+    /// Where it listens; `None`: a host alone.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// This host's copy of the replicated state, newest first.
+    pub fn states(&self) -> watch::Receiver<Arc<State>> {
+        self.shared.states.clone()
+    }
+
+    /// How the cluster stands, as far as this peer knows.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.shared.standing.subscribe()
+    }
+
+    /// This peer's number; `None` until it has one.
+    pub fn id(&self) -> Option<u64> {
+        self.shared.ours.borrow().id
+    }
+
+    /// Which life of the host this is, for the handshakes from now on; `JoinHost` tells it.
+    pub fn set_incarnation(&self, incarnation: u64) {
+        self.shared.ours.send_modify(|ours| ours.incarnation = incarnation);
+    }
+
+    /// The peers as this one knows them; only the primary knows who answers.
+    pub fn peers(&self) -> Vec<Member> {
+        self.shared.raft().map(|raft| self.shared.members(&raft)).unwrap_or_default()
+    }
+
+    /// Takes leave: hands over if this is the primary, then ends all tasks.
+    pub async fn close(mut self) {
+        if let Err(error) = self.hand_over().await {
+            tracing::warn!(%error, "leaving without a hand-over");
+        }
+        if let Some(raft) = self.shared.raft() {
+            let _ = raft.shutdown().await;
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Raft's own tasks end when they are told to; the others are aborted with the set.
+        if let (Some(raft), Ok(runtime)) = (self.shared.raft(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { drop(raft.shutdown().await) });
+        }
+    }
+}
+
+impl Shared {
+    fn raft(&self) -> Option<Raft> {
+        self.raft.borrow().clone()
+    }
+
+    /// The primary as Raft knows it; it may be one no more.
+    fn primary(&self) -> Option<Target> {
+        let raft = self.raft()?;
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let id = metrics.current_leader?;
+        super::raft::network::target(id, metrics.membership_config.membership().get_node(&id)?)
+    }
+
+    fn members(&self, raft: &Raft) -> Vec<Member> {
+        members(raft, self.led.borrow().map(|since| since.elapsed()))
+    }
+
+    fn shelf(&self) -> DiskShelf {
+        DiskShelf::new(&self.settings.data_dir.join("raft"), self.disk.clone())
+    }
+}
+
+fn ours_of(settings: &Settings, identity: &Identity) -> Ours {
+    let (id, history) = match identity {
+        Identity::Fresh { .. } => (None, None),
+        Identity::Peer { id, history, .. } => (Some(*id), Some(*history)),
+    };
+    Ours { cluster: settings.cluster.clone(), host: settings.host.clone(), incarnation: 0, history, id }
+}

@@ -1,0 +1,226 @@
+//! Who this peer is: its number, and the founding of the cluster that it belongs to.
+//!
+//! Owns the record in the log's file. A number is bound to the disk that holds the votes given under it: a
+//! disk without a record is a newcomer, whatever its host was before. Before a host has a number it has a
+//! random token, made with its disk; a founder lists the tokens it heard, and only whoever still has its
+//! token takes the seat meant for it. So a host whose disk was lost can never vote twice. [`decide`] is pure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::raft::membership::founders;
+use crate::cluster::raft::{Peer, PeerId};
+use crate::spec::HostName;
+
+/// How long the first peer waits for the rest once a majority is there.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The record on disk. Append-only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Identity {
+    /// No number yet.
+    Fresh {
+        /// Made with the disk.
+        token: u64,
+    },
+    /// A peer.
+    Peer {
+        /// Its number.
+        id: PeerId,
+        /// Which founding; random.
+        history: u64,
+        /// If it was there: the first members.
+        founding: Option<Founding>,
+    },
+}
+
+/// The first members of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    /// Random; tells two clusters of one name apart.
+    pub history: u64,
+    /// By number.
+    pub members: BTreeMap<PeerId, Founder>,
+}
+
+/// A seat at the founding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founder {
+    /// Whose.
+    pub peer: Peer,
+    /// Of the disk that may take it; `None`: the host was not heard, it gets another number later.
+    pub token: Option<u64>,
+}
+
+/// What a host answers to one that looks around.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// Its record.
+    pub identity: Identity,
+    /// The peers of its file.
+    pub peers: BTreeMap<HostName, String>,
+}
+
+/// What a host without a number does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Takes the seat that was kept for it.
+    Take(PeerId, Founding),
+    /// Asks one of these for a number.
+    Join(Vec<HostName>),
+    /// Founds the cluster.
+    Found(Founding),
+    /// Asks again later; says why.
+    Wait(String),
+}
+
+impl Founding {
+    /// The members as Raft wants them.
+    pub fn peers(&self) -> BTreeMap<PeerId, Peer> {
+        self.members.iter().map(|(id, founder)| (*id, founder.peer.clone())).collect()
+    }
+
+    fn seat(&self, host: &HostName, token: u64) -> Option<PeerId> {
+        let mine = |founder: &Founder| founder.peer.name == host.as_str() && founder.token == Some(token);
+        self.members.iter().find(|(_, founder)| mine(founder)).map(|(id, _)| *id)
+    }
+}
+
+/// What a host without a number does next, by what the others answered `waited` after it started to ask.
+///
+/// Only the first of the founding peers founds, and only when a majority of them has no number either: had
+/// the cluster been founded before, one of them would know. `history` is random.
+pub fn decide(
+    host: &HostName,
+    token: u64,
+    peers: &BTreeMap<HostName, String>,
+    heard: &BTreeMap<HostName, Probed>,
+    waited: Duration,
+    history: u64,
+) -> Decision {
+    let mut formed = Vec::new();
+    for (name, probed) in heard {
+        if let Identity::Peer { founding, .. } = &probed.identity {
+            let seat = founding.as_ref().and_then(|founding| Some((founding.seat(host, token)?, founding)));
+            if let Some((id, founding)) = seat {
+                return Decision::Take(id, founding.clone());
+            }
+            formed.push(name.clone());
+        }
+    }
+    if !formed.is_empty() {
+        return Decision::Join(formed);
+    }
+    if let Some((name, _)) = heard.iter().find(|(_, probed)| probed.peers != *peers) {
+        return Decision::Wait(format!("`peers` in the cluster.toml of {name} differ from those of {host}"));
+    }
+    let founders = founders(peers);
+    let first = founders.keys().next();
+    if first != Some(host) {
+        let first = first.map_or_else(String::new, ToString::to_string);
+        return Decision::Wait(format!(
+            "the cluster is founded by {first}, which does not answer or waits itself"
+        ));
+    }
+    let token_of = |name: &HostName| match heard.get(name).map(|probed| &probed.identity) {
+        _ if name == host => Some(token),
+        Some(Identity::Fresh { token }) => Some(*token),
+        _ => None,
+    };
+    let there = founders.keys().filter(|name| token_of(name).is_some()).count();
+    if there <= founders.len() / 2 || there < founders.len() && waited < GRACE {
+        return Decision::Wait(format!("{there} of the {} founding peers are there", founders.len()));
+    }
+    let seat = |(number, (name, address)): (u64, (&HostName, &String))| {
+        let peer = Peer { name: name.to_string(), address: address.clone() };
+        (number, Founder { peer, token: token_of(name) })
+    };
+    Decision::Found(Founding { history, members: (1..).zip(&founders).map(seat).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> HostName {
+        text.parse().unwrap()
+    }
+
+    fn peers() -> BTreeMap<HostName, String> {
+        ["alpha", "beta", "gamma"].map(|host| (name(host), format!("{host}:1"))).into()
+    }
+
+    fn fresh(host: &str, token: u64) -> (HostName, Probed) {
+        (name(host), Probed { identity: Identity::Fresh { token }, peers: peers() })
+    }
+
+    fn member(host: &str, founding: Option<Founding>) -> (HostName, Probed) {
+        let identity = Identity::Peer { id: 2, history: 9, founding };
+        (name(host), Probed { identity, peers: peers() })
+    }
+
+    fn asked<const N: usize>(host: &str, heard: [(HostName, Probed); N], waited_ms: u64) -> Decision {
+        decide(&name(host), 11, &peers(), &heard.into(), Duration::from_millis(waited_ms), 9)
+    }
+
+    fn founding() -> Founding {
+        match asked("alpha", [fresh("beta", 22), fresh("gamma", 33)], 0) {
+            Decision::Found(founding) => founding,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_peer_founds_when_all_are_there() {
+        let tokens: Vec<_> =
+            founding().members.into_iter().map(|(id, f)| (id, f.peer.name, f.token)).collect();
+        let all = [(1, "alpha", 11), (2, "beta", 22), (3, "gamma", 33)];
+        assert_eq!(tokens, all.map(|(id, host, token)| (id, host.to_owned(), Some(token))));
+        assert!(matches!(asked("beta", [fresh("alpha", 1), fresh("gamma", 33)], 9000), Decision::Wait(_)));
+    }
+
+    #[test]
+    fn a_majority_is_enough_after_a_while_and_less_never() {
+        assert!(matches!(asked("alpha", [], 90_000), Decision::Wait(_)));
+        assert!(matches!(asked("alpha", [fresh("beta", 22)], 2900), Decision::Wait(_)));
+        let Decision::Found(founding) = asked("alpha", [fresh("beta", 22)], 3000) else { panic!() };
+        assert_eq!(founding.members[&3].token, None);
+    }
+
+    #[test]
+    fn only_the_disk_that_was_there_takes_its_seat() {
+        let heard = || [member("alpha", Some(founding()))];
+        let decision = decide(&name("beta"), 22, &peers(), &heard().into(), Duration::ZERO, 0);
+        assert_eq!(decision, Decision::Take(2, founding()));
+        // The same host with another disk.
+        let decision = decide(&name("beta"), 23, &peers(), &heard().into(), Duration::ZERO, 0);
+        assert_eq!(decision, Decision::Join(vec![name("alpha")]));
+    }
+
+    #[test]
+    fn a_wiped_first_peer_does_not_found_again() {
+        assert_eq!(
+            asked("alpha", [member("beta", None), fresh("gamma", 33)], 90_000),
+            Decision::Join(vec![name("beta")])
+        );
+    }
+
+    #[test]
+    fn files_that_differ_are_told_of() {
+        let (host, mut probed) = fresh("beta", 22);
+        probed.peers.remove(&name("gamma"));
+        let Decision::Wait(why) = asked("alpha", [(host, probed), fresh("gamma", 33)], 9000) else {
+            panic!()
+        };
+        assert!(why.contains("cluster.toml of beta differ"), "{why}");
+    }
+
+    #[test]
+    fn a_host_alone_founds_at_once() {
+        let alone = [(name("alpha"), "alpha:1".to_owned())].into();
+        let decision = decide(&name("alpha"), 11, &alone, &BTreeMap::new(), Duration::ZERO, 9);
+        assert!(matches!(decision, Decision::Found(founding) if founding.members.len() == 1));
+    }
+}

@@ -1,0 +1,337 @@
+//! Changes on their way to the primary, and what only the primary may say.
+//!
+//! Owns the asking again: a primary that is not known, lost its quorum or just changed is waited for until
+//! the deadline. Asking again is safe, because a change that is not guarded by itself carries a key under
+//! which it is applied once. A refusal by the state is an answer, not a failure.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use openraft::ReadPolicy;
+use openraft::async_runtime::watch::WatchReceiver;
+
+use super::service::{Forwarded, PeersAnswer};
+use super::{Node, Shared};
+use crate::agent::replica::wall_ms;
+use crate::cluster::raft::membership::{self, PeersChange, PeersRefused, Raft};
+use crate::cluster::raft::{Change, Outcome};
+use crate::cluster::wire::{EncodeError, Kind, Purpose, Target, decode, encode};
+use crate::spec::HostName;
+use crate::state::{Command, Envelope, Rejected, Response};
+
+/// How long a change is tried: an election, and one more.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_millis(1500);
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(10);
+/// How long a round with a quorum may take.
+const ROUND: Duration = Duration::from_secs(1);
+/// How long a hand-over may take.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+/// Why a command was not applied, or is not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// The state refused it: nothing was changed.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// No primary with a quorum in time. It may be applied later.
+    #[error(
+        "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother status` shows who is missing"
+    )]
+    NoPrimary(Duration),
+    /// Too large for one message.
+    #[error("the change is too large")]
+    TooLarge(#[from] EncodeError),
+}
+
+/// Why the peers were not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PeersError {
+    /// The primary said no.
+    #[error(transparent)]
+    Refused(#[from] PeersRefused),
+    /// No primary with a quorum in time.
+    #[error(
+        "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother status` shows who is missing"
+    )]
+    NoPrimary(Duration),
+}
+
+/// This peer is not the primary, or cannot reach a quorum.
+#[derive(Debug, thiserror::Error)]
+#[error("this host is not the primary or has no quorum: {0}")]
+pub struct NotPrimary(pub String);
+
+/// A quorum just confirmed that this peer is the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Primary {
+    /// Of its election.
+    pub term: u64,
+    /// All entries up to here are applied here.
+    pub index: u64,
+}
+
+impl Node {
+    /// Applies a command, whoever is the primary. When it returns, this host's own copy has the change.
+    pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
+        let envelope = Arc::new(Envelope { stamp_ms: wall_ms(), command });
+        let shared = &self.shared;
+        let change = match envelope.command {
+            // Guarded by their sequence numbers; there are many of them.
+            Command::Events { .. } | Command::Inventory { .. } => Change::State(envelope),
+            _ => {
+                let number = shared.number.fetch_add(1, Ordering::Relaxed);
+                Change::Once { key: (shared.origin, number), envelope }
+            }
+        };
+        let started = Instant::now();
+        let (outcome, index) = shared.submit(change, PATIENCE).await?;
+        // The own copy may be behind for long: the change holds all the same.
+        let _ = tokio::time::timeout(PATIENCE.saturating_sub(started.elapsed()), shared.applied(index)).await;
+        match outcome {
+            Outcome::State(outcome) => Ok(outcome?),
+            // A command has no other outcome.
+            _ => Err(ProposeError::NoPrimary(PATIENCE)),
+        }
+    }
+
+    /// A round with a quorum: that this peer is the primary now, and has applied all that was committed.
+    pub async fn ensure_primary(&self) -> Result<Primary, NotPrimary> {
+        let raft = self.shared.raft().ok_or_else(|| NotPrimary("it is no peer yet".to_owned()))?;
+        let round = tokio::time::timeout(ROUND, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        let read = round.map_err(|_| NotPrimary("no quorum answers".to_owned()))?;
+        let read = read.map_err(|error| NotPrimary(error.to_string()))?;
+        Ok(Primary { term: read.log_id().leader_id.term, index: read.log_id().index })
+    }
+
+    /// Waits until this host's own copy has all that was committed anywhere when this was called.
+    pub async fn catch_up(&self) -> Result<(), NotPrimary> {
+        let shared = &self.shared;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let index = match shared.primary() {
+                Some(primary) if Some(&primary.host) == Some(&shared.settings.host) => {
+                    self.ensure_primary().await.ok().map(|primary| primary.index)
+                }
+                Some(primary) => {
+                    let asked = shared
+                        .exchange
+                        .call(&primary, Purpose::Urgent, Kind::ReadIndex, Vec::new(), ROUND)
+                        .await;
+                    asked.ok().and_then(|answer| decode(&answer).ok())
+                }
+                None => None,
+            };
+            if let Some(index) = index {
+                let rest = deadline.saturating_duration_since(Instant::now());
+                let applied = tokio::time::timeout(rest, shared.applied(index)).await;
+                return applied.map_err(|_| NotPrimary("this host's copy is behind".to_owned()));
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        Err(NotPrimary("no primary answers".to_owned()))
+    }
+
+    /// Makes another peer the primary; `None`: this peer is not the primary, or is alone.
+    pub async fn hand_over(&self) -> Result<Option<HostName>, NotPrimary> {
+        let Some(raft) = self.shared.raft() else { return Ok(None) };
+        let metrics = raft.metrics().borrow_watched().clone();
+        if metrics.current_leader != Some(metrics.id) {
+            return Ok(None);
+        }
+        let others = self.shared.members(&raft).into_iter();
+        let others = others.filter(|m| m.role == membership::Role::Voter && m.id != metrics.id);
+        // Who answers, and misses least.
+        let Some(heir) = others
+            .filter(|member| member.silent.is_some_and(|silent| silent < ROUND))
+            .max_by_key(|member| member.matched)
+        else {
+            return Ok(None);
+        };
+        raft.trigger().transfer_leader(heir.id).await.map_err(|error| NotPrimary(error.to_string()))?;
+        let me = metrics.id;
+        let taken = raft.wait(Some(HAND_OVER));
+        let taken =
+            taken.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "another peer leads");
+        taken.await.map_err(|_| NotPrimary(format!("{} did not take over", heir.peer.name)))?;
+        Ok(heir.peer.name.parse().ok())
+    }
+
+    /// Lets a host become a peer that is not in the founders' file.
+    pub async fn add_peer(&self, host: HostName, address: String) -> Result<(), PeersError> {
+        self.shared.change_peers(&PeersChange::Add { host, address }, PATIENCE).await.map(drop)
+    }
+
+    /// Takes a host out of the peers.
+    pub async fn remove_peer(&self, host: HostName) -> Result<(), PeersError> {
+        self.shared.change_peers(&PeersChange::Remove { host }, 4 * PATIENCE).await.map(drop)
+    }
+
+    /// Lets a peer vote.
+    pub async fn promote_peer(&self, host: HostName) -> Result<(), PeersError> {
+        self.shared.change_peers(&PeersChange::Promote { host }, 24 * PATIENCE).await.map(drop)
+    }
+}
+
+/// Where an attempt went, and what came of it.
+enum Attempt<T> {
+    Answered(T),
+    Again,
+}
+
+impl Shared {
+    /// Until this host's copy has the entry.
+    async fn applied(&self, index: u64) {
+        let mut applies = self.applies.clone();
+        let _ = applies.wait_for(|applied| applied.log.is_some_and(|log| log.index >= index)).await;
+    }
+
+    /// Gives a change to the primary, again and again until the deadline.
+    pub(super) async fn submit(
+        &self,
+        change: Change,
+        patience: Duration,
+    ) -> Result<(Outcome, u64), ProposeError> {
+        let body = encode(&change)?;
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let ttl = ATTEMPT.min(deadline.saturating_duration_since(Instant::now()));
+            if let Attempt::Answered(applied) = self.attempt(&change, &body, ttl).await {
+                return Ok(applied);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        Err(ProposeError::NoPrimary(patience))
+    }
+
+    async fn attempt(&self, change: &Change, body: &[u8], ttl: Duration) -> Attempt<(Outcome, u64)> {
+        let (Some(raft), Some(primary)) = (self.raft(), self.primary()) else { return Attempt::Again };
+        if primary.host == self.settings.host {
+            let written = tokio::time::timeout(ttl, raft.client_write(change.clone())).await;
+            return match written {
+                Ok(Ok(applied)) => Attempt::Answered((applied.data, applied.log_id.index)),
+                // Not the primary any more, no quorum, or nobody knows: the change carries its guard.
+                Ok(Err(_)) | Err(_) => Attempt::Again,
+            };
+        }
+        let answer = tokio::select! {
+            answer = self.ask(&primary, Kind::Propose, body.to_vec(), ttl) => answer,
+            // One that stands still would be waited for although there is another one.
+            () = self.succeeded(&primary) => None,
+        };
+        match answer {
+            Some(Forwarded::Applied(outcome, index)) => Attempt::Answered((outcome, index)),
+            Some(Forwarded::NotPrimary) | None => Attempt::Again,
+        }
+    }
+
+    /// Until this peer knows of another primary.
+    async fn succeeded(&self, old: &Target) {
+        while self.primary().is_none_or(|primary| primary == *old) {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        target: &Target,
+        kind: Kind,
+        body: Vec<u8>,
+        ttl: Duration,
+    ) -> Option<T> {
+        let answer = self.exchange.call(target, Purpose::Bulk, kind, body, ttl).await;
+        decode(&answer.ok()?).ok()
+    }
+
+    /// Gives a change of the peers to the primary. The number, where one was asked for.
+    pub(super) async fn change_peers(
+        &self,
+        change: &PeersChange,
+        patience: Duration,
+    ) -> Result<Option<u64>, PeersError> {
+        let deadline = Instant::now() + patience;
+        // An attempt without an answer may have been carried out.
+        let mut unknown = false;
+        while Instant::now() < deadline {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let answer = match (self.raft(), self.primary_or_file()) {
+                (Some(raft), Some(primary)) if primary.host == self.settings.host => {
+                    Some(self.change_peers_as_primary(&raft, change).await)
+                }
+                (_, Some(primary)) => {
+                    let body = encode(change).map_err(|error| PeersRefused::NotNow(error.to_string()))?;
+                    self.ask(&primary, Kind::Peers, body, rest).await
+                }
+                _ => None,
+            };
+            match answer {
+                Some(PeersAnswer::Done(number)) => return Ok(number),
+                Some(PeersAnswer::Refused(refused)) if unknown && refused.says_done(change) => {
+                    return Ok(None);
+                }
+                Some(PeersAnswer::Refused(PeersRefused::Unsettled)) | None => unknown = true,
+                Some(PeersAnswer::Refused(refused)) => return Err(refused.into()),
+                Some(PeersAnswer::NotPrimary) => {}
+            }
+            tokio::time::sleep(10 * AGAIN).await;
+        }
+        Err(PeersError::NoPrimary(patience))
+    }
+
+    /// A newcomer hears nothing of the primary yet: any peer of the file will do, in turn.
+    fn primary_or_file(&self) -> Option<Target> {
+        self.primary().or_else(|| {
+            let others: Vec<_> =
+                self.settings.peers.iter().filter(|(host, _)| **host != self.settings.host).collect();
+            let turn = self.number.fetch_add(1, Ordering::Relaxed) as usize;
+            let (host, address) = others.get(turn % others.len().max(1))?;
+            Some(Target { host: (*host).clone(), id: None, address: (*address).clone() })
+        })
+    }
+
+    /// Changes the peers if this one is the primary.
+    pub(super) async fn change_peers_as_primary(&self, raft: &Raft, change: &PeersChange) -> PeersAnswer {
+        // One at a time: openraft refuses a second one, and a plan of the first may not hold for it.
+        let _turn = self.changing.lock().await;
+        let confirmed = tokio::time::timeout(ROUND, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        if !matches!(confirmed, Ok(Ok(_))) {
+            return PeersAnswer::NotPrimary;
+        }
+        match self.carry_out(raft, change).await {
+            Ok(number) => PeersAnswer::Done(number),
+            Err(refused) => PeersAnswer::Refused(refused),
+        }
+    }
+
+    async fn carry_out(&self, raft: &Raft, change: &PeersChange) -> Result<Option<u64>, PeersRefused> {
+        let roll = self.applies.borrow().roll.clone();
+        if let PeersChange::Number { host, .. } = change {
+            membership::may_join(&self.members(raft), &roll, &self.settings.peers, host)?;
+        }
+        let entry = match change {
+            PeersChange::Number { host, address } => {
+                Some(Change::HandOut { host: host.clone(), address: address.clone() })
+            }
+            PeersChange::Add { host, address } => {
+                Some(Change::Expect { host: host.clone(), address: address.clone() })
+            }
+            PeersChange::Remove { host } => Some(Change::Forget { host: host.clone() }),
+            PeersChange::Promote { .. } | PeersChange::Admit { .. } => None,
+        };
+        let mut number = None;
+        // Before Raft's members change: a primary that removes itself can say nothing afterwards.
+        if let Some(entry) = entry {
+            let written = self.submit(entry, PATIENCE).await;
+            if let (Outcome::Number(id), _) =
+                written.map_err(|error| PeersRefused::NotNow(error.to_string()))?
+            {
+                number = Some(id);
+            }
+        }
+        membership::change(raft, &roll, change).await?;
+        Ok(number)
+    }
+}

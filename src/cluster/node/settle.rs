@@ -1,0 +1,225 @@
+//! Becoming a peer: from a fresh disk to a member of the cluster, without a manual step.
+//!
+//! Owns the order: look around, decide ([`super::identity::decide`]), write the number down, start Raft, and
+//! only then found the cluster or ask to be admitted. Each step may be the last one before a crash: the next
+//! start goes on from what is written down.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::identity::{Decision, Founding, Identity, Probed, decide};
+use super::service::JoinAnswer;
+use super::{OpenError, Outlets, Shared};
+use crate::cluster::raft::config;
+use crate::cluster::raft::log_store::LogStore;
+use crate::cluster::raft::log_store::disk::{Disk, Key, Op, stopped};
+use crate::cluster::raft::machine::Machine;
+use crate::cluster::raft::membership::{PeersChange, Raft};
+use crate::cluster::raft::network::Network;
+use crate::cluster::wire::{Kind, Purpose, Target, decode, encode};
+use crate::spec::HostName;
+
+/// Between two looks around.
+const AGAIN: Duration = Duration::from_millis(100);
+/// What one question may take.
+const QUESTION: Duration = Duration::from_millis(1500);
+/// What the catching up of a newcomer may take.
+const ADMISSION: Duration = Duration::from_secs(150);
+
+/// The record of the disk; a fresh disk is given one.
+pub(super) async fn identity(disk: &Arc<Disk>) -> io::Result<Identity> {
+    if let Some(bytes) = disk.get(Key::Identity)? {
+        return Ok(decode(&bytes)?);
+    }
+    let identity = Identity::Fresh { token: fastrand::u64(..) };
+    write(disk, &identity).await?;
+    Ok(identity)
+}
+
+async fn write(disk: &Disk, identity: &Identity) -> io::Result<()> {
+    let (done, written) = oneshot::channel();
+    let done = Box::new(move |result| drop(done.send(result)));
+    disk.send(Op::Put { key: Key::Identity, bytes: encode(identity)?, done: Some(done) }).await?;
+    written.await.map_err(|_| stopped())?
+}
+
+/// See the module.
+pub(super) struct Settler {
+    shared: Arc<Shared>,
+    outlets: Option<Outlets>,
+    /// What was said last, so that it is said once.
+    said: String,
+}
+
+impl Settler {
+    pub(super) fn new(shared: Arc<Shared>, outlets: Outlets) -> Settler {
+        Settler { shared, outlets: Some(outlets), said: String::new() }
+    }
+
+    /// Starts Raft if this disk has a number, and founds at once where nobody else is asked. `None`: done.
+    pub(super) async fn resume(mut self) -> Result<Option<Settler>, OpenError> {
+        let identity = self.shared.identity.borrow().clone();
+        let alone = self.shared.settings.peers.len() <= 1;
+        match identity {
+            Identity::Peer { .. } => self.start().await?,
+            Identity::Fresh { .. } if alone => {
+                let Decision::Found(founding) = self.decide(&BTreeMap::new(), Duration::ZERO) else {
+                    return Ok(Some(self));
+                };
+                self.become_founder(founding).await?;
+            }
+            Identity::Fresh { .. } => return Ok(Some(self)),
+        }
+        // A founder that crashed before it founded, a newcomer that was not admitted yet.
+        let settled = self.finish().await;
+        Ok((!settled).then_some(self))
+    }
+
+    /// Goes on until this host is a peer.
+    pub(super) async fn run(mut self) {
+        let since = Instant::now();
+        while self.shared.raft().is_none() {
+            let heard = self.look_around().await;
+            if let Err(error) = self.step(&heard, since.elapsed()).await {
+                self.say(&format!("cannot become a peer: {error}"));
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        while !self.finish().await {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        if self.said != text {
+            tracing::info!(host = %self.shared.settings.host, "{text}");
+            self.said = text.to_owned();
+        }
+    }
+
+    async fn step(&mut self, heard: &BTreeMap<HostName, Probed>, waited: Duration) -> Result<(), OpenError> {
+        match self.decide(heard, waited) {
+            Decision::Wait(why) => self.say(&why),
+            Decision::Take(id, founding) => self.become_peer(id, founding.history, Some(founding)).await?,
+            Decision::Found(founding) => self.become_founder(founding).await?,
+            Decision::Join(hosts) => {
+                for host in hosts {
+                    match self.ask_for_a_number(&host).await {
+                        Ok((id, history)) => return self.become_peer(id, history, None).await,
+                        Err(why) => self.say(&why),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&self, heard: &BTreeMap<HostName, Probed>, waited: Duration) -> Decision {
+        let settings = &self.shared.settings;
+        let Identity::Fresh { token } = *self.shared.identity.borrow() else {
+            return Decision::Wait(String::new());
+        };
+        let alone = BTreeMap::from([(settings.host.clone(), settings.listen.clone())]);
+        let peers = if settings.peers.is_empty() { &alone } else { &settings.peers };
+        decide(&settings.host, token, peers, heard, waited, fastrand::u64(1..))
+    }
+
+    /// What the other peers of the file answer.
+    async fn look_around(&self) -> BTreeMap<HostName, Probed> {
+        let settings = &self.shared.settings;
+        let mut asked = JoinSet::new();
+        for (host, address) in settings.peers.iter().filter(|(host, _)| **host != settings.host) {
+            let target = Target { host: host.clone(), id: None, address: address.clone() };
+            let (exchange, host) = (self.shared.exchange.clone(), host.clone());
+            asked.spawn(async move {
+                let answer = exchange.call(&target, Purpose::Probe, Kind::Probe, Vec::new(), QUESTION).await;
+                Some((host, decode(&answer.ok()?).ok()?))
+            });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
+    }
+
+    async fn ask_for_a_number(&self, host: &HostName) -> Result<(u64, u64), String> {
+        let settings = &self.shared.settings;
+        let address = settings.peers.get(host).cloned().unwrap_or_default();
+        let own = settings.peers.get(&settings.host).unwrap_or(&settings.listen);
+        let target = Target { host: host.clone(), id: None, address };
+        let body = encode(&(&settings.host, own)).map_err(|error| error.to_string())?;
+        let asked = self.shared.exchange.call(&target, Purpose::Probe, Kind::Join, body, 2 * QUESTION).await;
+        let answer: JoinAnswer =
+            decode(&asked.map_err(|error| error.to_string())?).map_err(|e| e.to_string())?;
+        answer.map_err(|refused| refused.to_string())
+    }
+
+    async fn become_founder(&mut self, founding: Founding) -> Result<(), OpenError> {
+        let host = &self.shared.settings.host;
+        let seat = founding.members.iter().find(|(_, founder)| founder.peer.name == host.as_str());
+        let id = seat.map_or(1, |(id, _)| *id);
+        self.become_peer(id, founding.history, Some(founding)).await
+    }
+
+    async fn become_peer(
+        &mut self,
+        id: u64,
+        history: u64,
+        founding: Option<Founding>,
+    ) -> Result<(), OpenError> {
+        let identity = Identity::Peer { id, history, founding };
+        write(&self.shared.disk, &identity).await.map_err(OpenError::Identity)?;
+        self.say(&format!("this host is peer {id} of the cluster"));
+        self.shared.ours.send_modify(|ours| (ours.id, ours.history) = (Some(id), Some(history)));
+        self.shared.identity.send_replace(identity);
+        // Lines that were dialled without a number are not asked any more.
+        self.shared.exchange.keep(|_| false);
+        self.start().await
+    }
+
+    async fn start(&mut self) -> Result<(), OpenError> {
+        let shared = &self.shared;
+        let (Some(outlets), Some(id)) = (self.outlets.take(), shared.ours.borrow().id) else { return Ok(()) };
+        let senseless =
+            |reason: String| OpenError::Raft { path: shared.settings.data_dir.join("raft"), reason };
+        let settings = config(&shared.settings.cluster, shared.settings.snapshot_every)
+            .validate()
+            .map_err(|error| senseless(error.to_string()))?;
+        let log = LogStore::new(shared.disk.clone())?;
+        let machine = Machine::new(shared.shelf(), outlets.states, outlets.applies);
+        let network = Network::new(id, shared.exchange.clone(), shared.quorum.subscribe());
+        let raft = Raft::new(id, Arc::new(settings), network, log, machine).await;
+        let raft = raft.map_err(|error| senseless(error.to_string()))?;
+        shared.raft.send_replace(Some(raft));
+        Ok(())
+    }
+
+    /// Founds, or asks to be admitted; true when nothing is left to do.
+    async fn finish(&mut self) -> bool {
+        let Some(raft) = self.shared.raft() else { return false };
+        let identity = self.shared.identity.borrow().clone();
+        let (Identity::Peer { id, founding, .. }, Ok(false)) = (identity, raft.is_initialized().await) else {
+            return true;
+        };
+        match founding {
+            // The first founder founds; the others hear of it through the log.
+            Some(founding) if founding.members.keys().next() == Some(&id) => {
+                if let Err(error) = raft.initialize(founding.peers()).await {
+                    self.say(&format!("cannot found the cluster: {error}"));
+                }
+                false
+            }
+            Some(_) => true,
+            None => {
+                let change = PeersChange::Admit { id };
+                match self.shared.change_peers(&change, ADMISSION).await {
+                    Ok(_) => self.say("admitted to the cluster"),
+                    Err(error) => self.say(&format!("not admitted yet: {error}")),
+                }
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Applying the log: the replicated state of this peer.
+//!
+//! Owns the state. It is copied on write: the newest one goes out by `watch` after each batch, a snapshot is
+//! made of the copy that it was asked of, and neither holds up the next entry. A proposer hears of its
+//! change only after the state that has it went out. Generic over where snapshots are kept ([`Shelf`]).
+//! Called by openraft.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use openraft::entry::RaftPayload;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{AsyncRuntime, EntryPayload, OptionalSend, Snapshot};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt};
+
+use super::change::{Change, Outcome, Recent, Roll};
+use super::{LeaderId, LogId, Peer, PeerId, SnapshotMeta, StoredMembership, Types};
+use crate::cluster::wire::codec::encode_unbounded;
+use crate::cluster::wire::decode;
+use crate::state::State;
+
+pub mod shelf;
+
+pub use shelf::DiskShelf;
+
+/// Bumped when a snapshot changes its meaning.
+const FORMAT: u16 = 1;
+
+/// A snapshot's bytes.
+pub type SnapshotBytes = Arc<Vec<u8>>;
+/// A snapshot and its description.
+pub type Snap = Snapshot<LeaderId, PeerId, Peer, SnapshotBytes>;
+
+/// Where the newest snapshot is kept.
+pub trait Shelf: Clone + Send + Sync + 'static {
+    /// Makes the bytes and keeps them; when this returns they survive a crash, and older ones may go.
+    fn keep(
+        &self,
+        meta: SnapshotMeta,
+        bytes: impl FnOnce() -> io::Result<SnapshotBytes> + Send + 'static,
+    ) -> impl Future<Output = io::Result<SnapshotBytes>> + Send;
+
+    /// The newest one.
+    fn newest(&self) -> impl Future<Output = io::Result<Option<(SnapshotMeta, SnapshotBytes)>>> + Send;
+}
+
+/// What went out last: the state, and the place in the log up to which it is applied.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// The last entry applied.
+    pub log: Option<LogId>,
+    /// The peers' own part.
+    pub roll: Arc<Roll>,
+}
+
+/// All that a snapshot holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Content {
+    state: Arc<State>,
+    roll: Arc<Roll>,
+    recent: Arc<Recent>,
+}
+
+/// See the module.
+pub struct Machine<S> {
+    content: Content,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    states: watch::Sender<Arc<State>>,
+    applies: watch::Sender<Applied>,
+    shelf: S,
+}
+
+impl<S: Shelf> Machine<S> {
+    /// An empty state, which openraft fills from the newest snapshot and the log.
+    pub fn new(shelf: S, states: watch::Sender<Arc<State>>, applies: watch::Sender<Applied>) -> Machine<S> {
+        Machine {
+            content: Content::default(),
+            applied: None,
+            membership: StoredMembership::default(),
+            states,
+            applies,
+            shelf,
+        }
+    }
+
+    fn apply_change(&mut self, change: &Change) -> Outcome {
+        let content = &mut self.content;
+        match change {
+            Change::State(envelope) => Outcome::State(Arc::make_mut(&mut content.state).apply(envelope)),
+            Change::Once { key, envelope } => {
+                if let Some(outcome) = content.recent.outcome(*key) {
+                    return outcome.clone();
+                }
+                let outcome = Outcome::State(Arc::make_mut(&mut content.state).apply(envelope));
+                Arc::make_mut(&mut content.recent).remember(*key, outcome.clone());
+                outcome
+            }
+            Change::HandOut { host, address } => {
+                Outcome::Number(Arc::make_mut(&mut content.roll).hand_out(host, address))
+            }
+            Change::Expect { host, address } => {
+                Arc::make_mut(&mut content.roll).expected.insert(host.clone(), address.clone());
+                Outcome::Nothing
+            }
+            Change::Forget { host } => {
+                let roll = Arc::make_mut(&mut content.roll);
+                roll.expected.remove(host);
+                roll.pending.retain(|_, peer| peer.name != host.as_str());
+                Outcome::Nothing
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.states.send_replace(self.content.state.clone());
+        self.applies.send_replace(Applied { log: self.applied, roll: self.content.roll.clone() });
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
+impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
+    type SnapshotData = SnapshotBytes;
+    type SnapshotBuilder = Builder<S>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types<RT>>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut answers = Vec::new();
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            self.applied = Some(entry.log_id);
+            let outcome = match &entry.payload {
+                EntryPayload::Blank => Outcome::Nothing,
+                EntryPayload::Normal(change) => self.apply_change(change),
+                EntryPayload::Membership(_) => Outcome::Nothing,
+            };
+            if let Some(membership) = entry.payload.get_membership() {
+                Arc::make_mut(&mut self.content.roll).take_note(membership.nodes().map(|(id, _)| *id));
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+            }
+            answers.extend(responder.map(|responder| (responder, outcome)));
+        }
+        self.publish();
+        answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<S> {
+        Builder { content: self.content.clone(), meta: self.meta(), shelf: self.shelf.clone() }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotBytes,
+    ) -> Result<(), io::Error> {
+        let (format, content): (u16, Content) = decode(&snapshot)?;
+        if format != FORMAT {
+            return Err(io::Error::other(format!(
+                "a snapshot of format {format}, this program reads {FORMAT}"
+            )));
+        }
+        self.shelf.keep(meta.clone(), move || Ok(snapshot)).await?;
+        self.content = content;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.publish();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snap>, io::Error> {
+        Ok(self.shelf.newest().await?.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+/// Makes one snapshot of the state as it was.
+pub struct Builder<S> {
+    content: Content,
+    meta: SnapshotMeta,
+    shelf: S,
+}
+
+impl<RT: AsyncRuntime, S: Shelf> RaftSnapshotBuilder<Types<RT>> for Builder<S> {
+    type SnapshotData = SnapshotBytes;
+
+    async fn build_snapshot(&mut self) -> Result<Snap, io::Error> {
+        let content = self.content.clone();
+        let bytes = move || Ok(Arc::new(encode_unbounded(&(FORMAT, content))?));
+        let snapshot = self.shelf.keep(self.meta.clone(), bytes).await?;
+        Ok(Snapshot { meta: self.meta.clone(), snapshot })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::raft::log_store::Disk;
+    use crate::state::{Command, Envelope, Target};
+
+    #[test]
+    fn a_change_with_a_key_is_applied_once_and_one_without_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = DiskShelf::new(folder.path(), Arc::new(Disk::open(folder.path()).unwrap()));
+        let (states, _) = watch::channel(Arc::default());
+        let (applies, _) = watch::channel(Applied::default());
+        let mut machine = Machine::new(shelf, states, applies);
+        let envelope = || Arc::new(Envelope { stamp_ms: 5, command: Command::Pause { target: Target::All } });
+        let once = |number| Change::Once { key: (7, number), envelope: envelope() };
+        let first = machine.apply_change(&once(1));
+        assert_eq!(machine.apply_change(&once(1)), first);
+        assert_eq!(machine.content.state.index, 1);
+        machine.apply_change(&once(2));
+        machine.apply_change(&Change::State(envelope()));
+        machine.apply_change(&Change::State(envelope()));
+        assert_eq!(machine.content.state.index, 4);
+    }
+}

@@ -1,0 +1,144 @@
+//! Mutual TLS between agents: every certificate is of the cluster's own CA and names its host.
+//!
+//! Owns the certificates and the rules by which they are checked: TLS 1.3 only, both sides show one, and
+//! the name in it is the host's. Never decides whom a host may be. [`issue`] makes them. Called by `wire`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+pub mod issue;
+
+use crate::config::TlsFiles;
+use crate::spec::HostName;
+
+/// Why the certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read or holds something else.
+    #[error("cannot read a {what} from {path}: make one with `bigbrother ca init` and `bigbrother ca issue`")]
+    File {
+        /// What it should hold.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The files are sound and do not fit together.
+    #[error("the certificate {path} cannot be used")]
+    Unfit {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The certificate is of another host.
+    #[error("the certificate {path} is not that of {host}: issue one with `bigbrother ca issue {host}`")]
+    OtherHost {
+        /// Which.
+        path: PathBuf,
+        /// This host.
+        host: HostName,
+    },
+}
+
+/// What both sides of a connection need.
+pub struct Tls {
+    connector: TlsConnector,
+    acceptor: TlsAcceptor,
+}
+
+/// The certificate of whoever dialled.
+pub struct Certificate(CertificateDer<'static>);
+
+impl Certificate {
+    /// True when it is that of the host.
+    pub fn names(&self, host: &HostName) -> bool {
+        let parsed = ParsedCertificate::try_from(&self.0);
+        let name = ServerName::try_from(host.as_str());
+        parsed
+            .is_ok_and(|cert| name.is_ok_and(|name| rustls::client::verify_server_name(&cert, &name).is_ok()))
+    }
+}
+
+impl Tls {
+    /// Reads the certificates of this host.
+    pub fn load(files: &TlsFiles, host: &HostName) -> Result<Tls, TlsError> {
+        let roots = roots(&files.ca)?;
+        let certificates = certificates(&files.cert)?;
+        if !certificates.first().is_some_and(|first| Certificate(first.clone()).names(host)) {
+            return Err(TlsError::OtherHost { path: files.cert.clone(), host: host.clone() });
+        }
+        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::File {
+            what: "key",
+            path: files.key.clone(),
+            source,
+        })?;
+        let unfit = |source: Box<dyn std::error::Error + Send + Sync>| TlsError::Unfit {
+            path: files.cert.clone(),
+            source,
+        };
+        let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+        let versions = &[&rustls::version::TLS13];
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .map_err(|error| unfit(error.into()))?;
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(versions)
+            .and_then(|config| {
+                config
+                    .with_client_cert_verifier(verifier)
+                    .with_single_cert(certificates.clone(), key.clone_key())
+            })
+            .map_err(|error| unfit(error.into()))?;
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .and_then(|config| config.with_root_certificates(roots).with_client_auth_cert(certificates, key))
+            .map_err(|error| unfit(error.into()))?;
+        let (connector, acceptor) =
+            (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
+        Ok(Tls { connector, acceptor })
+    }
+
+    /// Dialled `host`: its certificate must name it.
+    pub async fn connect(
+        &self,
+        host: &HostName,
+        socket: TcpStream,
+    ) -> io::Result<client::TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
+        self.connector.connect(name, socket).await
+    }
+
+    /// Was dialled: the other side must show a certificate of the CA.
+    pub async fn accept(&self, socket: TcpStream) -> io::Result<(server::TlsStream<TcpStream>, Certificate)> {
+        let stream = self.acceptor.accept(socket).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        let certificate = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
+        Ok((stream, Certificate(certificate.into_owned())))
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let file = |source| TlsError::File { what: "certificate", path: path.to_owned(), source };
+    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(file)
+}
+
+fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| TlsError::Unfit { path: path.to_owned(), source: error.into() })?;
+    }
+    Ok(Arc::new(roots))
+}

@@ -1,0 +1,123 @@
+//! Dialling another agent: name, socket, TLS, handshake.
+//!
+//! Owns nothing that lasts: a connection goes to whoever asked for it. Names are resolved anew each time.
+//! Called by `line` and for snapshots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::codec::{DecodeError, EncodeError, decode, encode};
+use super::frame::{Frame, Kind};
+use super::hello::{Ours, Purpose, Refusal, Welcome};
+use super::stream::{Duplex, ReadError, Reader, Writer, split};
+use crate::cluster::tls::Tls;
+use crate::spec::HostName;
+
+/// The longest that dialling takes: three round trips around the world.
+pub const DIAL_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Who is dialled.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The host.
+    pub host: HostName,
+    /// Its number among the peers; `None`: whatever it is.
+    pub id: Option<u64>,
+    /// `host:port`.
+    pub address: String,
+}
+
+/// Why no connection came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Nobody listens there, or the name means nothing.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS.
+    #[error("cannot agree on TLS with {address}: {source}")]
+    Tls {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The other side said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Nothing came in time.
+    #[error("{address} does not answer")]
+    Silent {
+        /// `host:port`.
+        address: String,
+    },
+    /// What came is no handshake.
+    #[error("{address} answers with something else")]
+    Garbled {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: ReadError,
+    },
+    /// What came is no handshake of this version.
+    #[error("the handshake cannot be read")]
+    Decode(#[from] DecodeError),
+    /// The handshake cannot be written.
+    #[error("the handshake cannot be written")]
+    Encode(#[from] EncodeError),
+}
+
+/// Dials in this host's name.
+#[derive(Clone)]
+pub struct Dialer {
+    ours: watch::Receiver<Ours>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Dialer {
+    /// `ours` changes when this host becomes a peer.
+    pub fn new(ours: watch::Receiver<Ours>, tls: Option<Arc<Tls>>) -> Dialer {
+        Dialer { ours, tls }
+    }
+
+    /// A connection whose handshake is over.
+    pub async fn dial(&self, to: &Target, purpose: Purpose) -> Result<(Reader, Writer, Welcome), DialError> {
+        let silent = |_| DialError::Silent { address: to.address.clone() };
+        tokio::time::timeout(DIAL_TIMEOUT, self.connect(to, purpose)).await.map_err(silent)?
+    }
+
+    async fn connect(&self, to: &Target, purpose: Purpose) -> Result<(Reader, Writer, Welcome), DialError> {
+        let address = || to.address.clone();
+        let connect = |source| DialError::Connect { address: address(), source };
+        let socket = TcpStream::connect(&to.address).await.map_err(connect)?;
+        socket.set_nodelay(true).map_err(connect)?;
+        let socket: Box<dyn Duplex> = match &self.tls {
+            None => Box::new(socket),
+            Some(tls) => {
+                let agreed = tls.connect(&to.host, socket).await;
+                Box::new(agreed.map_err(|source| DialError::Tls { address: address(), source })?)
+            }
+        };
+        let (mut reader, mut writer) = split(socket);
+        let hello = encode(&self.ours.borrow().hello(&to.host, to.id, purpose))?;
+        let hello = Frame { kind: Kind::Hello, request: 0, ttl_ms: 0, body: hello };
+        writer.send(&[hello]).await.map_err(connect)?;
+        let answer =
+            reader.next().await.map_err(|source| DialError::Garbled { address: address(), source })?;
+        match answer.kind {
+            Kind::Welcome => {
+                reader.greeted();
+                Ok((reader, writer, decode(&answer.body)?))
+            }
+            Kind::Refusal => Err(DialError::Refused(decode(&answer.body)?)),
+            _ => Err(DialError::Garbled { address: address(), source: ReadError::Closed }),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Answering other agents: the listener, the handshake, one task a request.
+//!
+//! Owns the listener and its connections; they end with [`Server::run`]. Never knows what a request means:
+//! that is the [`Service`]'s. Bounded: connections, requests at work on each, bytes of a snapshot, and
+//! the time for each step.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::codec::{decode, encode};
+use super::frame::{Frame, Kind};
+use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
+use super::stream::{Duplex, Reader, Writer, split};
+use crate::cluster::tls::Tls;
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 256;
+/// Requests of one connection at work at once.
+const MAX_REQUESTS: usize = 64;
+/// From the accept to the end of the handshake.
+const GREETING: Duration = Duration::from_secs(3);
+/// The largest snapshot.
+pub const MAX_SNAPSHOT: usize = 1 << 30;
+/// Within this the next part of a snapshot must come.
+const PART: Duration = Duration::from_secs(10);
+
+/// Who answers.
+pub trait Service: Send + Sync + 'static {
+    /// Whom a hello is held against, as of now.
+    fn ours(&self) -> Ours;
+
+    /// The answer to a request, or why there is none.
+    fn answer(
+        &self,
+        from: &Hello,
+        kind: Kind,
+        body: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+
+    /// Takes a whole snapshot: its head and its bytes.
+    fn take_snapshot(
+        &self,
+        from: &Hello,
+        head: Vec<u8>,
+        bytes: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+}
+
+/// A listener that is not served yet.
+pub struct Server {
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Server {
+    /// Listens on `host:port`.
+    pub async fn bind(address: &str, tls: Option<Arc<Tls>>) -> io::Result<Server> {
+        Ok(Server { listener: TcpListener::bind(address).await?, tls })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until it is dropped.
+    pub async fn run<S: Service>(self, service: Arc<S>) {
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let socket = match self.listener.accept().await {
+                Ok((socket, _)) => socket,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let full = connections.len() >= MAX_CONNECTIONS;
+            let (service, tls) = (service.clone(), self.tls.clone());
+            connections.spawn(async move {
+                let greeted = greet(&*service, tls, socket, full);
+                if let Ok(Some((hello, reader, writer))) = tokio::time::timeout(GREETING, greeted).await {
+                    match hello.purpose {
+                        Purpose::Snapshot => receive_snapshot(&*service, hello, reader, writer).await,
+                        _ => answer_requests(service, hello, reader, writer).await,
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// The handshake; `None` when the connection is over.
+async fn greet<S: Service>(
+    service: &S,
+    tls: Option<Arc<Tls>>,
+    socket: TcpStream,
+    full: bool,
+) -> Option<(Hello, Reader, Writer)> {
+    socket.set_nodelay(true).ok()?;
+    let (socket, certificate): (Box<dyn Duplex>, _) = match &tls {
+        None => (Box::new(socket), None),
+        Some(tls) => match tls.accept(socket).await {
+            Ok((socket, certificate)) => (Box::new(socket), Some(certificate)),
+            Err(error) => {
+                tracing::info!(%error, "somebody without a certificate of this cluster's CA was refused");
+                return None;
+            }
+        },
+    };
+    let (mut reader, mut writer) = split(socket);
+    let first = reader.next().await.ok().filter(|frame| frame.kind == Kind::Hello)?;
+    let hello: Hello = decode(&first.body).ok()?;
+    let ours = service.ours();
+    let judged = match &certificate {
+        _ if full => Err(Refusal::Busy(ours.host.clone())),
+        Some(certificate) if !certificate.names(&hello.host) => Err(Refusal::Certificate(hello.host.clone())),
+        _ => ours.judge(&hello),
+    };
+    if let Err(refusal) = &judged {
+        tracing::info!(from = %hello.host, %refusal, "a connection was refused");
+    }
+    let refused = judged.is_err();
+    writer.send(&[verdict(judged)?]).await.ok()?;
+    if refused {
+        writer.close().await;
+        return None;
+    }
+    reader.greeted();
+    Some((hello, reader, writer))
+}
+
+fn verdict(judged: Result<Welcome, Refusal>) -> Option<Frame> {
+    let (kind, body) = match judged {
+        Ok(welcome) => (Kind::Welcome, encode(&welcome)),
+        Err(refusal) => (Kind::Refusal, encode(&refusal)),
+    };
+    Some(Frame { kind, request: 0, ttl_ms: 0, body: body.ok()? })
+}
+
+async fn answer_requests<S: Service>(service: Arc<S>, hello: Hello, mut reader: Reader, writer: Writer) {
+    let hello = Arc::new(hello);
+    let (answers, answered) = mpsc::channel(MAX_REQUESTS);
+    let room = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(send_answers(writer, answered));
+    // What is no frame ends the connection; whoever dialled dials again.
+    while let Ok(frame) = reader.next().await {
+        while tasks.try_join_next().is_some() {}
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let (service, hello, answers) = (service.clone(), hello.clone(), answers.clone());
+        tasks.spawn(async move {
+            let ttl = Duration::from_millis(u64::from(frame.ttl_ms));
+            let answer = tokio::time::timeout(ttl, service.answer(&hello, frame.kind, frame.body)).await;
+            // After the deadline nobody waits any more.
+            if let Ok(answer) = answer {
+                let _ = answers.send((reply(frame.request, answer), permit)).await;
+            }
+        });
+    }
+}
+
+fn reply(request: u64, answer: Result<Vec<u8>, String>) -> Frame {
+    match answer {
+        Ok(body) => Frame::answer(request, body),
+        Err(why) => Frame { kind: Kind::Failure, request, ttl_ms: 0, body: why.into_bytes() },
+    }
+}
+
+async fn send_answers(mut writer: Writer, mut answers: mpsc::Receiver<(Frame, OwnedSemaphorePermit)>) {
+    let mut batch = Vec::new();
+    while answers.recv_many(&mut batch, MAX_REQUESTS).await > 0 {
+        let (frames, permits): (Vec<Frame>, Vec<_>) = batch.drain(..).unzip();
+        if writer.send(&frames).await.is_err() {
+            return;
+        }
+        // Only now is there room for as many requests.
+        drop(permits);
+    }
+}
+
+async fn receive_snapshot<S: Service>(service: &S, hello: Hello, mut reader: Reader, mut writer: Writer) {
+    let mut head = None;
+    let mut bytes = Vec::new();
+    while let Ok(Ok(frame)) = tokio::time::timeout(PART, reader.next()).await {
+        match (frame.kind, &head) {
+            (Kind::SnapshotHead, None) => head = Some(frame.body),
+            (Kind::SnapshotPart, Some(_)) if bytes.len() + frame.body.len() > MAX_SNAPSHOT => return,
+            (Kind::SnapshotPart, Some(_)) if !frame.body.is_empty() => bytes.extend(frame.body),
+            // The empty part is the last one.
+            (Kind::SnapshotPart, Some(_)) => {
+                let answer = service.take_snapshot(&hello, head.take().unwrap_or_default(), bytes).await;
+                let _ = writer.send(&[reply(frame.request, answer)]).await;
+                writer.close().await;
+                return;
+            }
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Peers over real sockets and real files: they form, elect, change, lose and regain members.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "cluster/formation.rs"]
+mod formation;
+#[path = "cluster/loss.rs"]
+mod loss;
+#[path = "cluster/members.rs"]
+mod members;
+#[path = "cluster/peers.rs"]
+mod peers;
+#[path = "cluster/wire.rs"]
+mod wire;

@@ -1,0 +1,111 @@
+//! From nothing to a cluster, and who is not let in.
+
+use std::time::Duration;
+
+use bigbrother::state::{Rejected, Target};
+
+use super::peers::*;
+
+#[test]
+fn peers_form_a_cluster_in_any_order_and_take_changes_anywhere() {
+    let (_folder, settings) = settings(&["alpha", "beta", "gamma"]);
+    // The one that founds comes last.
+    let late: Vec<Peer> = settings[1..].iter().rev().map(Peer::start).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(late.iter().all(|peer| peer.node().id().is_none()), "nobody founds in the place of the first");
+    let mut peers = vec![Peer::start(&settings[0])];
+    peers.extend(late);
+    primary(&peers);
+    peers[0].propose(spec());
+    for peer in &peers {
+        peer.propose(launch(peer.name().as_str()));
+        // Whoever asked has it in its own copy.
+        assert!(peer.state().launches.values().any(|l| l.args["note"] == peer.name().as_str()));
+    }
+    assert_eq!(notes(&agreed(&peers)).len(), 3);
+    let mut ids: Vec<_> = peers.iter().map(|peer| (peer.name().to_string(), peer.node().id())).collect();
+    ids.sort();
+    assert_eq!(ids, [("alpha", 1), ("beta", 2), ("gamma", 3)].map(|(h, id)| (h.to_owned(), Some(id))));
+}
+
+#[test]
+fn what_the_state_refuses_comes_back_as_such() {
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    for peer in &peers {
+        let refused = peer.run(peer.node().propose(launch("x"))).unwrap_err();
+        assert_eq!(refused.to_string(), Rejected::NoProcess("dungeon".parse().unwrap()).to_string());
+    }
+}
+
+#[test]
+fn a_host_alone_is_a_cluster_and_keeps_its_state() {
+    let (_folder, mut settings) = settings(&["alpha"]);
+    settings[0].peers.clear();
+    let alone = Peer::start(&settings[0]);
+    alone.propose(spec());
+    alone.propose(bigbrother::state::Command::Pause { target: Target::All });
+    let before = alone.state();
+    alone.run(alone.node().ensure_primary()).unwrap();
+    let again = Peer::start(&alone.kill());
+    let after = until("the state of before", || {
+        let state = again.state();
+        if state.paused.all { Ok(state) } else { Err(state.index) }
+    });
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_host_of_another_cluster_is_not_let_in() {
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let (_other, mut stranger) = settings(&["delta"]);
+    stranger[0].cluster = "ninjas".to_owned();
+    stranger[0].peers.extend(peers[0].settings.peers.clone());
+    let stranger = Peer::start(&stranger[0]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(stranger.node().id(), None);
+    assert_eq!(peers[0].node().peers().len(), 3);
+}
+
+#[test]
+fn a_damaged_log_is_refused_with_what_to_do() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    let settings = peers.remove(2).close();
+    let file = settings.data_dir.join("raft/raft.redb");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[4096..].iter_mut().step_by(61).for_each(|byte| *byte ^= 0x11);
+    std::fs::write(&file, bytes).unwrap();
+    let Err(error) = Peer::try_start(&settings) else { panic!("a damaged log was taken") };
+    assert!(error.to_string().contains("move its folder away and start the agent again"), "{error}");
+}
+
+#[test]
+fn peers_with_certificates_form_a_cluster_and_hear_nobody_without() {
+    use bigbrother::cluster::tls::issue;
+    use bigbrother::config::TlsFiles;
+
+    let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    issue::init(folder.path(), "pirates").unwrap();
+    for settings in &mut all {
+        let [cert, key] = issue::issue(folder.path(), &settings.host, folder.path()).unwrap();
+        settings.tls = Some(TlsFiles { ca: folder.path().join(issue::CA_CERT), cert, key });
+    }
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers[2].propose(spec());
+    agreed(&peers);
+    // The same host with the certificate of another one is refused before it says anything.
+    let mut settings = peers.remove(2).kill();
+    settings.tls.clone_from(&all[0].tls);
+    let Err(error) = Peer::try_start(&settings) else { panic!("gamma runs as alpha") };
+    assert!(error.to_string().contains("is not that of gamma"), "{error}");
+    // In plain nobody is heard.
+    settings.tls = None;
+    let plain = Peer::start(&settings);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!plain.standing().quorum, "{:?}", plain.standing());
+    plain.kill();
+    settings.tls.clone_from(&all[2].tls);
+    peers.push(Peer::start(&settings));
+    primary(&peers);
+}

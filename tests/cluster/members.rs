@@ -1,0 +1,130 @@
+//! Peers that come, go, and come back without their disk.
+
+use bigbrother::cluster::raft::membership::Role;
+
+use super::peers::*;
+
+/// (host, id, votes) of all peers.
+fn roll(peer: &Peer) -> Vec<(String, u64, bool)> {
+    let member =
+        |m: bigbrother::cluster::raft::membership::Member| (m.peer.name, m.id, m.role == Role::Voter);
+    let mut roll: Vec<_> = peer.node().peers().into_iter().map(member).collect();
+    roll.sort();
+    roll
+}
+
+fn entry(host: &str, id: u64, votes: bool) -> (String, u64, bool) {
+    (host.to_owned(), id, votes)
+}
+
+/// Waits for these peers; the number of a newcomer is only known to be new, since one whose answer was late
+/// is not used.
+fn wait_for(peers: &[Peer], wanted: &[(String, u64, bool)], newcomer: &str) {
+    until("the peers", || {
+        let mut roll = roll(&peers[0]);
+        roll.iter_mut().filter(|(host, id, _)| host == newcomer && *id > 3).for_each(|entry| entry.1 = 0);
+        if roll == wanted { Ok(()) } else { Err(roll) }
+    });
+}
+
+#[test]
+fn a_peer_that_lost_its_disk_comes_back_under_a_new_number_by_a_snapshot() {
+    let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    all.iter_mut().for_each(|settings| settings.snapshot_every = 20);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers[0].propose(spec());
+    for number in 0..100 {
+        peers[number % 3].propose(launch(&format!("x{number}")));
+    }
+    let settings = peers.remove(1).kill();
+    std::fs::remove_dir_all(settings.data_dir.join("raft")).unwrap();
+    for number in 0..100 {
+        peers[number % 2].propose(launch(&format!("y{number}")));
+    }
+    peers.push(Peer::start(&settings));
+    wait_for(&peers, &[entry("alpha", 1, true), entry("beta", 0, true), entry("gamma", 3, true)], "beta");
+    assert_eq!(notes(&agreed(&peers)).len(), 200);
+    assert!(peers[2].node().id() > Some(3));
+    let files = std::fs::read_dir(folder.path().join("beta/raft")).unwrap();
+    assert!(files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("snapshot-")));
+    // It counts: the cluster lives on without another one.
+    let place = peers.iter().position(|peer| *peer.name() == name("gamma")).unwrap();
+    peers.remove(place).kill();
+    peers[1].propose(launch("z"));
+}
+
+#[test]
+fn a_lagging_peer_gets_a_snapshot() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    all.iter_mut().for_each(|settings| settings.snapshot_every = 20);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers[0].propose(spec());
+    let settings = peers.remove(2).kill();
+    for number in 0..200 {
+        peers[number % 2].propose(launch(&format!("y{number}")));
+    }
+    peers.push(Peer::start(&settings));
+    assert_eq!(notes(&agreed(&peers)).len(), 200);
+    assert_eq!(peers[2].node().id(), Some(3));
+}
+
+#[test]
+fn a_second_machine_of_the_same_name_is_not_let_in() {
+    let (folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let mut clone = peers[1].settings.clone();
+    clone.data_dir = folder.path().join("clone");
+    clone.listen = "127.0.0.1:0".to_owned();
+    let clone = Peer::start(&clone);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(clone.node().id(), None);
+    let wanted = [entry("alpha", 1, true), entry("beta", 2, true), entry("gamma", 3, true)];
+    assert_eq!(roll(&peers[0]), wanted);
+}
+
+#[test]
+fn peers_are_added_promoted_and_removed() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    let (_more, mut delta) = settings(&["delta"]);
+    let address = delta[0].listen.clone();
+    delta[0].peers.extend(peers[0].settings.peers.clone());
+    let delta = Peer::start(&delta[0]);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(delta.node().id(), None, "nobody expects it");
+    peers[1].run(peers[1].node().add_peer(name("delta"), address)).unwrap();
+    let of = |votes| {
+        [entry("alpha", 1, true), entry("beta", 2, true), entry("delta", 0, votes), entry("gamma", 3, true)]
+    };
+    wait_for(&peers, &of(false), "delta");
+    peers[2].run(peers[2].node().promote_peer(name("delta"))).unwrap();
+    wait_for(&peers, &of(true), "delta");
+    let again = peers[2].run(peers[2].node().promote_peer(name("delta"))).unwrap_err();
+    assert!(again.to_string().contains("votes already"), "{again}");
+    // The primary itself leaves.
+    let place = primary(&peers);
+    let gone = peers[place].name().clone();
+    delta.run(delta.node().remove_peer(gone.clone())).unwrap();
+    peers.remove(place).kill();
+    until("it is gone", || {
+        let roll = roll(&peers[0]);
+        if roll.iter().all(|(host, ..)| *host != gone.as_str()) { Ok(()) } else { Err(roll) }
+    });
+    peers.push(delta);
+    primary(&peers);
+    peers[2].propose(spec());
+}
+
+#[test]
+fn a_voter_that_is_dead_for_long_is_replaced_by_a_learner() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma", "omega"]);
+    all.iter_mut().for_each(|settings| settings.dead_voter_after = std::time::Duration::from_secs(2));
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    let votes = |host, id| entry(host, id, true);
+    let all = [votes("alpha", 1), votes("beta", 2), votes("gamma", 3), entry("omega", 0, false)];
+    wait_for(&peers, &all, "omega");
+    primary(&peers);
+    let place = peers.iter().position(|peer| *peer.name() == name("beta")).unwrap();
+    peers.remove(place).kill();
+    wait_for(&peers, &[votes("alpha", 1), votes("gamma", 3), votes("omega", 0)], "omega");
+}

@@ -1,0 +1,165 @@
+//! What agents say to each other, over real sockets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bigbrother::cluster::wire::hello::Ours;
+use bigbrother::cluster::wire::{
+    CallError, DialError, Dialer, Exchange, Hello, Kind, Purpose, Refusal, Server, Service, Target, parcel,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::peers::name;
+
+fn ours(host: &str, cluster: &str) -> Ours {
+    Ours { cluster: cluster.to_owned(), host: name(host), incarnation: 1, history: Some(7), id: Some(1) }
+}
+
+/// Gives back what it is asked, and takes its time with one kind.
+#[derive(Default)]
+struct Echo {
+    snapshots: AtomicUsize,
+}
+
+impl Service for Echo {
+    fn ours(&self) -> Ours {
+        ours("alpha", "pirates")
+    }
+
+    async fn answer(&self, _: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        match kind {
+            Kind::Join => Err("no".to_owned()),
+            Kind::Transfer => {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                Ok(body)
+            }
+            _ => Ok(body),
+        }
+    }
+
+    async fn take_snapshot(&self, _: &Hello, head: Vec<u8>, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.snapshots.fetch_add(bytes.len(), Ordering::Relaxed);
+        Ok(head)
+    }
+}
+
+struct Wire {
+    exchange: Exchange,
+    target: Target,
+    echo: Arc<Echo>,
+    server: tokio::task::JoinHandle<()>,
+    _ours: watch::Sender<Ours>,
+    connected: mpsc::Receiver<Target>,
+}
+
+async fn wire(from: Ours) -> Wire {
+    let server = Server::bind("127.0.0.1:0", None).await.unwrap();
+    let address = server.address().unwrap().to_string();
+    let echo = Arc::new(Echo::default());
+    let (sender, seen) = watch::channel(from);
+    let (told, connected) = mpsc::channel(8);
+    let target = Target { host: name("alpha"), id: None, address };
+    let exchange = Exchange::new(Dialer::new(seen, None), told);
+    Wire { exchange, target, server: tokio::spawn(server.run(echo.clone())), echo, _ours: sender, connected }
+}
+
+async fn ask(wire: &Wire, kind: Kind, body: &[u8], ttl_ms: u64) -> Result<Vec<u8>, CallError> {
+    let ttl = Duration::from_millis(ttl_ms);
+    wire.exchange.call(&wire.target, Purpose::Urgent, kind, body.to_vec(), ttl).await
+}
+
+#[tokio::test]
+async fn each_request_gets_its_own_answer_or_its_deadline() {
+    let wire = wire(ours("beta", "pirates")).await;
+    let slow = ask(&wire, Kind::Transfer, b"slow", 300);
+    let quick = async {
+        for number in 0..200u32 {
+            let body = number.to_le_bytes();
+            assert_eq!(ask(&wire, Kind::Vote, &body, 5000).await.unwrap(), body);
+        }
+        assert_eq!(ask(&wire, Kind::Join, b"", 5000).await, Err(CallError::Failed("no".to_owned())));
+    };
+    let (slow, ()) = tokio::join!(slow, quick);
+    assert_eq!(slow, Err(CallError::Late(Duration::from_millis(300))));
+}
+
+#[tokio::test]
+async fn another_cluster_hears_why_it_is_refused() {
+    let wire = wire(ours("beta", "ninjas")).await;
+    let Err(DialError::Refused(refusal)) =
+        wire.exchange.dialer().dial(&wire.target, Purpose::Bulk).await.map(drop)
+    else {
+        panic!("not refused");
+    };
+    assert!(matches!(refusal, Refusal::Cluster { .. }));
+    let Err(CallError::Unreachable(why)) = ask(&wire, Kind::Vote, b"", 5000).await else {
+        panic!("answered")
+    };
+    assert!(why.contains("belongs to the cluster \"pirates\", not \"ninjas\""), "{why}");
+}
+
+#[tokio::test]
+async fn a_host_that_is_back_is_told_of() {
+    let mut wire = wire(ours("beta", "pirates")).await;
+    ask(&wire, Kind::Vote, b"1", 5000).await.unwrap();
+    wire.server.abort();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while ask(&wire, Kind::Vote, b"2", 200).await.is_ok() {
+        assert!(Instant::now() < deadline, "a host that is gone answers");
+    }
+    assert!(matches!(
+        ask(&wire, Kind::Vote, b"3", 200).await,
+        Err(CallError::Unreachable(_) | CallError::Late(_))
+    ));
+    let server = Server::bind(&wire.target.address, None).await.unwrap();
+    let _server = tokio::spawn(server.run(wire.echo.clone()));
+    while ask(&wire, Kind::Vote, b"4", 200).await.is_err() {
+        assert!(Instant::now() < deadline, "a host that is back does not answer");
+    }
+    assert_eq!(wire.connected.recv().await, Some(wire.target.clone()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vote_does_not_wait_behind_a_snapshot() {
+    let wire = wire(ours("beta", "pirates")).await;
+    let snapshot = vec![7u8; 256 << 20];
+    let size = snapshot.len();
+    let (dialer, target) = (wire.exchange.dialer().clone(), wire.target.clone());
+    ask(&wire, Kind::Vote, b"warm", 5000).await.unwrap();
+    let sent = tokio::spawn(async move {
+        parcel::send(&dialer, &target, b"head".to_vec(), &snapshot, Duration::from_secs(30)).await
+    });
+    let started = Instant::now();
+    let mut slowest = Duration::ZERO;
+    let mut votes = 0;
+    while !sent.is_finished() {
+        let asked = Instant::now();
+        ask(&wire, Kind::Vote, b"vote", 5000).await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+        votes += 1;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(sent.await.unwrap().unwrap(), b"head");
+    assert_eq!(wire.echo.snapshots.load(Ordering::Relaxed), size);
+    println!("{votes} votes while {} MiB went by, the slowest {slowest:?}", size >> 20);
+    assert!(votes >= 20, "only {votes} votes went by: the snapshot was too short to tell");
+    // On one connection the slowest would have waited for all of it; the rest is the machine's own business.
+    let most = (started.elapsed() / 5).max(Duration::from_millis(75));
+    assert!(slowest < most, "{slowest:?} of {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn rubbish_ends_its_connection_and_nothing_else() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let wire = wire(ours("beta", "pirates")).await;
+    for rubbish in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[255; 64]] {
+        let mut socket = tokio::net::TcpStream::connect(&wire.target.address).await.unwrap();
+        socket.write_all(rubbish).await.unwrap();
+        let mut heard = Vec::new();
+        // Closed with or without a reset; nothing is said.
+        let _ = tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut heard)).await.unwrap();
+        assert!(heard.is_empty());
+    }
+    assert_eq!(ask(&wire, Kind::Vote, b"x", 5000).await.unwrap(), b"x");
+}
