@@ -23,10 +23,11 @@ pub struct Primary {
 impl Primary {
     pub fn new(at: usize, term: u64, committed: Moment, fault: Fault) -> Primary {
         // One that does not wait takes silence from before its time for silence.
-        let since = if fault == Fault::NoWait { Moment(0) } else { committed };
-        let mut roll = Roll::new(since);
-        if fault == Fault::NoWait {
-            roll.tick(&State::default(), committed);
+        let early = if fault == Fault::NoWait { committed.0.min(60_000_000_000) } else { 0 };
+        let mut roll = Roll::new(Moment(committed.0 - early));
+        // Small steps: it must not look as if it had slept.
+        for ns in (0..early).rev().step_by(100_000_000) {
+            roll.tick(&State::default(), Moment(committed.0 - ns));
         }
         let (planner, rounds) = (Planner::default(), Vec::new());
         Primary { at, term, roll, planner, rounds, ticks: 0, planned: None }
