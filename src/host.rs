@@ -4,11 +4,13 @@
 //! ([`Host::desire`]), what happened ([`Host::on`]) and the time, and answers with [`Action`]s, which the
 //! agent's supervision loop carries out; it never does anything itself, and holds no clock. The files:
 //! [`lifecycle`] is the table of phases, [`restart`] decides what follows an end, [`hang`] watches
-//! heartbeats, [`reconcile`] compares what is wanted with what is there, [`fleet`] is the whole host.
+//! heartbeats, [`reconcile`] compares what is wanted with what is there, [`fleet`] is the whole host,
+//! [`fence`] says what may run here while the cluster is out of reach.
 
 pub mod action;
 mod beginning;
 mod ending;
+pub mod fence;
 pub mod fleet;
 pub mod hang;
 pub mod instance;
@@ -19,6 +21,7 @@ mod signs;
 
 pub use action::{Action, Cause, Measure, Occurrence, StopReason, Story};
 pub use ending::describe;
+pub use fence::Fence;
 pub use fleet::Host;
 pub use instance::{Instance, Phase, Ports, Run};
 pub use lifecycle::Happening;

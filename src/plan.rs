@@ -2,18 +2,29 @@
 //!
 //! Owns the placing of instances on hosts and the pace of rolling updates. Pure, deterministic and
 //! level-triggered: it looks at what is, never at what happened, and planning its own result gives
-//! nothing. Called by the primary's planner task whenever [`State::basis`] changes.
+//! nothing. Called by the primary's planner task whenever [`State::basis`] changes. The files: `scale` says
+//! which instances there are, `board` what hosts carry, `placement` chooses among them, `rollout` paces
+//! updates, [`laws`] states what a plan that was carried out must have reached, [`liveness`] declares hosts
+//! down, which is no part of the plan but comes before it.
 
 use std::collections::BTreeMap;
 
 use crate::spec::fingerprint::SpecHash;
-use crate::spec::{InstanceId, Population, Process, ProcessName};
-use crate::state::{Command, PlaceChange, State};
+use crate::spec::{HostName, InstanceId, InstanceKey, Process, ProcessName};
+use crate::state::{Command, PlaceChange, Placement, State, of_process};
 
+mod board;
+pub mod laws;
+pub mod liveness;
 mod placement;
 mod rollout;
+mod scale;
 
-use placement::Board;
+use board::{Board, View};
+use placement::Choice;
+use scale::Wanted;
+
+pub use scale::instances;
 
 /// What a plan looks at besides the state: soft facts, which may be old or missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,79 +46,220 @@ pub struct Plan {
 
 /// Plans the whole desired set; `now_ms` is milliseconds since 1970.
 pub fn plan(state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
-    let mut board = Board::new(state);
-    let mut changes = Vec::new();
-    let mut unplaced = BTreeMap::new();
-    let mut waits = false;
-    for instance in state.placements.keys().filter(|id| !state.wants(id)) {
-        changes.push(PlaceChange::Remove { instance: instance.clone() });
+    Planner::default().plan(state, liveness, now_ms)
+}
+
+/// Plans again and again. It remembers the numbers of hosts, so that a plan after a small change looks up
+/// few names; what it plans is what [`plan`] plans.
+#[derive(Debug, Default)]
+pub struct Planner {
+    hosts: Vec<HostName>,
+    seated: BTreeMap<ProcessName, Vec<Seated>>,
+}
+
+/// Where a placement was found to be: it need not be looked up while its generation is the same.
+#[derive(Clone, Debug)]
+struct Seated {
+    key: InstanceKey,
+    generation: u64,
+    number: usize,
+}
+
+/// What is done for one process.
+struct Work<'a> {
+    name: &'a ProcessName,
+    hash: SpecHash,
+    view: View<'a>,
+    turn: rollout::Turn<'a>,
+    /// Wanted and placed; the number of its host while it stays there.
+    placed: Vec<(&'a InstanceId, &'a Placement, Option<usize>)>,
+}
+
+impl Planner {
+    /// Plans the whole desired set; `now_ms` is milliseconds since 1970.
+    pub fn plan(&mut self, state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
+        self.renumber(state);
+        let mut plan = Plan::default();
+        let mut changes = undeclared(state);
+        let mut board = Board::new(state);
+        // Who can stay stays before anybody comes. Where not all can stay, the first ordinals do. What fits
+        // beside more fits beside less, so the placements that come out of a plan all stay in the next.
+        let mut all: Vec<Work<'_>> = Vec::new();
+        for (name, process) in &state.spec.processes {
+            let Some(hash) = state.hash_of(name) else { continue };
+            let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
+            let mut work = Work::new(name, process, hash, &board, turn);
+            plan.waits |=
+                work.keep(state, &mut board, self.seated.entry(name.clone()).or_default(), &mut changes);
+            all.push(work);
+        }
+        self.seated.retain(|name, _| state.spec.processes.contains_key(name));
+        for mut work in all {
+            work.update(state, &mut changes, &mut plan);
+            work.fill(state, &mut board, &mut changes, &mut plan);
+        }
+        plan.commands.extend(upgrade(state));
+        if !changes.is_empty() {
+            plan.commands.push(Command::Place { based_on: state.basis, changes });
+        }
+        plan
     }
-    for (name, process) in &state.spec.processes {
-        let Some(hash) = state.hash_of(name) else { continue };
-        let mut budget = rollout::Budget::new(state, name, process, hash);
-        let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
-        for instance in instances(state, name, process) {
-            waits |= turn.waits(state, &instance, hash);
-            match place(state, &board, &instance, process, hash, &turn, &mut budget) {
-                Ok(None) => {}
-                Ok(Some(change)) => {
-                    if let PlaceChange::Put { instance, host, .. } = &change {
-                        board.note(instance, host);
+
+    /// Hosts that came or went shift the numbers of the others.
+    fn renumber(&mut self, state: &State) {
+        if self.hosts.iter().eq(state.hosts.keys()) {
+            return;
+        }
+        self.hosts = state.hosts.keys().cloned().collect();
+        self.seated.clear();
+    }
+}
+
+/// Placements of processes that are not declared any more.
+fn undeclared(state: &State) -> Vec<PlaceChange> {
+    let mut changes = Vec::new();
+    let mut rest = state.placements.range::<InstanceId, _>(..);
+    while let Some((id, _)) = rest.next() {
+        let name = &id.process;
+        if !state.spec.processes.contains_key(name) {
+            let all = of_process(&state.placements, name);
+            changes.extend(all.map(|(id, _)| PlaceChange::Remove { instance: id.clone() }));
+        }
+        // On to the next process.
+        let last = InstanceId::on_host(name.clone(), HostName::last());
+        rest = state.placements.range((std::ops::Bound::Excluded(last), std::ops::Bound::Unbounded));
+    }
+    changes
+}
+
+/// The cluster may use what every host knows.
+fn upgrade(state: &State) -> Option<Command> {
+    let to = state.hosts.values().filter(|host| host.up).map(|host| host.facts.version).min()?;
+    (to > state.version).then_some(Command::Upgrade { to })
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        name: &'a ProcessName,
+        process: &'a Process,
+        hash: SpecHash,
+        board: &Board<'a>,
+        turn: rollout::Turn<'a>,
+    ) -> Self {
+        Work { name, hash, view: board.view(process), turn, placed: Vec::new() }
+    }
+
+    /// Counts what stays where it is, and gives up what is not wanted. True when something waits for its players.
+    fn keep(
+        &mut self,
+        state: &'a State,
+        board: &mut Board<'a>,
+        seated: &mut Vec<Seated>,
+        changes: &mut Vec<PlaceChange>,
+    ) -> bool {
+        let wanted = Wanted::new(state, self.name, self.view.process);
+        let mut before = std::mem::take(seated).into_iter().peekable();
+        let mut waits = false;
+        for (id, placement) in of_process(&state.placements, self.name) {
+            while before.next_if(|old| old.key < id.key).is_some() {}
+            let known = before.next_if(|old| old.key == id.key && old.generation == placement.generation);
+            let known = known.or_else(|| {
+                let number = board.number(&placement.host)?;
+                Some(Seated { key: id.key.clone(), generation: placement.generation, number })
+            });
+            let number = known.as_ref().map(|seated| seated.number);
+            seated.extend(known);
+            let fits =
+                number.filter(|number| board.fits(&self.view, *number) && may_stay(state, id, placement));
+            let is_wanted = wanted.has(id);
+            if is_wanted {
+                self.placed.push((id, placement, fits));
+            }
+            let lingers = !is_wanted && fits.is_some() && wanted.lingers(id, &self.turn);
+            waits |= lingers;
+            if let Some(number) = fits.filter(|_| is_wanted || lingers) {
+                board.note(&mut self.view, id, number);
+            } else if !is_wanted {
+                changes.push(PlaceChange::Remove { instance: id.clone() });
+            }
+        }
+        waits
+    }
+
+    /// Gives instances that stay the new spec, as fast as they may be taken down.
+    fn update(&mut self, state: &State, changes: &mut Vec<PlaceChange>, plan: &mut Plan) {
+        if self.placed.iter().all(|(_, placement, _)| placement.hash == self.hash) {
+            return;
+        }
+        let mut budget = rollout::Budget::new(state, self.name, self.view.process, self.hash);
+        for (id, placement, seat) in &self.placed {
+            plan.waits |= self.turn.waits(state, id, self.hash);
+            if seat.is_some() && placement.hash != self.hash && budget.take(id, &self.turn) {
+                let host = placement.host.clone();
+                changes.push(PlaceChange::Put { instance: (*id).clone(), host, hash: self.hash });
+            }
+        }
+    }
+
+    /// Places what is nowhere and what does not simply stay.
+    fn fill(
+        &mut self,
+        state: &State,
+        board: &mut Board<'a>,
+        changes: &mut Vec<PlaceChange>,
+        plan: &mut Plan,
+    ) {
+        let wanted = Wanted::new(state, self.name, self.view.process);
+        let placed = self.placed.iter().map(|(id, ..)| *id);
+        let mut homeless = wanted.missing(self.name, self.view.process, placed);
+        let new = homeless.len();
+        homeless.extend(self.placed.iter().filter(|(.., seat)| seat.is_none()).map(|(id, ..)| (*id).clone()));
+        if homeless.len() > new {
+            homeless.sort_unstable();
+        }
+        if homeless.is_empty() {
+            return;
+        }
+        let mut choice = Choice::new(board, &self.view);
+        for id in homeless {
+            let chosen = choice.choose(state, board, &self.view, &id).and_then(|number| {
+                let host = board.seats()[number].name;
+                match self.view.process.exclusive() && !state.is_free(&id, host) {
+                    true => {
+                        Err(format!("may still run on another host than {host}, which has not given it up"))
                     }
-                    changes.push(change);
+                    false => Ok((number, host.clone())),
+                }
+            });
+            match chosen {
+                Ok((number, host)) => {
+                    board.note(&mut self.view, &id, number);
+                    choice.placed(board, &self.view, number);
+                    // One that was given up and has nowhere better to go is left alone.
+                    let there = state.placements.get(&id);
+                    if there.is_none_or(|held| held.host != host || held.hash != self.hash) {
+                        changes.push(PlaceChange::Put { instance: id, host, hash: self.hash });
+                    }
                 }
                 Err(reason) => {
-                    if state.placements.contains_key(&instance) {
-                        changes.push(PlaceChange::Remove { instance: instance.clone() });
+                    if state.placements.contains_key(&id) {
+                        changes.push(PlaceChange::Remove { instance: id.clone() });
                     }
-                    unplaced.insert(instance, reason);
+                    plan.unplaced.insert(id, reason);
                 }
             }
         }
     }
-    let commands = match changes.is_empty() {
-        true => Vec::new(),
-        false => vec![Command::Place { based_on: state.basis, changes }],
-    };
-    Plan { commands, unplaced, waits }
 }
 
-/// The wanted instances of a process, in order.
-pub fn instances(state: &State, name: &ProcessName, process: &Process) -> Vec<InstanceId> {
-    match process.population {
-        Population::Count(_) => {
-            let count = state.count_of(name).unwrap_or(0);
-            (0..u64::from(count)).map(|n| InstanceId::numbered(name.clone(), n)).collect()
-        }
-        Population::PerHost => {
-            state.hosts.keys().map(|host| InstanceId::on_host(name.clone(), host.clone())).collect()
-        }
-        Population::OnDemand { .. } => {
-            state.launches.keys().filter(|id| id.process == *name).cloned().collect()
-        }
+/// False for an instance that is to be placed as if it were nowhere: it is named by another host, or was given
+/// up where it is and may do better elsewhere.
+fn may_stay(state: &State, id: &InstanceId, placement: &Placement) -> bool {
+    match &id.key {
+        InstanceKey::Host(own) => *own == placement.host,
+        InstanceKey::Number(_) if state.failed.is_empty() => true,
+        InstanceKey::Number(_) => !state.failed.get(id).is_some_and(|hosts| hosts.contains(&placement.host)),
     }
-}
-
-fn place(
-    state: &State,
-    board: &Board<'_>,
-    instance: &InstanceId,
-    process: &Process,
-    hash: SpecHash,
-    turn: &rollout::Turn<'_>,
-    budget: &mut rollout::Budget,
-) -> Result<Option<PlaceChange>, String> {
-    let put = |host: &crate::spec::HostName, hash| {
-        Some(PlaceChange::Put { instance: instance.clone(), host: host.clone(), hash })
-    };
-    if let Some(now) = state.placements.get(instance)
-        && board.stays(instance, &now.host)
-    {
-        let update = now.hash != hash && budget.take(instance, turn);
-        return Ok(if update { put(&now.host, hash) } else { None });
-    }
-    let host = board.choose(instance, process)?;
-    Ok(put(&host, hash))
 }
 
 #[cfg(test)]

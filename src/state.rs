@@ -3,8 +3,12 @@
 //! Owns what the whole cluster agrees on: spec, scale overrides, pauses, hosts, placements, the directory.
 //! [`State::apply`] is deterministic: the same commands in the same order give the same state on every
 //! host, and every command is idempotent or guarded. Pure: time is stamped in the command by its proposer.
-//! Called by the replica (one host now, Raft later); read by everything.
+//! Called by the replica (one host now, Raft later); read by everything. The files: [`apply`] is the list of
+//! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
+//! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `leader` who speaks
+//! for a process, [`check`] what must always be true.
 
+use std::collections::btree_map::Range;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -14,12 +18,21 @@ use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 
 mod apply;
+pub mod check;
 mod command;
+mod directory;
 mod epoch;
+mod hosts;
+mod leader;
+mod placing;
+mod rest;
+mod settings;
 
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
 };
+pub use leader::Leader;
+pub use settings::{MARGIN, Pending, Settings, Version};
 
 /// What the whole cluster agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +47,7 @@ pub struct State {
     pub basis: u64,
     /// The desired set.
     pub spec: Spec,
-    /// When a process was last changed so that its instances must be replaced, milliseconds since 1970.
+    /// When a process was last changed so that instances must be replaced or go, milliseconds since 1970.
     pub changed_ms: BTreeMap<ProcessName, u64>,
     /// How often the instances of a process were asked for anew; no entry: never.
     pub epochs: BTreeMap<ProcessName, u64>,
@@ -50,10 +63,29 @@ pub struct State {
     pub launches: BTreeMap<InstanceId, Launch>,
     /// The next counter of each on-demand process; never goes back.
     pub counters: BTreeMap<ProcessName, u64>,
-    /// Live runs.
+    /// Live runs, one an instance: that of the host it is placed on, where there are more.
     pub directory: BTreeMap<InstanceId, Entry>,
+    /// Live runs beside those: a host that was cut off is back and has not ended them yet.
+    pub superseded: BTreeMap<InstanceId, BTreeMap<HostName, Entry>>,
+    /// Who alone may run an exclusive instance, from its placement until it is released.
+    pub claims: BTreeMap<InstanceId, Claim>,
+    /// Who speaks for a process.
+    pub leaders: BTreeMap<ProcessName, Leader>,
     /// Placed instances of which their host starts no further run by itself.
     pub rests: BTreeMap<InstanceId, Rest>,
+    /// Hosts on which an instance was given up, by its rests there: until it runs there after all, is resumed, or
+    /// its process changes or is rolled.
+    pub failed: BTreeMap<InstanceId, BTreeSet<HostName>>,
+    /// Launched instances that are done, for an hour.
+    pub finished: BTreeMap<InstanceId, Finished>,
+    /// The last incarnation given; all hosts share the count, so it grows also for a host that was forgotten.
+    pub incarnations: u64,
+    /// The spans of time that all hosts go by.
+    pub settings: Settings,
+    /// Settings that wait for the older, longer ones to have passed.
+    pub pending: Option<Pending>,
+    /// Which commands every program of the cluster knows.
+    pub version: Version,
 }
 
 /// A count set by `scale`; it lasts until the spec's own count changes.
@@ -99,6 +131,8 @@ pub struct Host {
     pub drained: bool,
     /// The sequence number of the last event applied.
     pub last_seq: u64,
+    /// When it was last declared down, milliseconds since 1970; 0: never.
+    pub down_ms: u64,
 }
 
 /// Which host an instance belongs to.
@@ -110,6 +144,27 @@ pub struct Placement {
     pub generation: u64,
     /// The spec that its runs must have.
     pub hash: SpecHash,
+}
+
+/// The right to run an exclusive instance. It outlives the placement: whoever was told to run it may be
+/// about to, although nothing was heard of a run yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Whose.
+    pub host: HostName,
+    /// The placement that it comes from; a release must name it.
+    pub generation: u64,
+}
+
+/// A launched instance that is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Where it ran.
+    pub host: HostName,
+    /// How its last run ended.
+    pub end: End,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
 }
 
 /// An on-demand instance.
@@ -163,6 +218,14 @@ pub struct Rest {
     pub at_ms: u64,
     /// Why the host gave up; `None`: the run did what it was for.
     pub failed: Option<String>,
+}
+
+/// The entries of one process in a map by instance, without a look at the others.
+pub fn of_process<'a, V>(map: &'a BTreeMap<InstanceId, V>, name: &ProcessName) -> Range<'a, InstanceId, V> {
+    // Numbers come before hosts.
+    let first = InstanceId::numbered(name.clone(), 0);
+    let last = InstanceId::on_host(name.clone(), HostName::last());
+    map.range(first..=last)
 }
 
 #[cfg(test)]

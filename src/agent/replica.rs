@@ -16,12 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::disk::Saving;
 use super::handle::Proposal;
 use crate::metrics::{Metrics, SavedFile};
+use crate::spec::HostName;
 use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
 
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBst";
 /// Bumped when the bytes behind it change their meaning.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 /// The most commands applied before one write.
 const BATCH: usize = 256;
 
@@ -66,16 +67,12 @@ impl Replica {
     /// Reads the state of the folder, or begins with an empty one.
     pub fn open(
         data_dir: &Path,
+        host: &HostName,
         proposals: mpsc::Receiver<Proposal>,
     ) -> Result<(Replica, watch::Receiver<Arc<State>>), OpenError> {
         let file = data_dir.join("state.bin");
         let mut state = read(&file)?;
-        // What ran when this was written says nothing about now: the host's inventory does.
-        state.directory.clear();
-        // Nor is anybody up in a cluster of one before its agent has joined. So a host whose /etc/machine-id was
-        // made anew is welcome to its own data, and one that has another name now leaves no host behind that
-        // keeps its instances; a clone beside a host that is up is refused as ever.
-        state.hosts.values_mut().for_each(|host| host.up = false);
+        state.begin_alone(host);
         let state = Arc::new(state);
         let (out, states) = watch::channel(state.clone());
         let saving = Saving::new(file, SavedFile::State);
@@ -196,12 +193,12 @@ mod tests {
     async fn what_was_answered_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let (send, proposals) = mpsc::channel(8);
-        let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
+        let (replica, _) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         let task = tokio::spawn(replica.run(Arc::new(Metrics::new())));
         propose(&send, Command::Pause { target: Target::All }).await.unwrap();
         task.abort();
         let (_, proposals) = mpsc::channel(8);
-        let (_, states) = Replica::open(dir.path(), proposals).unwrap();
+        let (_, states) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().paused.all);
     }
 
@@ -219,6 +216,7 @@ mod tests {
         let inventory = |resting: bool| Command::Inventory {
             host: "alpha".parse().unwrap(),
             incarnation: 1,
+            seq: 0,
             runs: Default::default(),
             rests: resting.then(|| (id.clone(), rest.clone())).into_iter().collect(),
         };
@@ -247,7 +245,7 @@ mod tests {
         state.directory.insert("zone.0".parse().unwrap(), entry);
         write(&dir.path().join("state.bin"), &state);
         let (_, proposals) = mpsc::channel(8);
-        let (_, states) = Replica::open(dir.path(), proposals).unwrap();
+        let (_, states) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().directory.is_empty());
     }
 
@@ -260,7 +258,7 @@ mod tests {
         };
         for (own, clone) in [("first", "second"), ("second", "first")] {
             let (send, proposals) = mpsc::channel(8);
-            let (replica, _) = Replica::open(dir.path(), proposals).unwrap();
+            let (replica, _) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
             let task = tokio::spawn(replica.run(Arc::new(Metrics::new())));
             propose(&send, join(own)).await.unwrap();
             let refused = propose(&send, join(clone)).await;

@@ -120,8 +120,9 @@ impl Reporter {
 
     async fn send_inventory(&self, runs: BTreeMap<InstanceId, RunFact>, rests: BTreeMap<InstanceId, Rest>) {
         let (host, incarnation) = (self.handle.host.clone(), self.incarnation);
+        let seq = self.next_seq - 1;
         let resting = rests.values().map(|rest| rest.run).collect();
-        self.send(Command::Inventory { host, incarnation, runs, rests }, resting).await;
+        self.send(Command::Inventory { host, incarnation, seq, runs, rests }, resting).await;
     }
 
     /// A command that is repeated changes nothing twice, so a busy replica is simply asked again.

@@ -32,7 +32,7 @@ use crate::keeper::fault;
 use crate::keeper::protocol::{CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
-use crate::state::{HostFacts, State};
+use crate::state::{HostFacts, State, Version};
 use crate::systemd::Systemd;
 
 /// Who may use the API's socket: this account.
@@ -237,7 +237,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
     let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
-    let (replica, state) = Replica::open(&host.data_dir, proposed)?;
+    let (replica, state) = Replica::open(&host.data_dir, &host.name, proposed)?;
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
     let handle = handle(config, resolver.logs(), requests, proposals, state.clone(), events.clone());
@@ -318,6 +318,7 @@ pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
         labels: host.labels.clone(),
         capacity: host.capacity.clone(),
         enforces,
+        version: Version::NEWEST,
     }
 }
 

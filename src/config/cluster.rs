@@ -9,6 +9,7 @@ use super::host::is_loopback;
 use super::section::{Item, Section};
 use super::{ClusterSettings, TlsFiles};
 use crate::spec::HostName;
+use crate::state::{MARGIN, Settings};
 
 /// The most peers that a cluster may have.
 pub const MAX_PEERS: usize = 16;
@@ -21,9 +22,6 @@ pub const ATTACH_JITTER: Duration = Duration::from_millis(500);
 
 /// The longest that an election without a split vote takes.
 pub const ELECTION_MAX: Duration = Duration::from_secs(2);
-
-/// What is added for a busy host.
-pub const MARGIN: Duration = Duration::from_secs(1);
 
 pub(super) fn read(section: &Section<'_>) -> ClusterSettings {
     let duration = |key: &str, default: u64| {
@@ -120,7 +118,7 @@ fn check_spans(section: &Section<'_>, settings: &ClusterSettings) {
             ),
         );
     }
-    let least = settings.fence_after + settings.fence_kill + MARGIN;
+    let least = Settings::least_timeout(settings.fence_after, settings.fence_kill);
     if settings.host_timeout < least {
         let key = ["host_timeout", "fence_after"].into_iter().find(|key| section.has(key));
         section.fault(

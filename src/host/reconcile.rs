@@ -110,7 +110,7 @@ mod tests {
             address: "127.0.0.1".into(),
             labels: BTreeMap::new(),
             capacity: BTreeMap::new(),
-            enforces: Vec::new(),
+            ..HostFacts::default()
         };
         let started = || EventKind::Started { hash: SpecHash(0), ports: BTreeMap::new() };
         let stopped = EventKind::Stopped(Ended { end: End::Code(0), done: true });

@@ -1,142 +1,124 @@
-//! Which host an instance goes to: fitness, then the strategy.
+//! Which host an instance goes to: the best of those that fit.
+//!
+//! Spread: few of this process, then few of all. Pack: many of all. Before that, the host on which it lives
+//! or may live already; after that, hosts on which it was given up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 
-use crate::spec::{HostName, InstanceId, InstanceKey, Process, Protocol, Strategy};
-use crate::state::{Host, State};
+use super::board::{Board, View};
+use crate::spec::{HostName, InstanceId, InstanceKey, Strategy};
+use crate::state::State;
 
-/// What is placed where while a plan is made.
-pub(super) struct Board<'a> {
-    state: &'a State,
-    hosts: BTreeMap<&'a HostName, Load>,
+/// How many hosts are named where none fits.
+const NAMED: usize = 8;
+
+/// Lower is better.
+type Rank = (usize, usize);
+
+/// The hosts that may fit a process, best first. A host's rank changes when something is placed on it; it is
+/// then entered again, and entries with a rank that is not the present one are passed over.
+pub(super) struct Choice {
+    best: BinaryHeap<Reverse<(Rank, usize)>>,
+    /// Why nothing fits; what is placed later takes more room and frees none.
+    exhausted: Option<String>,
 }
 
-/// What a host carries.
-#[derive(Default)]
-struct Load {
-    instances: BTreeSet<InstanceId>,
-}
-
-impl<'a> Board<'a> {
-    pub(super) fn new(state: &'a State) -> Self {
-        let hosts = state.hosts.keys().map(|host| (host, Load::default())).collect();
-        let mut board = Board { state, hosts };
-        // Where not all can stay, the first ordinals do. What fits beside more fits beside less, so the
-        // placements that come out of a plan all stay in the next.
-        for (id, placement) in state.placements.iter().filter(|(id, _)| state.wants(id)) {
-            let process = state.spec.processes.get(&id.process);
-            if process.is_some_and(|process| board.unfit(id, process, &placement.host).is_none()) {
-                board.note(id, &placement.host);
-            }
-        }
-        board
+impl Choice {
+    pub(super) fn new(board: &Board<'_>, view: &View<'_>) -> Self {
+        let fit = view.fit.iter().enumerate().filter(|(_, fit)| **fit);
+        let ranked = fit.map(|(number, _)| Reverse((rank(board, view, number), number)));
+        Choice { best: ranked.collect::<Vec<_>>().into(), exhausted: None }
     }
 
-    pub(super) fn note(&mut self, instance: &InstanceId, host: &HostName) {
-        if let Some(load) = self.hosts.get_mut(host) {
-            load.instances.insert(instance.clone());
-        }
-    }
-
-    /// True when the instance goes on where it is.
-    pub(super) fn stays(&self, instance: &InstanceId, host: &HostName) -> bool {
-        self.hosts.get(host).is_some_and(|load| load.instances.contains(instance))
-    }
-
-    /// The best fit host, or why none fits.
-    pub(super) fn choose(&self, instance: &InstanceId, process: &Process) -> Result<HostName, String> {
-        let mut reasons = Vec::new();
-        let mut best: Option<((usize, usize), &HostName)> = None;
-        for host in self.hosts.keys() {
-            if let Some(reason) = self.unfit(instance, process, host) {
-                reasons.push(format!("{host}: {reason}"));
-                continue;
-            }
-            let rank = self.rank(instance, process, host);
-            if best.as_ref().is_none_or(|(lowest, _)| rank < *lowest) {
-                best = Some((rank, host));
-            }
-        }
-        match best {
-            Some((_, host)) => Ok((*host).clone()),
-            None if reasons.is_empty() => Err("no host has joined".to_owned()),
-            None => Err(format!("fits on no host ({})", reasons.join("; "))),
-        }
-    }
-
-    /// Lower is better. Spread: few of this process, then few of all. Pack: many of all.
-    fn rank(&self, instance: &InstanceId, process: &Process, host: &HostName) -> (usize, usize) {
-        let load = &self.hosts[host];
-        let all = load.instances.len();
-        let own = load.instances.iter().filter(|id| id.process == instance.process).count();
-        match process.placement.strategy {
-            Strategy::Spread => (own, all),
-            Strategy::Pack => (usize::MAX - all, 0),
-        }
-    }
-
-    /// Why the host cannot have the instance; `None` when it can.
-    fn unfit(&self, instance: &InstanceId, process: &Process, name: &HostName) -> Option<String> {
-        let Some(host) = self.state.hosts.get(name) else { return Some("has not joined".to_owned()) };
-        if let InstanceKey::Host(own) = &instance.key
-            && own != name
-        {
-            return Some("is another host's instance".to_owned());
-        }
-        if !host.up {
-            return Some("is down".to_owned());
-        }
-        if host.drained {
-            return Some("is drained".to_owned());
-        }
-        self.lacks(process, host).or_else(|| self.taken(instance, process, name, host))
-    }
-
-    fn lacks(&self, process: &Process, host: &Host) -> Option<String> {
-        let wanted = &process.placement.labels;
-        if let Some((key, value)) = wanted.iter().find(|(k, v)| host.facts.labels.get(*k) != Some(*v)) {
-            return Some(format!("has no label {key} = {value:?}"));
-        }
-        let limits = &process.limits;
-        let asked = [
-            ("memory", limits.memory.is_some()),
-            ("cpu", limits.cpu_milli.is_some()),
-            ("pids", limits.pids.is_some()),
-        ];
-        let cannot = |(name, asked): &&(&str, bool)| *asked && !host.facts.enforces.iter().any(|e| e == name);
-        match asked.iter().find(cannot) {
-            Some((name, _)) if limits.required => Some(format!("cannot enforce limits.{name}")),
-            _ => None,
-        }
-    }
-
-    fn taken(
-        &self,
+    /// The best host for an instance, or why there is none. The caller notes it on the board and tells
+    /// [`Choice::placed`].
+    pub(super) fn choose(
+        &mut self,
+        state: &State,
+        board: &Board<'_>,
+        view: &View<'_>,
         instance: &InstanceId,
-        process: &Process,
-        name: &HostName,
-        host: &Host,
-    ) -> Option<String> {
-        let others = || self.hosts[name].instances.iter().filter(|id| *id != instance);
-        if let Some(max) = process.placement.max_per_host
-            && others().filter(|id| id.process == instance.process).count() >= max as usize
+    ) -> Result<usize, String> {
+        if let InstanceKey::Host(own) = &instance.key {
+            return on_its_host(board, view, own);
+        }
+        let failed = state.failed.get(instance);
+        let shunned = |number: usize| failed.is_some_and(|hosts| hosts.contains(board.seats()[number].name));
+        if let Some(home) = home(state, instance).and_then(|name| board.number(name))
+            && board.fits(view, home)
+            && (!shunned(home) || elsewhere(board, view, failed).is_none())
         {
-            return Some(format!("has max_per_host = {max} already"));
+            return Ok(home);
         }
-        let processes = &self.state.spec.processes;
-        let needs = &process.placement.needs;
-        for (resource, capacity) in &host.facts.capacity {
-            let used: u64 =
-                others().filter_map(|id| processes.get(&id.process)?.placement.needs.get(resource)).sum();
-            let need = needs.get(resource).copied().unwrap_or(0);
-            if need > 0 && used + need > *capacity {
-                return Some(format!("has {used} of {capacity} {resource} in use"));
-            }
+        if let Some(number) = failed.and_then(|_| elsewhere(board, view, failed)) {
+            return Ok(number);
         }
-        let wanted: BTreeSet<(Protocol, u16)> = process.fixed_ports().collect();
-        let holder = others().find(|id| {
-            processes.get(&id.process).is_some_and(|p| p.fixed_ports().any(|port| wanted.contains(&port)))
-        });
-        holder.map(|id| format!("has its fixed port in use by {id}"))
+        self.pop(board, view)
     }
+
+    /// Something was placed on the host.
+    pub(super) fn placed(&mut self, board: &Board<'_>, view: &View<'_>, number: usize) {
+        if view.fit[number] {
+            self.best.push(Reverse((rank(board, view, number), number)));
+        }
+    }
+
+    fn pop(&mut self, board: &Board<'_>, view: &View<'_>) -> Result<usize, String> {
+        while let Some(Reverse((at, number))) = self.best.peek().copied() {
+            if at == rank(board, view, number) && board.fits(view, number) {
+                return Ok(number);
+            }
+            self.best.pop();
+        }
+        Err(self.exhausted.get_or_insert_with(|| why_nowhere(board, view)).clone())
+    }
+}
+
+fn rank(board: &Board<'_>, view: &View<'_>, number: usize) -> Rank {
+    let (own, all) = board.load(view, number);
+    match view.process.placement.strategy {
+        Strategy::Spread => (own, all),
+        Strategy::Pack => (usize::MAX - all, 0),
+    }
+}
+
+/// Where an instance is placed, lives, or may live.
+fn home<'a>(state: &'a State, instance: &InstanceId) -> Option<&'a HostName> {
+    let placed = state.placements.get(instance).map(|placement| &placement.host);
+    let claimed = state.claims.get(instance).map(|claim| &claim.host);
+    placed.or(claimed).or_else(|| state.directory.get(instance).map(|entry| &entry.host))
+}
+
+/// The best host on which the instance was not given up.
+pub(super) fn elsewhere(
+    board: &Board<'_>,
+    view: &View<'_>,
+    failed: Option<&BTreeSet<HostName>>,
+) -> Option<usize> {
+    let fresh = |number: &usize| failed.is_none_or(|hosts| !hosts.contains(board.seats()[*number].name));
+    let fit = (0..board.seats().len()).filter(|number| board.fits(view, *number)).filter(fresh);
+    fit.min_by_key(|number| rank(board, view, *number))
+}
+
+fn on_its_host(board: &Board<'_>, view: &View<'_>, own: &HostName) -> Result<usize, String> {
+    let number = board.number(own).ok_or_else(|| format!("{own}: has not joined"))?;
+    match board.unfit(view, number) {
+        None => Ok(number),
+        Some(reason) => Err(format!("fits on no host ({own}: {reason})")),
+    }
+}
+
+fn why_nowhere(board: &Board<'_>, view: &View<'_>) -> String {
+    let hosts = board.seats().len();
+    if hosts == 0 {
+        return "no host has joined".to_owned();
+    }
+    let reason =
+        |number| board.unfit(view, number).map(|why| format!("{}: {why}", board.seats()[number].name));
+    let mut named: Vec<String> = (0..hosts).filter_map(reason).take(NAMED).collect();
+    if hosts > named.len() {
+        named.push(format!("and {} more", hosts - named.len()));
+    }
+    format!("fits on no host ({})", named.join("; "))
 }

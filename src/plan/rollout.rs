@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Liveness;
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{InstanceId, Process, ProcessName};
-use crate::state::State;
+use crate::state::{State, of_process};
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +35,7 @@ impl<'a> Turn<'a> {
     }
 
     /// True when nobody would be thrown out. A run that tells nothing of players counts as full.
-    fn has_come(&self, instance: &InstanceId) -> bool {
+    pub(super) fn has_come(&self, instance: &InstanceId) -> bool {
         self.players.is_none_or(|players| players.get(instance) == Some(&0))
     }
 
@@ -58,7 +58,7 @@ impl Budget {
     pub(super) fn new(state: &State, name: &ProcessName, process: &Process, wanted: SpecHash) -> Budget {
         let mut free = BTreeSet::new();
         let mut down = 0;
-        for (id, placement) in state.placements.iter().filter(|(id, _)| id.process == *name) {
+        for (id, placement) in of_process(&state.placements, name) {
             let entry = state.directory.get(id);
             let ready = entry.is_some_and(|entry| entry.ready.is_some() && entry.hash == placement.hash);
             if ready {

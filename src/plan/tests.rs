@@ -9,7 +9,7 @@ use crate::config::{Context, parse};
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::fingerprint::spec_hash;
 use crate::spec::{HostName, Protocol, Spec};
-use crate::state::{Ended, Entry, Envelope, Event, EventKind, HostFacts, Response, Target};
+use crate::state::{Ended, Entry, Envelope, Event, EventKind, HostFacts, Response, Rest, Target};
 
 /// A port named pN is the fixed port N: a file of one host may not say so of several instances.
 fn spec(text: &str) -> Spec {
@@ -57,6 +57,7 @@ impl State {
         for command in before.commands.clone() {
             self.accept(command);
         }
+        assert_eq!(laws::violations(self), []);
         let again = plan(self, &Liveness::default(), 0);
         assert_eq!(again.commands, [], "a plan of the planned state");
         // The words say what is in the way, and more may be by now.
@@ -258,6 +259,73 @@ fn per_host_instances_live_on_their_host_alone() {
     state.hosts.get_mut(&host("b")).unwrap().drained = true;
     state.plan_out();
     assert_eq!((state.on("a").len(), state.on("b").len()), (1, 0));
+}
+
+#[test]
+fn what_was_given_up_goes_elsewhere_and_stays_where_there_is_nowhere_better() {
+    let mut state = cluster(&zone("count = 2"), &["a", "b"]);
+    state.plan_out();
+    let failed = |state: &mut State, on: &str, instance: &str| {
+        let known = &state.hosts[&host(on)];
+        let (incarnation, first_seq) = (known.incarnation, known.last_seq + 1);
+        let rest = Rest { run: RunId(1), end: End::Code(1), at_ms: 0, failed: Some("gave up".to_owned()) };
+        let event = Event { instance: id(instance), run: RunId(1), kind: EventKind::Rests(rest) };
+        state.accept(Command::Events { host: host(on), incarnation, first_seq, events: vec![event] });
+    };
+    failed(&mut state, "a", "zone.0");
+    state.plan_out();
+    assert_eq!(state.on("b"), ["zone.0", "zone.1"]);
+    failed(&mut state, "b", "zone.0");
+    assert_eq!(state.plan_out().commands, [], "it was given up everywhere");
+    state.join_with("c", |_| {});
+    state.plan_out();
+    assert_eq!(state.on("c"), ["zone.0"]);
+}
+
+#[test]
+fn an_exclusive_instance_is_withdrawn_first_and_placed_when_it_is_given_up() {
+    let mut state = cluster(&zone("count = 1\non_partition = \"stop\""), &["a", "b"]);
+    state.plan_out();
+    state.accept(Command::DrainHost { host: host("a"), drained: true });
+    let plan = state.plan_out();
+    assert!(plan.unplaced[&id("zone.0")].contains("has not given it up"), "{plan:?}");
+    assert!(state.placements.is_empty());
+    let generation = state.claims[&id("zone.0")].generation;
+    let kind = EventKind::Released { generation };
+    let events = vec![Event { instance: id("zone.0"), run: RunId(1), kind }];
+    let basis = state.basis;
+    state.accept(Command::Events { host: host("a"), incarnation: 1, first_seq: 1, events });
+    assert!(state.basis > basis, "there is something to plan");
+    state.plan_out();
+    assert_eq!(state.on("b"), ["zone.0"]);
+    // Drained and undrained before it was given up, it goes back to where it may still live.
+    state.accept(Command::DrainHost { host: host("a"), drained: false });
+    state.accept(Command::DrainHost { host: host("b"), drained: true });
+    state.plan_out();
+    state.accept(Command::DrainHost { host: host("b"), drained: false });
+    state.plan_out();
+    assert_eq!(state.on("b"), ["zone.0"]);
+}
+
+#[test]
+fn one_too_many_with_players_stays_until_it_is_empty_or_late() {
+    let text = zone("count = 3\nupdate = { when_empty = true, deadline = \"1m\" }");
+    let mut state = cluster(&text, &["a"]);
+    state.plan_out();
+    state.run_all(None);
+    state.accept(Command::Scale { process: "zone".parse().unwrap(), count: Some(1) });
+    let players = |of_1, of_2| Liveness { players: [(id("zone.1"), of_1), (id("zone.2"), of_2)].into() };
+    let removed = |plan: &Plan| match plan.commands.as_slice() {
+        [] => vec![],
+        [Command::Place { changes, .. }] => changes.clone(),
+        other => panic!("{other:?}"),
+    };
+    let remove = |name: &str| PlaceChange::Remove { instance: id(name) };
+    let full = plan(&state, &players(3, 3), 2);
+    assert!(full.waits && removed(&full).is_empty(), "{full:?}");
+    assert_eq!(removed(&plan(&state, &players(0, 3), 2)), [remove("zone.1")]);
+    let late = plan(&state, &players(3, 3), 60_001);
+    assert_eq!((removed(&late), late.waits), (vec![remove("zone.1"), remove("zone.2")], false));
 }
 
 #[test]
@@ -476,12 +544,15 @@ proptest! {
         steps in proptest::collection::vec((any_spec(), proptest::collection::vec(any_host(), 0..4), any::<bool>()), 1..5)
     ) {
         let mut state = State::default();
+        let mut planner = Planner::default();
         for (text, hosts, redeclare) in steps {
             if redeclare || state.revision == 0 {
                 state.declare(&text);
             }
             hosts.into_iter().for_each(|host| take_host(&mut state, host));
             let before = state.placements.clone();
+            let fresh = plan(&state, &Liveness::default(), 0);
+            prop_assert_eq!(planner.plan(&state, &Liveness::default(), 0), fresh, "what it remembers is right");
             let planned = state.plan_out();
             check(&state);
             // Everybody is somewhere or it is said why not.

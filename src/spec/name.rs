@@ -98,6 +98,13 @@ impl FromStr for ProcessName {
     }
 }
 
+impl HostName {
+    /// No legal name comes after it: the upper bound of a range over hosts.
+    pub fn last() -> HostName {
+        HostName("z".repeat(MAX_NAME).into())
+    }
+}
+
 impl FromStr for HostName {
     type Err = InvalidName;
 
@@ -205,6 +212,17 @@ mod tests {
         assert_eq!("zone".parse::<InstanceId>(), Err(InvalidName::Instance));
         assert_eq!("zone.03".parse::<InstanceId>(), Err(InvalidName::Instance));
         assert_eq!("x".repeat(33).parse::<HostName>(), Err(InvalidName::Length(33)));
+    }
+
+    #[test]
+    fn no_legal_host_name_comes_after_the_last() {
+        for text in ["z", "a-b_c", "zz9", &"z".repeat(MAX_NAME)] {
+            assert!(text.parse::<HostName>().unwrap() <= HostName::last(), "{text}");
+        }
+        assert!(HostName::last().as_str().parse::<HostName>().is_ok());
+        let greatest =
+            (0..=127u8).map(char::from).filter(|c| c.to_string().parse::<ProcessName>().is_ok()).max();
+        assert_eq!(greatest, Some('z'));
     }
 
     #[test]

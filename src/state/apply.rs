@@ -2,21 +2,48 @@
 //!
 //! Every branch is total: a command that cannot be carried out is refused and changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::command::{EventKind, RunFact};
 use super::{
-    Command, Entry, Envelope, Event, Host, HostFacts, Launch, Pauses, PlaceChange, Placement, Rejected,
-    Response, Rest, Scale, State, Target,
+    Command, Envelope, Launch, Pauses, Rejected, Response, Scale, State, Target, Version, of_process,
 };
 use crate::spec::fingerprint::spec_hash;
-use crate::spec::{HostName, InstanceId, InstanceKey, Population, ProcessName, Spec};
+use crate::spec::{InstanceId, InstanceKey, Population, Process, ProcessName, Spec};
+
+impl Command {
+    /// The version of the cluster from which on every program knows the command.
+    pub fn since(&self) -> Version {
+        match self {
+            Command::ApplySpec { .. }
+            | Command::Scale { .. }
+            | Command::Pause { .. }
+            | Command::Resume { .. }
+            | Command::JoinHost { .. }
+            | Command::Place { .. }
+            | Command::Events { .. }
+            | Command::Launch { .. }
+            | Command::Inventory { .. }
+            | Command::Roll { .. }
+            | Command::HostDown { .. }
+            | Command::DrainHost { .. }
+            | Command::Settings { .. }
+            | Command::Settle { .. }
+            | Command::Upgrade { .. } => Version(1),
+        }
+    }
+}
 
 impl State {
-    /// Applies a command. A refused command changes nothing but `index` and `now_ms`.
+    /// Applies a command. A refused command changes nothing but `index`, `now_ms` and what is forgotten by now.
     pub fn apply(&mut self, envelope: &Envelope) -> Result<Response, Rejected> {
         self.index += 1;
+        let before_ms = self.now_ms;
         self.now_ms = self.now_ms.max(envelope.stamp_ms);
+        self.forget(before_ms);
+        let (needed, found) = (envelope.command.since(), self.version);
+        if needed > found {
+            return Err(Rejected::Version { needed, found });
+        }
         match &envelope.command {
             Command::ApplySpec { spec, expected_revision } => self.apply_spec(spec, *expected_revision),
             Command::Scale { process, count } => self.scale(process, *count),
@@ -28,10 +55,15 @@ impl State {
                 self.take_events(host, *incarnation, *first_seq, events)
             }
             Command::Launch { process, args, key } => self.launch(process, args, key.as_deref()),
-            Command::Inventory { host, incarnation, runs, rests } => {
-                self.take_inventory(host, *incarnation, runs, rests)
+            Command::Inventory { host, incarnation, seq, runs, rests } => {
+                self.take_inventory(host, *incarnation, *seq, runs, rests)
             }
             Command::Roll { process, epoch } => self.roll(process, *epoch),
+            Command::HostDown { host, incarnation } => self.host_down(host, *incarnation),
+            Command::DrainHost { host, drained } => self.drain_host(host, *drained),
+            Command::Settings { settings } => self.take_settings(*settings),
+            Command::Settle { since } => self.settle(*since),
+            Command::Upgrade { to } => self.upgrade(*to),
         }
     }
 
@@ -78,6 +110,7 @@ impl State {
         self.paused.processes.retain(|name| processes.contains_key(name));
         self.paused.instances.retain(|id| processes.contains_key(&id.process));
         self.paused.except.retain(|id| processes.contains_key(&id.process));
+        self.claim_anew();
         Ok(Response::Revision(self.revision))
     }
 
@@ -85,9 +118,16 @@ impl State {
     fn note_changes(&mut self, new: &Spec) {
         self.changed_ms.retain(|name, _| new.processes.contains_key(name));
         self.epochs.retain(|name, _| new.processes.contains_key(name));
+        // A changed program may do better where the old one was given up.
+        let before = &self.spec.processes;
+        self.failed.retain(|id, _| new.processes.get(&id.process) == before.get(&id.process));
         for (name, process) in &new.processes {
             let before = self.spec.processes.get(name);
-            if before.is_some_and(|before| spec_hash(before) != spec_hash(process)) {
+            let fewer = |before: &Process| match (&before.population, &process.population) {
+                (Population::Count(before), Population::Count(after)) => after < before,
+                _ => false,
+            };
+            if before.is_some_and(|before| fewer(before) || spec_hash(before) != spec_hash(process)) {
                 self.changed_ms.insert(name.clone(), self.now_ms);
             }
         }
@@ -98,6 +138,9 @@ impl State {
         let Population::Count(declared) = entry.population else {
             return Err(Rejected::NotCounted(process.clone()));
         };
+        if count.unwrap_or(declared) < self.count_of(process).unwrap_or(0) {
+            self.changed_ms.insert(process.clone(), self.now_ms);
+        }
         match count.filter(|count| *count != declared) {
             Some(count) => self.scales.insert(process.clone(), Scale { count, declared }),
             None => self.scales.remove(process),
@@ -159,202 +202,16 @@ impl State {
         }
         // A new generation tells the hosts to forget back-off and give-up.
         let index = self.index;
-        for (id, placement) in &mut self.placements {
-            let meant = match target {
-                Target::All => true,
-                Target::Process(name) => id.process == *name,
-                Target::Instance(instance) => id == instance,
-            };
-            if meant {
-                placement.generation = index;
-                self.rests.remove(id);
-            }
-        }
-        self.basis += 1;
-        Ok(Response::Done)
-    }
-
-    fn join_host(&mut self, name: &HostName, facts: &HostFacts) -> Result<Response, Rejected> {
-        let before = self.hosts.get(name);
-        if before.is_some_and(|host| host.up && host.facts.machine_id != facts.machine_id) {
-            return Err(Rejected::CloneOf(name.clone()));
-        }
-        let incarnation = before.map_or(1, |host| host.incarnation + 1);
-        let drained = before.is_some_and(|host| host.drained);
-        let host = Host { incarnation, facts: facts.clone(), up: true, drained, last_seq: 0 };
-        self.hosts.insert(name.clone(), host);
-        self.basis += 1;
-        Ok(Response::Incarnation(incarnation))
-    }
-
-    fn place(&mut self, based_on: u64, changes: &[PlaceChange]) -> Result<Response, Rejected> {
-        if based_on != self.basis {
-            return Err(Rejected::StalePlan { based_on, basis: self.basis });
-        }
-        for change in changes {
-            self.check_exclusive(change)?;
-        }
-        for change in changes {
-            let (PlaceChange::Put { instance, .. } | PlaceChange::Remove { instance }) = change;
-            self.rests.remove(instance);
-            match change {
-                PlaceChange::Put { instance, host, hash } => {
-                    let placement = Placement { host: host.clone(), generation: self.index, hash: *hash };
-                    self.placements.insert(instance.clone(), placement);
-                }
-                // One that only fits nowhere for now stays paused.
-                PlaceChange::Remove { instance } if self.wants(instance) => {
-                    self.placements.remove(instance);
-                }
-                PlaceChange::Remove { instance } => {
-                    self.placements.remove(instance);
-                    self.paused.instances.remove(instance);
-                    self.paused.except.remove(instance);
-                }
-            }
-        }
-        self.basis += 1;
-        Ok(Response::Done)
-    }
-
-    /// An exclusive instance leaves its host only after its run is known to have stopped.
-    fn check_exclusive(&self, change: &PlaceChange) -> Result<(), Rejected> {
-        let PlaceChange::Put { instance, host, .. } = change else { return Ok(()) };
-        let exclusive = self.spec.processes.get(&instance.process).is_some_and(|p| p.exclusive());
-        let lives_elsewhere = self.directory.get(instance).is_some_and(|entry| entry.host != *host);
-        if exclusive && lives_elsewhere {
-            return Err(Rejected::StillRuns(instance.clone()));
-        }
-        Ok(())
-    }
-
-    fn current(&mut self, name: &HostName, incarnation: u64) -> Result<&mut Host, Rejected> {
-        self.hosts
-            .get_mut(name)
-            .filter(|host| host.up && host.incarnation == incarnation)
-            .ok_or_else(|| Rejected::OldIncarnation(name.clone()))
-    }
-
-    fn take_events(
-        &mut self,
-        name: &HostName,
-        incarnation: u64,
-        first_seq: u64,
-        events: &[Event],
-    ) -> Result<Response, Rejected> {
-        let host = self.current(name, incarnation)?;
-        let next = host.last_seq + 1;
-        if first_seq > next {
-            return Err(Rejected::Gap { host: name.clone(), first_seq, next });
-        }
-        let seen = usize::try_from(next - first_seq).unwrap_or(usize::MAX);
-        let Some(new) = events.get(seen..).filter(|new| !new.is_empty()) else {
-            return Ok(Response::Done);
+        let meant = |id: &InstanceId| match target {
+            Target::All => true,
+            Target::Process(name) => id.process == *name,
+            Target::Instance(instance) => id == instance,
         };
-        host.last_seq += new.len() as u64;
-        let address = host.facts.address.clone();
-        for event in new {
-            self.take_event(name, &address, event);
+        for (_, placement) in self.placements.iter_mut().filter(|(id, _)| meant(id)) {
+            placement.generation = index;
         }
-        let touched: BTreeSet<&ProcessName> = new.iter().map(|event| &event.instance.process).collect();
-        self.basis += u64::from(touched.into_iter().any(|process| self.rolls_out(process)));
-        Ok(Response::Done)
-    }
-
-    fn take_event(&mut self, host: &HostName, address: &str, event: &Event) {
-        let index = self.index;
-        match &event.kind {
-            EventKind::Started { hash, ports } => {
-                let entry = Entry {
-                    host: host.clone(),
-                    run: event.run,
-                    hash: *hash,
-                    address: address.to_owned(),
-                    ports: ports.clone(),
-                    started: index,
-                    ready: None,
-                };
-                self.directory.insert(event.instance.clone(), entry);
-                self.rest_no_more(&event.instance);
-            }
-            EventKind::Ready => self.mark(host, event, Some(index)),
-            EventKind::Unready => self.mark(host, event, None),
-            EventKind::Stopped(ended) => {
-                if self.directory.get(&event.instance).is_some_and(|e| e.host == *host && e.run == event.run)
-                {
-                    self.directory.remove(&event.instance);
-                }
-                if ended.done {
-                    self.conclude_launch(&event.instance);
-                }
-            }
-            EventKind::Rests(rest) => self.rest(host, &event.instance, rest),
-        }
-    }
-
-    fn rest(&mut self, host: &HostName, instance: &InstanceId, rest: &Rest) {
-        if rest.failed.is_none() {
-            self.conclude_launch(instance);
-        }
-        let placed = self.placements.get(instance).is_some_and(|placement| placement.host == *host);
-        if placed && self.rests.insert(instance.clone(), rest.clone()).as_ref() != Some(rest) {
-            self.basis += 1;
-        }
-    }
-
-    fn rest_no_more(&mut self, instance: &InstanceId) {
-        self.basis += u64::from(self.rests.remove(instance).is_some());
-    }
-
-    fn conclude_launch(&mut self, instance: &InstanceId) {
-        self.basis += u64::from(self.launches.remove(instance).is_some());
-    }
-
-    fn mark(&mut self, host: &HostName, event: &Event, ready: Option<u64>) {
-        if let Some(entry) = self.directory.get_mut(&event.instance)
-            && entry.host == *host
-            && entry.run == event.run
-        {
-            entry.ready = ready;
-        }
-    }
-
-    /// A plan depends on which runs are ready only while some instance has an old spec.
-    fn rolls_out(&self, name: &ProcessName) -> bool {
-        let Some(wanted) = self.hash_of(name) else { return false };
-        self.placements.iter().any(|(id, placement)| id.process == *name && placement.hash != wanted)
-    }
-
-    fn take_inventory(
-        &mut self,
-        name: &HostName,
-        incarnation: u64,
-        runs: &BTreeMap<InstanceId, RunFact>,
-        rests: &BTreeMap<InstanceId, Rest>,
-    ) -> Result<Response, Rejected> {
-        let address = self.current(name, incarnation)?.facts.address.clone();
-        self.directory
-            .retain(|id, entry| entry.host != *name || runs.get(id).is_some_and(|r| r.run == entry.run));
-        let index = self.index;
-        for (id, rest) in rests {
-            self.rest(name, id, rest);
-        }
-        for (id, fact) in runs {
-            self.rests.remove(id);
-            let ready = fact.ready.then_some(index);
-            let entry = self.directory.entry(id.clone()).or_insert_with(|| Entry {
-                host: name.clone(),
-                run: fact.run,
-                hash: fact.hash,
-                address: address.clone(),
-                ports: fact.ports.clone(),
-                started: index,
-                ready,
-            });
-            if entry.host == *name && entry.ready.is_some() != fact.ready {
-                entry.ready = ready;
-            }
-        }
+        self.rests.retain(|id, _| !meant(id));
+        self.failed.retain(|id, _| !meant(id));
         self.basis += 1;
         Ok(Response::Done)
     }
@@ -372,7 +229,7 @@ impl State {
         if let Some(missing) = process.arguments().into_iter().find(|wanted| !args.contains_key(wanted)) {
             return Err(Rejected::NoArgument { process: name.clone(), missing });
         }
-        let live = self.launches.iter().filter(|(id, _)| id.process == *name);
+        let live = of_process(&self.launches, name);
         let same = |(_, launch): &(&InstanceId, &Launch)| key.is_some() && launch.key.as_deref() == key;
         if let Some((id, launch)) = live.clone().find(same) {
             let (key, instance) = (key.unwrap_or_default().to_owned(), id.clone());

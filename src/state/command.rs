@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Rest};
+use super::{Ended, Rest, Settings, Version};
 use crate::keeper::protocol::RunId;
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
@@ -85,6 +85,8 @@ pub enum Command {
         host: HostName,
         /// Which life of the host.
         incarnation: u64,
+        /// The sequence number of the last event that the list holds; an older list is ignored.
+        seq: u64,
         /// Every live run.
         runs: BTreeMap<InstanceId, RunFact>,
         /// Every instance that the host knows to rest; of others it may not know yet.
@@ -96,6 +98,35 @@ pub enum Command {
         process: ProcessName,
         /// The epoch to be reached, one after [`super::State::epochs`]; sent again it changes nothing.
         epoch: u64,
+    },
+    /// A host was silent for `host_timeout`: its runs are over (or fenced), its instances go elsewhere.
+    HostDown {
+        /// Which.
+        host: HostName,
+        /// Which life; a host that has joined again is not meant.
+        incarnation: u64,
+    },
+    /// A host's instances go elsewhere, or may come (back) again.
+    DrainHost {
+        /// Which.
+        host: HostName,
+        /// It is to be empty.
+        drained: bool,
+    },
+    /// Change the spans of time that all hosts go by.
+    Settings {
+        /// The new ones.
+        settings: Settings,
+    },
+    /// The primary has waited out the older, longer settings.
+    Settle {
+        /// [`super::Pending::since`] of those that it waited for.
+        since: u64,
+    },
+    /// Every program of the cluster knows the commands of this version.
+    Upgrade {
+        /// Only grows.
+        to: Version,
     },
 }
 
@@ -137,6 +168,8 @@ pub struct HostFacts {
     pub capacity: BTreeMap<String, u64>,
     /// Limits that it can enforce: `memory`, `cpu`, `pids`.
     pub enforces: Vec<String>,
+    /// The newest commands that its program knows.
+    pub version: Version,
 }
 
 /// One change of placements.
@@ -187,6 +220,12 @@ pub enum EventKind {
     Stopped(Ended),
     /// Nor does another run follow by itself. Where the run was never started there is no `Stopped` before it.
     Rests(Rest),
+    /// The host has no run of the exclusive instance and starts none before it is placed there anew.
+    /// [`EventKind::Stopped`] cannot say that: a restart may be under way behind it.
+    Released {
+        /// [`super::Claim::generation`] of what is given back.
+        generation: u64,
+    },
 }
 
 /// What came of a command.
@@ -224,6 +263,25 @@ pub enum Rejected {
     /// An exclusive instance cannot be placed elsewhere while its run may live.
     #[error("{0} is exclusive and its run is not known to have stopped")]
     StillRuns(InstanceId),
+    /// The host of a placement is down or has not joined.
+    #[error("host {0} is down or has not joined")]
+    NotUp(HostName),
+    /// No such host.
+    #[error("there is no host {0}")]
+    NoHost(HostName),
+    /// With these settings a cut-off host and its successor could run one exclusive instance.
+    #[error("host_timeout must be at least fence_after + fence_kill + 1s, and fence_after not be zero")]
+    Unsafe,
+    /// Some program of the cluster would not understand it.
+    #[error(
+        "the cluster is at version {found:?}, this needs {needed:?}: update the agents of all hosts first"
+    )]
+    Version {
+        /// By the command.
+        needed: Version,
+        /// In force.
+        found: Version,
+    },
     /// No such process.
     #[error("there is no process {0}")]
     NoProcess(ProcessName),

@@ -1,7 +1,8 @@
 //! Rolling restarts: how often the instances of a process were asked for anew.
 //!
 //! The epoch enters the hash of a process's runs, and a changed hash is rolled out by the plan as that of a
-//! changed spec is: at the pace of `update`, and stopped by runs that do not get ready.
+//! changed spec is: at the pace of `update`, and stopped by runs that do not get ready. Instances that rest get
+//! another try.
 
 use super::{Rejected, Response, State};
 use crate::spec::ProcessName;
@@ -27,6 +28,8 @@ impl State {
         }
         self.epochs.insert(name.clone(), epoch);
         self.changed_ms.insert(name.clone(), self.now_ms);
+        // The new binary may do better where the old one was given up.
+        self.failed.retain(|id, _| id.process != *name);
         self.basis += 1;
         Ok(Response::Done)
     }

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::check::{shrunk, violations};
 use super::*;
 use crate::config::{Context, parse};
 use crate::keeper::protocol::End;
+
+mod cluster;
 
 const SPEC: &str = "[process.zone]\ncommand = [\"/bin/zone\"]\ncount = 3
 [process.login]\ncommand = [\"/bin/login\"]\non_partition = \"stop\"
@@ -30,6 +33,10 @@ fn name(name: &str) -> ProcessName {
     name.parse().unwrap()
 }
 
+fn gave_up(run: u64) -> Rest {
+    Rest { run: RunId(run), end: End::Code(1), at_ms: 5, failed: Some("gave up".to_owned()) }
+}
+
 impl State {
     fn take(&mut self, command: Command) -> Result<Response, Rejected> {
         self.apply(&Envelope { stamp_ms: 5, command })
@@ -47,6 +54,21 @@ impl State {
     fn put(&mut self, instance: &str, on: &str) -> Result<Response, Rejected> {
         let change = PlaceChange::Put { instance: id(instance), host: host(on), hash: SpecHash(1) };
         self.take(Command::Place { based_on: self.basis, changes: vec![change] })
+    }
+
+    fn remove(&mut self, instance: &str) -> Result<Response, Rejected> {
+        let change = PlaceChange::Remove { instance: id(instance) };
+        self.take(Command::Place { based_on: self.basis, changes: vec![change] })
+    }
+
+    fn events_of(&mut self, name: &str, first_seq: u64, events: Vec<Event>) -> Result<Response, Rejected> {
+        let incarnation = self.hosts[&host(name)].incarnation;
+        self.take(Command::Events { host: host(name), incarnation, first_seq, events })
+    }
+
+    fn down(&mut self, name: &str) -> Result<Response, Rejected> {
+        let incarnation = self.hosts[&host(name)].incarnation;
+        self.take(Command::HostDown { host: host(name), incarnation })
     }
 
     fn events(&mut self, first_seq: u64, events: Vec<Event>) -> Result<Response, Rejected> {
@@ -141,6 +163,7 @@ fn an_older_life_of_a_host_is_refused_and_a_new_one_counts_anew() {
     let inventory = |incarnation| Command::Inventory {
         host: host("alpha"),
         incarnation,
+        seq: 0,
         runs: BTreeMap::new(),
         rests: BTreeMap::new(),
     };
@@ -193,8 +216,22 @@ fn an_exclusive_instance_moves_only_when_its_run_has_stopped() {
     assert_eq!(state.placements[&id("login.0")].host, host("alpha"));
     state.put("login.0", "alpha").unwrap();
     state.events(2, vec![event("login.0", 1, stopped(false))]).unwrap();
+    assert_eq!(
+        state.put("login.0", "beta"),
+        Err(Rejected::StillRuns(id("login.0"))),
+        "a restart may be under way"
+    );
+    let generation = state.claims[&id("login.0")].generation;
+    let released = |generation| event("login.0", 1, EventKind::Released { generation });
+    state.events(3, vec![released(generation)]).unwrap();
+    assert!(state.claims.contains_key(&id("login.0")), "it is placed there");
+    state.remove("login.0").unwrap();
+    state.events(4, vec![released(generation - 1)]).unwrap();
+    assert_eq!(state.put("login.0", "beta"), Err(Rejected::StillRuns(id("login.0"))), "an older placement");
+    state.events(5, vec![released(generation)]).unwrap();
     state.put("login.0", "beta").unwrap();
     assert_eq!(state.placements[&id("login.0")].host, host("beta"));
+    assert_eq!(violations(&state), []);
 }
 
 #[test]
@@ -301,13 +338,7 @@ fn an_inventory_makes_the_directory_agree_with_the_host() {
     state.join("beta");
     let old = ["zone.0", "zone.1", "zone.2"].map(|instance| event(instance, 1, started()));
     state.events(1, old.to_vec()).unwrap();
-    let other = Command::Events {
-        host: host("beta"),
-        incarnation: 1,
-        first_seq: 1,
-        events: vec![event("logd.beta", 4, started())],
-    };
-    state.take(other).unwrap();
+    state.events_of("beta", 1, vec![event("logd.beta", 4, started())]).unwrap();
     let fact = |run, ready| RunFact { run: RunId(run), hash: SpecHash(1), ports: BTreeMap::new(), ready };
     let runs = BTreeMap::from([
         (id("zone.0"), fact(1, true)),
@@ -317,6 +348,7 @@ fn an_inventory_makes_the_directory_agree_with_the_host() {
     let command = Command::Inventory {
         host: host("alpha"),
         incarnation: 1,
+        seq: 3,
         runs: runs.clone(),
         rests: BTreeMap::new(),
     };
@@ -460,6 +492,8 @@ proptest! {
             prop_assert_eq!(&result, &twin.take(command));
             prop_assert_eq!(&state, &twin);
             prop_assert_eq!(state.index, before.index + 1);
+            prop_assert_eq!(shrunk(&before, &state), []);
+            prop_assert_eq!(violations(&state), []);
             prop_assert!(state.basis >= before.basis && state.revision >= before.revision);
             if result.is_err() {
                 prop_assert_eq!(content(&state), content(&before), "a refused command changed something");
@@ -482,14 +516,15 @@ proptest! {
 #[test]
 fn a_rest_is_ended_by_a_run_a_start_or_a_new_placement_and_told_by_event_and_inventory_alike() {
     let id: InstanceId = "zone.0".parse().unwrap();
-    let rest = Rest { run: RunId(1), end: End::Code(1), at_ms: 5, failed: Some("gave up".to_owned()) };
+    let rest = gave_up(1);
     let placed = |host: &str| Placement { host: host.parse().unwrap(), generation: 1, hash: SpecHash(0) };
     let mut state = State::default();
     state.placements.insert(id.clone(), placed("alpha"));
     let alpha: HostName = "alpha".parse().unwrap();
     let facts = HostFacts::default();
     let apply = |state: &mut State, command| state.apply(&Envelope { stamp_ms: 0, command }).unwrap();
-    apply(&mut state, Command::JoinHost { host: alpha.clone(), facts });
+    apply(&mut state, Command::JoinHost { host: alpha.clone(), facts: facts.clone() });
+    apply(&mut state, Command::JoinHost { host: host("beta"), facts });
     let mut seq = 0;
     let mut tell = |kind| {
         seq += 1;
@@ -503,7 +538,7 @@ fn a_rest_is_ended_by_a_run_a_start_or_a_new_placement_and_told_by_event_and_inv
     apply(&mut state, tell(EventKind::Started { hash: SpecHash(0), ports: BTreeMap::new() }));
     assert!(state.rests.is_empty());
     let rests = BTreeMap::from([(id.clone(), rest.clone())]);
-    let inventory = Command::Inventory { host: alpha, incarnation: 1, runs: BTreeMap::new(), rests };
+    let inventory = Command::Inventory { host: alpha, incarnation: 1, seq: 2, runs: BTreeMap::new(), rests };
     apply(&mut state, inventory.clone());
     assert_eq!(state.rests.get(&id), Some(&rest));
     apply(&mut state, Command::Resume { target: Target::All });

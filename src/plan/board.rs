@@ -1,0 +1,137 @@
+//! What every host carries while a plan is made, and who fits beside it.
+//!
+//! Owns the loads. Hosts have numbers here, in the order of their names: a plan of 50,000 instances compares
+//! numbers, not names.
+
+use std::collections::BTreeMap;
+
+use crate::spec::{HostName, InstanceId, Process, Protocol};
+use crate::state::{Host, State};
+
+/// The hosts and their loads.
+pub(super) struct Board<'a> {
+    seats: Vec<Seat<'a>>,
+}
+
+/// A host and its load.
+pub(super) struct Seat<'a> {
+    pub name: &'a HostName,
+    pub host: &'a Host,
+    /// How many instances it carries.
+    pub all: usize,
+    /// What they take of its capacity.
+    used: BTreeMap<&'a str, u64>,
+    /// Who has which fixed port.
+    ports: BTreeMap<(Protocol, u16), InstanceId>,
+}
+
+/// One process's view of the board: where it may go at all, and how many of its own are where.
+pub(super) struct View<'a> {
+    pub process: &'a Process,
+    /// Hosts by number that are fit but for what they carry.
+    pub fit: Vec<bool>,
+    own: Vec<u32>,
+    ports: Vec<(Protocol, u16)>,
+}
+
+impl<'a> Board<'a> {
+    pub(super) fn new(state: &'a State) -> Self {
+        let seat = |(name, host)| Seat { name, host, all: 0, used: BTreeMap::new(), ports: BTreeMap::new() };
+        Board { seats: state.hosts.iter().map(seat).collect() }
+    }
+
+    pub(super) fn seats(&self) -> &[Seat<'a>] {
+        &self.seats
+    }
+
+    /// The number of a host.
+    pub(super) fn number(&self, name: &HostName) -> Option<usize> {
+        self.seats.binary_search_by(|seat| seat.name.cmp(name)).ok()
+    }
+
+    pub(super) fn view(&self, process: &'a Process) -> View<'a> {
+        let fit = self.seats.iter().map(|seat| seat.refuses(process).is_none()).collect();
+        View { process, fit, own: vec![0; self.seats.len()], ports: process.fixed_ports().collect() }
+    }
+
+    /// True when the host can have one more of the process.
+    pub(super) fn fits(&self, view: &View<'_>, number: usize) -> bool {
+        view.fit[number]
+            && (view.is_simple() || self.seats[number].lacks_room(view, view.own[number]).is_none())
+    }
+
+    /// Counts an instance on a host.
+    pub(super) fn note(&mut self, view: &mut View<'a>, id: &InstanceId, number: usize) {
+        view.own[number] += 1;
+        let seat = &mut self.seats[number];
+        seat.all += 1;
+        for (resource, need) in &view.process.placement.needs {
+            *seat.used.entry(resource).or_default() += need;
+        }
+        for port in &view.ports {
+            seat.ports.insert(*port, id.clone());
+        }
+    }
+
+    /// How many of the process the host has, and of all.
+    pub(super) fn load(&self, view: &View<'_>, number: usize) -> (usize, usize) {
+        (view.own[number] as usize, self.seats[number].all)
+    }
+
+    /// Why a host cannot have one more of the process; `None` when it can.
+    pub(super) fn unfit(&self, view: &View<'_>, number: usize) -> Option<String> {
+        let seat = &self.seats[number];
+        seat.refuses(view.process).or_else(|| seat.lacks_room(view, view.own[number]))
+    }
+}
+
+impl View<'_> {
+    /// Nothing that the host carries stands in its way.
+    fn is_simple(&self) -> bool {
+        let placement = &self.process.placement;
+        placement.max_per_host.is_none() && placement.needs.is_empty() && self.ports.is_empty()
+    }
+}
+
+impl Seat<'_> {
+    /// Why the host is not for this process, whatever it carries.
+    fn refuses(&self, process: &Process) -> Option<String> {
+        if !self.host.up {
+            return Some("is down".to_owned());
+        }
+        if self.host.drained {
+            return Some("is drained".to_owned());
+        }
+        let (facts, wanted) = (&self.host.facts, &process.placement.labels);
+        if let Some((key, value)) = wanted.iter().find(|(k, v)| facts.labels.get(*k) != Some(*v)) {
+            return Some(format!("has no label {key} = {value:?}"));
+        }
+        let limits = &process.limits;
+        let asked = [
+            ("memory", limits.memory.is_some()),
+            ("cpu", limits.cpu_milli.is_some()),
+            ("pids", limits.pids.is_some()),
+        ];
+        let cannot = |(name, asked): &&(&str, bool)| *asked && !facts.enforces.iter().any(|e| e == name);
+        match asked.iter().find(cannot) {
+            Some((name, _)) if limits.required => Some(format!("cannot enforce limits.{name}")),
+            _ => None,
+        }
+    }
+
+    fn lacks_room(&self, view: &View<'_>, own: u32) -> Option<String> {
+        let placement = &view.process.placement;
+        if let Some(max) = placement.max_per_host.filter(|max| own >= *max) {
+            return Some(format!("has max_per_host = {max} already"));
+        }
+        for (resource, need) in placement.needs.iter().filter(|(_, need)| **need > 0) {
+            let Some(capacity) = self.host.facts.capacity.get(resource) else { continue };
+            let used = self.used.get(resource.as_str()).copied().unwrap_or(0);
+            if used.saturating_add(*need) > *capacity {
+                return Some(format!("has {used} of {capacity} {resource} in use"));
+            }
+        }
+        let holder = view.ports.iter().find_map(|port| self.ports.get(port));
+        holder.map(|id| format!("has its fixed port in use by {id}"))
+    }
+}
