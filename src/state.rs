@@ -3,7 +3,7 @@
 //! Owns what the whole cluster agrees on: spec, scale overrides, pauses, hosts, placements, the directory.
 //! [`State::apply`] is deterministic: the same commands in the same order give the same state on every
 //! host, and every command is idempotent or guarded. Pure: time is stamped in the command by its proposer.
-//! Called by the replica (one host now, Raft later); read by everything. The files: [`apply`] is the list of
+//! Called by the replica (one host now, Raft later); read by everything. The files: `apply` is the list of
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
 //! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `leader` who speaks
 //! for a process, [`check`] what must always be true.
