@@ -210,33 +210,37 @@ impl Keeper {
             return;
         }
         self.sweep_ns = Some(boottime_ns() + super::SWEEP_NS);
-        self.reap_one(pid);
+        if let Some((pid, status)) = take_status(pid) {
+            self.reaped(pid, status);
+        }
     }
 
-    /// Takes the exit statuses of all children that have ended.
+    /// Looks at all children.
     pub(super) fn reap(&mut self) {
         self.sweep_ns = None;
-        while self.reap_one(-1) {}
+        self.take_ends();
         // An orphan's end may have been the last of a run.
         for run in self.leftovers.clone() {
             self.settle(run);
         }
     }
 
-    /// Takes the exit status of this child, or of any (-1); false when there is none.
-    fn reap_one(&mut self, pid: i32) -> bool {
-        let mut status = 0;
-        // SAFETY: `status` is a valid int to write to.
-        let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
-        if pid <= 0 {
-            return false;
+    /// Takes the exit statuses of all children that have ended, then tells of them: no zombie of a run is left
+    /// when it is told to be gone.
+    fn take_ends(&mut self) {
+        let ended: Vec<(i32, i32)> = std::iter::from_fn(|| take_status(-1)).collect();
+        for (pid, status) in ended {
+            self.reaped(pid, status);
         }
-        // Others are orphans of some run that came to us; taking their status is all they need.
+    }
+
+    /// A child's exit status was taken. Others than main processes are orphans of some run that came to us;
+    /// taking their status is all they need.
+    fn reaped(&mut self, pid: i32, status: i32) {
         if let Some(run) = self.table.of_main(pid) {
             fault::pass(Point::AfterReap);
             self.main_ended(run, process::end_of_status(status));
         }
-        true
     }
 
     /// The main process of a run that is not our child has ended.
@@ -268,6 +272,10 @@ impl Keeper {
         self.ledger.slot(slot).set_phase(Phase::Exited(end));
         self.distrust(id, end);
         if self.is_empty(id) {
+            // A kill may have ended others with it, which are our children now.
+            if self.table.get(id).is_some_and(|run| run.killing) {
+                self.take_ends();
+            }
             self.gone(id);
             return;
         }
@@ -313,6 +321,7 @@ impl Keeper {
     /// If nothing is left of a run whose main process has ended, it is gone.
     pub(super) fn settle(&mut self, id: RunId) {
         if self.leftovers.contains(&id) && self.is_empty(id) {
+            self.take_ends();
             self.gone(id);
         }
     }
@@ -355,4 +364,12 @@ impl Keeper {
         fault::pass(Point::AfterGone);
         self.link.send(&reply);
     }
+}
+
+/// The exit status of this child, or of any (-1), as wait(2) gives it; `None`: none has ended.
+fn take_status(pid: i32) -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid int to write to.
+    let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
+    (pid > 0).then_some((pid, status))
 }
