@@ -248,13 +248,9 @@ impl Keeper {
         let (Some(pidfd), Some(run)) = (self.strangers.get(&id), self.table.get(id)) else { return };
         let pid = run.record.pid;
         // A followed process may have become our child, as an orphan: then only we can take its status.
-        let mut status = 0;
-        // SAFETY: `status` is a valid int to write to.
-        let reaped = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
-        let end = if reaped == pid {
-            process::end_of_status(status)
-        } else {
-            process::end_of_stranger(pidfd.as_fd(), pid)
+        let end = match take_status(pid) {
+            Some((_, status)) => process::end_of_status(status),
+            None => process::end_of_stranger(pidfd.as_fd(), pid),
         };
         self.main_ended(id, end);
     }

@@ -184,16 +184,7 @@ impl Surroundings {
             stacks: Stacks::default(),
         })
     }
-}
 
-/// Linux does since 5.9; some containers forbid it. Asked for no descriptor at all, and with a table that
-/// nobody shares, it changes nothing.
-fn makes_low_tables() -> bool {
-    // SAFETY: numbers only; there is no such descriptor.
-    unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
-}
-
-impl Surroundings {
     /// The child has executed its program, or is dead: what it used may be used again.
     pub fn born(&mut self, birth: Birth) {
         if let Some(stack) = birth.end() {
@@ -205,4 +196,11 @@ impl Surroundings {
     pub fn rest(&mut self) {
         self.stacks.trim();
     }
+}
+
+/// Linux does since 5.9; some containers forbid it. Asked for no descriptor at all, and with a table that
+/// nobody shares, it changes nothing.
+fn makes_low_tables() -> bool {
+    // SAFETY: numbers only; there is no such descriptor.
+    unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol};
 use crate::state::State;
-use crate::state::check::Violation;
+use crate::state::check::{Violation, broken};
 
 type Law = (&'static str, fn(&State, &mut Vec<String>));
 
@@ -19,12 +19,7 @@ const LAWS: &[Law] = &[
 
 /// Every law that a planned state breaks.
 pub fn violations(state: &State) -> Vec<Violation> {
-    let broken = |(law, find): &Law| {
-        let mut found = Vec::new();
-        find(state, &mut found);
-        found.into_iter().map(|what| Violation { law, what }).collect::<Vec<_>>()
-    };
-    LAWS.iter().flat_map(broken).collect()
+    broken(LAWS, |find, out| find(state, out))
 }
 
 fn on_fit_hosts(state: &State, out: &mut Vec<String>) {

@@ -51,22 +51,22 @@ const GROWTHS: &[Growth] = &[
 
 /// Every invariant that the state breaks.
 pub fn violations(state: &State) -> Vec<Violation> {
-    let broken = |(law, find): &Law| {
-        let mut found = Vec::new();
-        find(state, &mut found);
-        found.into_iter().map(|what| Violation { law, what }).collect::<Vec<_>>()
-    };
-    LAWS.iter().flat_map(broken).collect()
+    broken(LAWS, |find, out| find(state, out))
 }
 
 /// What shrank from one state to a later one and must not.
 pub fn shrunk(before: &State, after: &State) -> Vec<Violation> {
-    let broken = |(law, find): &Growth| {
+    broken(GROWTHS, |find, out| find(before, after, out))
+}
+
+/// What these laws find, each with the law's name.
+pub(crate) fn broken<F>(laws: &[(&'static str, F)], look: impl Fn(&F, &mut Vec<String>)) -> Vec<Violation> {
+    let found = |(law, find): &(&'static str, F)| {
         let mut found = Vec::new();
-        find(before, after, &mut found);
+        look(find, &mut found);
         found.into_iter().map(|what| Violation { law, what }).collect::<Vec<_>>()
     };
-    GROWTHS.iter().flat_map(broken).collect()
+    laws.iter().flat_map(found).collect()
 }
 
 fn is_up(state: &State, host: &HostName) -> bool {
