@@ -141,7 +141,8 @@ impl Sockets {
     }
 
     /// Makes `<folder>/api.sock` and `<folder>/notify.sock`, owned by the identity's account, in place of older
-    /// ones; mode 0600, or 0666 where a cgroup tells who may speak ([`door`] gives the folder). Gives the listener and the notify socket, for the keeper to hold.
+    /// ones; mode 0600, or 0666 where a cgroup tells who may speak ([`door`] gives the folder). Gives the listener
+    /// and the notify socket, for the keeper to hold.
     pub fn open(
         &mut self,
         instance: &InstanceId,
@@ -202,6 +203,7 @@ impl Sockets {
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.connections = Default::default();
         }
+        // Those that are taken only now go, too.
         drop(self.drain(instance));
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.connections = Default::default();

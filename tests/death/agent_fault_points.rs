@@ -81,22 +81,24 @@ fn an_agent_killed_at_any_step_of_a_spawn_without_cgroups() {
     dies_in_a_spawn(Cgroups::None);
 }
 
-fn ask(host: &Host, what: &str) {
+/// A host whose agent has died at this point while it did what was asked, with the next agent.
+fn died_of(cgroups: Cgroups, point: &'static str, what: &str) -> Host {
+    eprintln!("{point}");
+    let mut host = Host::new(cgroups);
+    household(&host);
+    host.fault = Some(point);
+    host.start();
+    host.settled(&ALL);
     // The agent may die before it answers.
     let _ = host.post(&format!("/v1/{what}"), &json!({ "target": { "process": "stubborn" } }));
+    died(&mut host, point);
+    host.start();
+    host
 }
 
 fn dies_in_a_restart(cgroups: Cgroups) {
     for point in STOP {
-        eprintln!("{point}");
-        let mut host = Host::new(cgroups);
-        household(&host);
-        host.fault = Some(point);
-        host.start();
-        host.settled(&ALL);
-        ask(&host, "restart");
-        died(&mut host, point);
-        host.start();
+        let host = died_of(cgroups, point, "restart");
         goes_on(&host, point);
     }
 }
@@ -114,15 +116,7 @@ fn an_agent_killed_at_any_step_of_a_restart_without_cgroups() {
 /// A stop that was asked for is carried out by whoever comes next.
 fn dies_in_a_stop(cgroups: Cgroups) {
     for point in STOP {
-        eprintln!("{point}");
-        let mut host = Host::new(cgroups);
-        household(&host);
-        host.fault = Some(point);
-        host.start();
-        host.settled(&ALL);
-        ask(&host, "stop");
-        died(&mut host, point);
-        host.start();
+        let host = died_of(cgroups, point, "stop");
         until("stubborn.0 is paused, and nothing of it is left", || {
             let view = host.view("stubborn.0")?;
             expect(view.state == "paused" && view.pid.is_none(), &view)?;

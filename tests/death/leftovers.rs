@@ -34,14 +34,20 @@ fn traces(host: &Host, instance: &str) -> Vec<PathBuf> {
     named_by(instance, &host.runtime).into_iter().chain(cgroups).collect()
 }
 
-#[test]
-fn what_a_keeper_before_has_made_for_an_instance_goes_with_it() {
+/// A household of which `mute.1` is paused.
+fn one_paused() -> Host {
     let mut host = Host::new(Cgroups::Own);
     household(&host);
     host.start();
     host.settled(&ALL);
     host.post("/v1/stop", &json!({ "target": { "instance": "mute.1" } })).unwrap();
     until("it is paused", || expect(host.view("mute.1")?.state == "paused", host.view("mute.1")));
+    host
+}
+
+#[test]
+fn what_a_keeper_before_has_made_for_an_instance_goes_with_it() {
+    let mut host = one_paused();
     // The next keeper finds no run of it anywhere.
     host.kill_keeper();
     until("another keeper", || {
@@ -58,12 +64,7 @@ fn what_a_keeper_before_has_made_for_an_instance_goes_with_it() {
 
 #[test]
 fn what_an_agent_before_has_opened_for_an_instance_that_nobody_wants_is_let_go() {
-    let mut host = Host::new(Cgroups::Own);
-    household(&host);
-    host.start();
-    host.settled(&ALL);
-    host.post("/v1/stop", &json!({ "target": { "instance": "mute.1" } })).unwrap();
-    until("it is paused", || expect(host.view("mute.1")?.state == "paused", host.view("mute.1")));
+    let mut host = one_paused();
     host.kill_agent();
     // The keeper holds its sockets; the next agent's file does not have it any more.
     let text = std::fs::read_to_string(host.config()).unwrap();
