@@ -71,6 +71,20 @@ kinds! {
     Peers = 35,
     /// The index from which on a read is linearizable, from the primary.
     ReadIndex = 36,
+    /// A host lives; relayed to the primary unchanged, and answered by it alone.
+    Report = 37,
+    /// How many hosts a peer serves, and who the peers are.
+    Load = 38,
+    /// A host begins a session with this peer.
+    Attach = 39,
+    /// What was applied since an index, once there is something.
+    Follow = 40,
+    /// A host is given up by hand, for the primary.
+    GiveUp = 41,
+    /// What only the primary knows of the hosts: who is silent, whether the brake holds.
+    Roll = 42,
+    /// A request of the API for another host.
+    Tunnel = 43,
 }
 
 /// One message.
@@ -214,7 +228,10 @@ mod tests {
     #[test]
     fn the_numbers_of_the_kinds_are_these() {
         let numbers: Vec<u16> = Kind::ALL.iter().map(|kind| *kind as u16).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36]);
+        assert_eq!(
+            numbers,
+            [1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43]
+        );
         assert!(Kind::ALL.iter().all(|kind| Kind::from_number(*kind as u16) == Some(*kind)));
     }
 

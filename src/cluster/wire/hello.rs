@@ -21,6 +21,24 @@ pub enum Purpose {
     Snapshot,
     /// A host that does not belong to the cluster yet looks around.
     Probe,
+    /// A host that is no peer: its reports.
+    Host,
+    /// A host that is no peer: what it follows and proposes.
+    HostBulk,
+    /// Requests of the API, from any host to any other.
+    Api,
+}
+
+impl Purpose {
+    /// Whoever has no part in the founding yet may begin so: it looks around, or attaches.
+    fn is_open(self) -> bool {
+        matches!(self, Purpose::Probe | Purpose::Host | Purpose::HostBulk)
+    }
+
+    /// Only peers speak on it.
+    pub fn is_for_peers(self) -> bool {
+        matches!(self, Purpose::Urgent | Purpose::Bulk | Purpose::Snapshot)
+    }
 }
 
 /// The first frame of whoever dialled.
@@ -166,8 +184,7 @@ impl Ours {
             return Err(Refusal::OtherHost { found: host, wanted: hello.to.clone() });
         }
         // A host that looks around belongs nowhere yet; whoever has a number belongs to one founding.
-        let alike =
-            hello.history == self.history || hello.history.is_none() && hello.purpose == Purpose::Probe;
+        let alike = hello.history == self.history || hello.history.is_none() && hello.purpose.is_open();
         if self.history.is_some() && !alike {
             return Err(Refusal::History { host, cluster: self.cluster.clone() });
         }
