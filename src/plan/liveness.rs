@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::cluster::REPORT;
 use crate::host::Moment;
-use crate::spec::HostName;
+use crate::spec::{HostName, InstanceId};
 use crate::state::{Command, State};
 
 /// A host that was not heard for this long counts as silent for the brake: four reports.
@@ -26,6 +26,15 @@ pub struct Report {
     pub incarnation: u64,
     /// Grows with each report of that life.
     pub seq: u64,
+}
+
+/// What a host tells the primary each [`REPORT`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attendance {
+    /// It lives.
+    pub report: Report,
+    /// The players of its runs that tell of them, when they changed and once a second otherwise; `None`: as before.
+    pub players: Option<BTreeMap<InstanceId, u32>>,
 }
 
 /// The primary's answer. Nobody else makes one up, and nobody keeps one for later.
