@@ -4,6 +4,8 @@
 //! planner, the reporter, the probes and the API share another. Bounded channels run between them, so that
 //! nothing on the second one delays a heartbeat deadline or a restart.
 
+pub mod attendance;
+pub mod beginning;
 pub mod book;
 pub mod chronicle;
 pub mod disk;
@@ -18,6 +20,7 @@ pub mod reload;
 pub mod replica;
 pub mod reporter;
 pub mod resolve;
+pub mod ring;
 pub mod spec_file;
 pub mod start;
 pub mod supervise;

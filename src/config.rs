@@ -106,6 +106,8 @@ pub struct HostSettings {
     pub api: Option<String>,
     /// What the directory lists.
     pub address: String,
+    /// Where other agents reach this one.
+    pub agent: String,
     /// The range of free ports, both ends included.
     pub ports: (u16, u16),
     /// Labels for placement and templates.

@@ -99,7 +99,9 @@ impl Planner {
             work.fill(state, &mut board, &mut changes, &mut plan);
         }
         plan.commands.extend(upgrade(state));
-        if !changes.is_empty() {
+        // A host that has joined waits for the word that it was thought of.
+        let awaited = state.hosts.values().any(|host| host.up && !host.planned);
+        if !changes.is_empty() || awaited {
             plan.commands.push(Command::Place { based_on: state.basis, changes });
         }
         plan

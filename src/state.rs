@@ -127,6 +127,8 @@ pub struct Host {
     pub facts: HostFacts,
     /// Instances may be placed here.
     pub up: bool,
+    /// A plan was made that knows of this life of the host; before that it ends nothing.
+    pub planned: bool,
     /// Its instances move elsewhere.
     pub drained: bool,
     /// The sequence number of the last event applied.

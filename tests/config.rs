@@ -135,7 +135,9 @@ fn a_fixed_port_is_refused_only_where_instances_must_meet() {
 
 #[test]
 fn what_only_another_host_can_answer_is_left_to_it() {
-    read_good("cluster.peers={alpha='a:1'}\n[process.zone]\ncommand=['/a', '{host.label.region}']");
+    read_good(
+        "cluster.peers={alpha='[::1]:1'}\nhost.listen='[::1]:1'\n[process.zone]\ncommand=['/a', '{host.label.region}']",
+    );
 }
 
 // --- names of this host ------------------------------------------------------------------------------------
@@ -260,6 +262,7 @@ fn settings(config: &Config) -> BTreeMap<String, String> {
         ("host.listen", text(&host.listen)),
         ("host.api", text(host.api.as_deref().unwrap_or(""))),
         ("host.address", text(&host.address)),
+        ("host.agent", text(&host.agent)),
         ("host.ports", text(&format!("{}-{}", host.ports.0, host.ports.1))),
         ("host.policy.users", format!("{:?}", host.policy.users)),
         ("host.policy.programs", format!("{:?}", host.policy.programs)),
@@ -325,6 +328,8 @@ fn file_with(key: &Key, value: Option<&str>) -> String {
     // The three files of `tls` only make sense together.
     let tls = ["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"];
     let others = tls.iter().filter(|file| tls.contains(&key.path) && **file != key.path);
+    // Peers elsewhere need all three.
+    let others = others.chain(tls.iter().filter(|_| key.path.starts_with("cluster.peers")));
     let top = others.map(|file| format!("{file} = '/x'\n")).collect::<String>() + &top;
     let command = if inner == Some("command") { "" } else { "command = ['/a']\n" };
     let inner = inner.map_or_else(String::new, line);
@@ -344,6 +349,7 @@ fn documented_defaults_are_the_real_ones() {
             "none" => None,
             "required" => Some("[\"/a\"]"),
             "the hostname" => Some("\"alpha\""),
+            "the address of `listen`" if key.path == "host.agent" => Some("\"127.0.0.1:7600\""),
             "the address of `listen`" => Some("\"127.0.0.1\""),
             default => Some(default),
         };
@@ -351,6 +357,12 @@ fn documented_defaults_are_the_real_ones() {
     }
     assert_eq!(read_good("host.listen='10.0.0.9:1'").host.address, "10.0.0.9");
     assert_eq!(read_good("host.listen='[::1]:1'").host.address, "::1");
+    let agent = |text: &str| read_good(text).host.agent;
+    assert_eq!(agent("host.listen='[::1]:1'"), "[::1]:1");
+    assert_eq!(agent("host.listen='0.0.0.0:1'\nhost.address='10.0.0.9'"), "10.0.0.9:1");
+    assert_eq!(agent("host.listen='[::]:1'\nhost.address='fd::9'"), "[fd::9]:1");
+    assert_eq!(agent("host.listen='127.0.0.1:1'\ncluster.peers={alpha='localhost:2'}"), "localhost:2");
+    assert_eq!(agent("host.listen='127.0.0.1:1'\ncluster.peers={beta='localhost:2'}"), "127.0.0.1:1");
 }
 
 #[test]
@@ -379,7 +391,7 @@ fn every_key_refuses_a_value_of_another_type() {
 
 /// Every process of a file, written key by key and read again.
 fn rewritten(config: &Config) -> String {
-    let mut out = String::from("cluster.peers = { alpha = 'a:1' }\n");
+    let mut out = String::from("cluster.peers = { alpha = '[::1]:1' }\nhost.listen = '[::1]:1'\n");
     for (name, process) in &config.spec.processes {
         out.push_str(&format!("[process.{name}]\n"));
         for (key, value) in written::process(process) {

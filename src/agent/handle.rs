@@ -1,6 +1,6 @@
 //! What the API may ask of the agent.
 //!
-//! Owns nothing: it is the sending end of bounded channels into the supervision loop and the replica.
+//! Owns nothing: it is the sending end of bounded channels into the supervision loop, and the way to the replicated state.
 //! Cheap to clone; called by `http` and by `dev`. A full queue is [`AskError::Busy`], never a wait.
 
 use std::path::PathBuf;
@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::ring::Ring;
+use crate::cluster::node::ProposeError;
 use crate::http::view::{EventView, InstanceView, KeeperView};
 use crate::spec::{HostName, InstanceId};
 use crate::state::{Command, Rejected, Response, State};
@@ -25,8 +27,8 @@ pub struct Handle {
     pub logs: PathBuf,
     /// Into the supervision loop.
     pub requests: mpsc::Sender<HostRequest>,
-    /// Into the replica.
-    pub proposals: mpsc::Sender<Proposal>,
+    /// This host's place in the cluster.
+    pub ring: Ring,
     /// The newest applied state.
     pub state: watch::Receiver<Arc<State>>,
     /// Events of this host as they happen; a receiver that lags loses the oldest.
@@ -80,6 +82,18 @@ pub enum AskError {
     /// The state refused the command.
     #[error(transparent)]
     Rejected(#[from] Rejected),
+    /// The cluster did not take it in time, or cannot.
+    #[error(transparent)]
+    Unanswered(ProposeError),
+}
+
+impl<T> From<mpsc::error::TrySendError<T>> for AskError {
+    fn from(error: mpsc::error::TrySendError<T>) -> Self {
+        match error {
+            mpsc::error::TrySendError::Full(_) => AskError::Busy,
+            mpsc::error::TrySendError::Closed(_) => AskError::Stopping,
+        }
+    }
 }
 
 impl Handle {
@@ -94,20 +108,12 @@ impl Handle {
         question: impl FnOnce(oneshot::Sender<T>) -> HostRequest,
     ) -> Result<T, AskError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.try_send(question(reply)).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => AskError::Busy,
-            mpsc::error::TrySendError::Closed(_) => AskError::Stopping,
-        })?;
+        self.requests.try_send(question(reply))?;
         answer.await.map_err(|_| AskError::Stopping)
     }
 
     /// Applies a command to the replicated state.
     pub async fn propose(&self, command: Command) -> Result<Response, AskError> {
-        let (reply, answer) = oneshot::channel();
-        self.proposals.try_send(Proposal { command, reply }).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => AskError::Busy,
-            mpsc::error::TrySendError::Closed(_) => AskError::Stopping,
-        })?;
-        Ok(answer.await.map_err(|_| AskError::Stopping)??)
+        self.ring.propose(command).await
     }
 }

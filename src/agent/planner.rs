@@ -20,14 +20,21 @@ pub type Unplaced = Arc<BTreeMap<InstanceId, String>>;
 /// How often it is looked whether an update that waits for players may go on.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Plans until nothing is left to do, then again whenever the state's basis moves.
+/// While this host is the primary: plans until nothing is left to do, then again whenever the state's basis moves.
+/// A plan of a primary that is none any more is refused, because its basis is not that of the state.
 pub async fn run(
     handle: Handle,
     liveness: watch::Receiver<Arc<Liveness>>,
     unplaced: watch::Sender<Unplaced>,
 ) {
     let mut states = handle.state.clone();
+    let mut leads = handle.ring.leads();
     loop {
+        if let Some(leads) = &mut leads
+            && leads.wait_for(|leads| *leads).await.is_err()
+        {
+            return;
+        }
         let Settled { basis, waits } = settle(&handle, &liveness, &unplaced).await;
         let moved = states.wait_for(|state| state.basis != basis);
         tokio::select! {
@@ -35,7 +42,16 @@ pub async fn run(
                 return;
             },
             () = tokio::time::sleep(PATIENCE), if waits => {}
+            () = lost(&mut leads) => {}
         }
+    }
+}
+
+/// Until this host is not the primary any more.
+async fn lost(leads: &mut Option<watch::Receiver<bool>>) {
+    match leads {
+        Some(leads) => drop(leads.wait_for(|leads| !*leads).await),
+        None => std::future::pending().await,
     }
 }
 
@@ -71,13 +87,14 @@ pub async fn settle(
         for command in plan.commands {
             match handle.propose(command).await {
                 Ok(_) | Err(AskError::Rejected(Rejected::StalePlan { .. })) => {}
-                Err(AskError::Stopping) => return settled,
+                Err(AskError::Stopping | AskError::Unanswered(_)) => return settled,
                 Err(error) => tracing::warn!(%error, "a plan was refused"),
             }
         }
         // The reply may overtake the new state on the watch.
         let mut states = handle.state.clone();
-        if states.wait_for(|now| now.basis != state.basis).await.is_err() {
+        let moved = states.wait_for(|now| now.basis != state.basis);
+        if tokio::time::timeout(PATIENCE, moved).await.is_ok_and(|moved| moved.is_err()) {
             return settled;
         }
     }

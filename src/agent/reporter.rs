@@ -1,13 +1,13 @@
 //! Reports of this host to the replicated state: joining, events in batches, the inventory.
 //!
-//! Owns the incarnation and the sequence numbers. The supervision loop hands events over and never waits;
+//! Owns the incarnation and the sequence numbers. A host that was given up joins again by itself. The supervision loop hands events over and never waits;
 //! what does not fit the queue is made good by an inventory. When the state holds that an instance rests, its
 //! last run is named to the loop, which then lets the keeper forget it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::handle::{AskError, Handle};
 use crate::keeper::fault::{self, Point};
@@ -19,6 +19,9 @@ use crate::state::{Command, Event, EventKind, HostFacts, Response, Rest, RunFact
 const GATHER: Duration = Duration::from_millis(5);
 /// The most events of one command.
 const BATCH: usize = 512;
+
+/// How soon what the cluster did not take is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What the supervision loop reports.
 #[derive(Debug)]
@@ -36,29 +39,59 @@ pub enum Report {
     Facts(HostFacts),
 }
 
-/// The reporting end of a host that has joined.
+/// The reporting end of this host.
 pub struct Reporter {
     handle: Handle,
     settled: mpsc::Sender<RunId>,
-    incarnation: u64,
+    /// What this host said of itself last.
+    facts: HostFacts,
+    /// Which life of the host; 0: it has not joined. The supervision loop hears of a new one, and tells what runs.
+    incarnation: watch::Sender<u64>,
     next_seq: u64,
+    /// A join that was refused is tried again then.
+    again: Instant,
 }
 
 impl Reporter {
-    /// Joins the cluster as this host.
-    pub async fn join(
-        handle: Handle,
-        facts: HostFacts,
-        settled: mpsc::Sender<RunId>,
-    ) -> Result<Reporter, AskError> {
-        let incarnation = join(&handle, facts).await?;
-        Ok(Reporter { handle, settled, incarnation, next_seq: 1 })
+    /// One that has not joined.
+    pub fn new(handle: Handle, settled: mpsc::Sender<RunId>, incarnation: watch::Sender<u64>) -> Reporter {
+        let facts = HostFacts::default();
+        Reporter { handle, settled, facts, incarnation, next_seq: 1, again: Instant::now() }
+    }
+
+    /// Joins the cluster as this host: from here on it is another life of it.
+    pub async fn join(&mut self, facts: HostFacts) -> Result<(), AskError> {
+        let command = Command::JoinHost { host: self.handle.host.clone(), facts: facts.clone() };
+        let Response::Incarnation(incarnation) = self.handle.propose(command).await? else {
+            // The state answers a join with nothing else.
+            return Err(AskError::Stopping);
+        };
+        (self.facts, self.next_seq) = (facts, 1);
+        self.handle.ring.set_incarnation(incarnation);
+        self.incarnation.send_replace(incarnation);
+        Ok(())
     }
 
     /// Reports until the supervision loop is gone.
     pub async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
+        let mut states = self.handle.state.clone();
         let mut batch = Vec::new();
-        while reports.recv_many(&mut batch, BATCH).await > 0 {
+        loop {
+            let room = tokio::select! {
+                taken = reports.recv_many(&mut batch, BATCH) => match taken {
+                    0 => return,
+                    _ => true,
+                },
+                // The cluster may have given this host up while it was cut off.
+                Ok(()) = states.changed() => false,
+                () = tokio::time::sleep_until(self.again.into()), if self.is_outlived() => false,
+            };
+            if self.is_outlived() {
+                self.rejoin().await;
+            }
+            if !room {
+                continue;
+            }
             // Before the sending, not after it: an end and the new run's start then go together, and a
             // restart under way has the processors to itself.
             tokio::time::sleep(GATHER).await;
@@ -68,6 +101,28 @@ impl Reporter {
                 batch.push(report);
             }
             self.deliver(batch.drain(..)).await;
+        }
+    }
+
+    /// True when the state knows this life of the host and holds it for over.
+    fn is_outlived(&self) -> bool {
+        let incarnation = *self.incarnation.borrow();
+        let state = self.handle.state.borrow();
+        let known = state.hosts.get(&self.handle.host);
+        known
+            .is_some_and(|host| host.incarnation > incarnation || host.incarnation == incarnation && !host.up)
+    }
+
+    async fn rejoin(&mut self) {
+        if Instant::now() < self.again {
+            return;
+        }
+        match self.join(self.facts.clone()).await {
+            Ok(()) => tracing::warn!("the cluster had given this host up: it has joined again"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot join again yet");
+                self.again = Instant::now() + AGAIN;
+            }
         }
     }
 
@@ -88,25 +143,21 @@ impl Reporter {
                 }
                 Report::Facts(facts) => {
                     self.send_events(std::mem::take(&mut events)).await;
-                    self.rejoin(facts).await;
+                    if let Err(error) = self.join(facts).await {
+                        tracing::warn!(%error, "the host's new labels and capacity were refused");
+                    }
                 }
             }
         }
         self.send_events(events).await;
     }
 
-    async fn rejoin(&mut self, facts: HostFacts) {
-        match join(&self.handle, facts).await {
-            Ok(incarnation) => (self.incarnation, self.next_seq) = (incarnation, 1),
-            Err(error) => tracing::warn!(%error, "the host's new labels and capacity were refused"),
-        }
-    }
-
     async fn send_events(&mut self, events: Vec<Event>) {
         if events.is_empty() {
             return;
         }
-        let (host, incarnation, first_seq) = (self.handle.host.clone(), self.incarnation, self.next_seq);
+        let (host, incarnation, first_seq) =
+            (self.handle.host.clone(), *self.incarnation.borrow(), self.next_seq);
         self.next_seq += events.len() as u64;
         let last = |event: &Event| match &event.kind {
             EventKind::Rests(rest) => Some(rest.run),
@@ -119,17 +170,22 @@ impl Reporter {
     }
 
     async fn send_inventory(&self, runs: BTreeMap<InstanceId, RunFact>, rests: BTreeMap<InstanceId, Rest>) {
-        let (host, incarnation) = (self.handle.host.clone(), self.incarnation);
+        let (host, incarnation) = (self.handle.host.clone(), *self.incarnation.borrow());
         let seq = self.next_seq - 1;
         let resting = rests.values().map(|rest| rest.run).collect();
         self.send(Command::Inventory { host, incarnation, seq, runs, rests }, resting).await;
     }
 
-    /// A command that is repeated changes nothing twice, so a busy replica is simply asked again.
+    /// A command that is repeated changes nothing twice, so a busy replica, or a cluster without a quorum, is
+    /// simply asked again.
     async fn send(&self, command: Command, resting: Vec<RunId>) {
         loop {
             match self.handle.propose(command.clone()).await {
                 Err(AskError::Busy) => tokio::time::sleep(GATHER).await,
+                Err(AskError::Unanswered(error)) => {
+                    tracing::debug!(%error, "a report waits");
+                    tokio::time::sleep(AGAIN).await;
+                }
                 Err(AskError::Rejected(error)) => {
                     tracing::warn!(%error, "a report was refused");
                     return;
@@ -142,13 +198,5 @@ impl Reporter {
             // The loop that is gone acknowledges nothing; the next agent is told of the run again.
             let _ = self.settled.send(run).await;
         }
-    }
-}
-
-async fn join(handle: &Handle, facts: HostFacts) -> Result<u64, AskError> {
-    match handle.propose(Command::JoinHost { host: handle.host.clone(), facts }).await? {
-        Response::Incarnation(incarnation) => Ok(incarnation),
-        // The state answers a join with nothing else.
-        _ => Err(AskError::Stopping),
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::handle::{AskError, Handle};
 use crate::config::{self, Config, Context, difference};
 use crate::http::view::PlanView;
-use crate::state::{Command, Response};
+use crate::state::{Command, Rejected, Response, Settings};
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,9 @@ pub enum Outcome {
     Drift(PlanView),
 }
 
+/// Attempts beside other hosts that apply their files at the same time.
+const ATTEMPTS: usize = 5;
+
 /// The memory of what the file last applied.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Memory {
@@ -57,8 +60,26 @@ pub fn context(host: Option<&str>) -> Context {
     Context { hostname, host_override: host.map(str::to_owned) }
 }
 
-/// Applies the file's processes if it may.
+/// Applies the file's processes if it may, and with them the spans of time that all hosts go by.
 pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError> {
+    let mut refused = None;
+    for _ in 0..ATTEMPTS {
+        match try_apply(handle, config).await {
+            // Another host's agent, which starts at the same time, was first.
+            Err(AskError::Rejected(Rejected::Revision { expected, found })) => {
+                refused = Some(Rejected::Revision { expected, found });
+            }
+            Ok(Outcome::InForce(revision)) => {
+                set_spans(handle, config).await?;
+                return Ok(Outcome::InForce(revision));
+            }
+            other => return other,
+        }
+    }
+    Err(refused.map_or(AskError::Busy, AskError::Rejected))
+}
+
+async fn try_apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError> {
     let memory = config.host.data_dir.join("applied.json");
     let last: Memory =
         std::fs::read(&memory).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
@@ -79,6 +100,23 @@ pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError
     };
     remember(&memory, revision);
     Ok(Outcome::InForce(revision))
+}
+
+/// Of the file that is in force; the state sees to it that shorter ones wait for the older ones to be over.
+async fn set_spans(handle: &Handle, config: &Config) -> Result<(), AskError> {
+    let cluster = &config.cluster;
+    let settings = Settings {
+        fence_after: cluster.fence_after,
+        fence_kill: cluster.fence_kill,
+        host_timeout: cluster.host_timeout,
+        max_lost: cluster.max_lost,
+    };
+    let state = handle.state.borrow().clone();
+    let coming = state.pending.map_or(state.settings, |pending| pending.settings);
+    if handle.ring.is_alone() || coming == settings {
+        return Ok(());
+    }
+    handle.propose(Command::Settings { settings }).await.map(drop)
 }
 
 /// Forgetting it only makes the next reload report drift, so a full disk is no reason to stop.

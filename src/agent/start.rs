@@ -1,7 +1,7 @@
 //! Starting and ending an agent: folders, runtimes, threads, and the order in which they come to be.
 //!
 //! ```text
-//! listen ▶ replica ▶ supervision thread meets the keeper ▶ join ▶ file's processes ▶ first plan ▶ gate opens
+//! listen ▶ this host's copy of the state ▶ supervision thread meets the keeper ▶ beginning ▶ gate opens
 //! ```
 //!
 //! From the first step on the API answers, and says what is waited for. Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
@@ -14,22 +14,26 @@ use std::thread::JoinHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::attendance::Carrier;
+use super::beginning::Beginning;
 use super::book::{Book, BookError};
 use super::chronicle::{Chronicle, rfc3339};
-use super::handle::{AskError, Handle, HostRequest, Proposal};
+use super::handle::{AskError, Handle, HostRequest};
 use super::keeper_link::KeeperSource;
-use super::replica::{OpenError, Replica, wall_ms};
+use super::replica::wall_ms;
 use super::reporter::{Report, Reporter};
 use super::resolve::Resolver;
+use super::ring::copy::{Copy, OpenError};
+use super::ring::{self, Ring};
 use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
-use super::{planner, reload};
+use super::{attendance, planner, reload};
 use crate::config::{Config, HostSettings};
 use crate::descriptors;
 use crate::http::view::EventView;
 use crate::http::{ListenError, Listeners, ServeError};
 use crate::keeper::fault;
-use crate::keeper::protocol::{CgroupSupport, RunId};
+use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
 use crate::state::{HostFacts, State, Version};
@@ -116,10 +120,11 @@ fn make_folder(key: &'static str, path: &Path) -> Result<(), AgentError> {
 
 /// The channels' far ends that tasks of the second runtime hold.
 struct Tasks {
-    replica: Replica,
+    copy: Copy,
     writer: super::book::Writer,
     reports: mpsc::Receiver<Report>,
-    settled: mpsc::Sender<RunId>,
+    reporter: Reporter,
+    carrier: Carrier,
     reload: reload::Reloader,
     launches: mpsc::Receiver<super::supervise::LaunchOrder>,
     launched: mpsc::Sender<super::supervise::LaunchDone>,
@@ -131,46 +136,52 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     // Before all else: it refuses a second agent, which would take the keeper from the first.
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
-    let (handle, tasks, parts) = assemble(options, &config)?;
-    let Tasks { replica, writer, mut reports, settled, reload, launches, launched, unplaced, liveness } =
-        tasks;
+    let (handle, tasks, parts) = assemble(options, &config).await?;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
-    let (met, mut keeper_met) = watch::channel(None);
+    let (met, keeper_met) = watch::channel(None);
     let (starting, waits) = watch::channel(Some(waits_for_keeper(&config.host)));
     let api = crate::http::serve(handle.clone(), metrics.clone(), listeners, waits, ending.clone());
     let mut api = tokio::spawn(api);
     let supervision = start_supervision(Parts { met, gate, shutdown: ending.clone(), ..parts })?;
-    let replica = tokio::spawn(replica.run(metrics.clone()));
-    let writer = tokio::spawn(writer.run(metrics.clone()));
+    let copy = tasks.copy.run(metrics.clone());
+    let writer = tokio::spawn(tasks.writer.run(metrics.clone()));
+    tokio::spawn(tasks.carrier.run(handle.ring.clone()));
 
     let mut signals = Signals::new()?;
-    let cgroups = tokio::select! {
-        met = keeper_met.wait_for(Option::is_some) => {
-            met.map_err(|_| AgentError::Supervision)?.clone().unwrap_or(CgroupSupport::None)
-        }
+    let (mut reports, reload) = (tasks.reports, tasks.reload);
+    let liveness = handle.ring.liveness().unwrap_or(tasks.liveness);
+    let alone = handle.ring.is_alone();
+    let planner = planner::run(handle.clone(), liveness.clone(), tasks.unplaced.clone());
+    let mut planner = Some(planner);
+    if !alone {
+        planner.take().map(tokio::spawn);
+    }
+    let begin = async {
+        let mut met = keeper_met.clone();
+        let cgroups = met.wait_for(Option::is_some).await.map_err(|_| AgentError::Supervision)?.clone();
+        let facts = facts(&config.host, &cgroups.unwrap_or(CgroupSupport::None));
+        starting.send_replace(Some("it joins the cluster".to_owned()));
+        let beginning =
+            Beginning { handle: &handle, facts, reports: &mut reports, starting: &starting, gate: open_gate };
+        let plans = alone.then_some((&liveness, &tasks.unplaced));
+        Ok::<_, AgentError>(beginning.run(tasks.reporter, &reload, &config, plans).await?)
+    };
+    let reporter = tokio::select! {
+        reporter = begin => reporter?,
         () = signals.end() => {
             let _ = shutdown.send(true);
             let _ = tokio::time::timeout(LAST_ANSWERS, &mut api).await;
+            copy.close().await;
             return Ok(());
         }
     };
-    starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
-    let mut reporter = Reporter::join(handle.clone(), facts(&config.host, &cgroups), settled).await?;
-    // The first plan must know what runs.
-    reporter.catch_up(&mut reports).await;
-    reload.begin(&config).await?;
-    planner::settle(&handle, &liveness, &unplaced).await;
-    // The loop that waits behind the gate ends only with the agent.
-    let _ = open_gate.send(());
     tokio::spawn(reporter.run(reports));
-    tokio::spawn(planner::run(handle.clone(), liveness, unplaced));
-    tokio::spawn(super::supervise::carry_launches(handle.clone(), launches, launched));
+    planner.map(tokio::spawn);
+    tokio::spawn(super::supervise::carry_launches(handle.clone(), tasks.launches, tasks.launched));
     let (hang_up, hung_up) = mpsc::channel(1);
     tokio::spawn(reload.run(keeper_met, hung_up));
-    starting.send_replace(None);
-    Systemd::from_environment().tell("READY=1");
     tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
 
     let result = until_end(&mut signals, &hang_up, &supervision).await;
@@ -180,7 +191,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), joined).await;
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), writer).await;
     api.abort();
-    replica.abort();
+    copy.close().await;
     result
 }
 
@@ -217,17 +228,16 @@ fn handle(
     config: &Config,
     logs: PathBuf,
     requests: mpsc::Sender<HostRequest>,
-    proposals: mpsc::Sender<Proposal>,
+    ring: Ring,
     state: watch::Receiver<Arc<State>>,
     events: broadcast::Sender<EventView>,
 ) -> Handle {
     let (host, cluster) = (config.host.name.clone(), config.cluster.name.clone());
-    Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, proposals, state, events }
+    Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, ring, state, events }
 }
 
-fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {
+async fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {
     let host = &config.host;
-    let (proposals, proposed) = mpsc::channel(1024);
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
@@ -237,10 +247,11 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
     let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
     let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
-    let (replica, state) = Replica::open(&host.data_dir, &host.name, proposed)?;
+    let (ring, state, copy) = ring::copy::open(config).await?;
+    let (attended, carrier, joined) = attendance::ends(ring.is_alone());
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
-    let handle = handle(config, resolver.logs(), requests, proposals, state.clone(), events.clone());
+    let handle = handle(config, resolver.logs(), requests, ring, state.clone(), events.clone());
     let reload = reload::Reloader {
         path: options.config.clone(),
         host: options.host.clone(),
@@ -251,10 +262,11 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         requests: to_reload,
     };
     let tasks = Tasks {
-        replica,
+        copy,
         writer,
         reports: reported,
-        settled: settles,
+        reporter: Reporter::new(handle.clone(), settles, joined),
+        carrier,
         reload,
         launches: to_launch,
         launched,
@@ -276,6 +288,7 @@ fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, P
         reports,
         settled,
         states: state,
+        attended,
         unplaced: unplaced_seen,
         liveness: liveness_told,
         drift: drift_seen,
@@ -315,6 +328,7 @@ pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
     HostFacts {
         machine_id,
         address: host.address.clone(),
+        agent: host.agent.clone(),
         labels: host.labels.clone(),
         capacity: host.capacity.clone(),
         enforces,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::attendance::Attended;
 use super::book::Book;
 use super::chronicle::Chronicle;
 use super::evidence::Evidence;
@@ -38,6 +39,7 @@ use crate::systemd::Systemd;
 
 mod answers;
 mod effects;
+mod fencing;
 mod hearing;
 mod meeting;
 mod orders;
@@ -86,6 +88,8 @@ pub struct Parts {
     pub resolver: Resolver,
     /// Events for people.
     pub chronicle: Chronicle,
+    /// To the primary and back.
+    pub attended: Attended,
     /// Where measurements go.
     pub metrics: Arc<Metrics>,
     /// To the replicated state.
@@ -129,6 +133,7 @@ pub struct Supervisor {
     link: Option<Link>,
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
+    guard: fencing::Guard,
     listing: meeting::Listing,
     orders: orders::Orders,
     /// Instances whose sockets the keeper held when it was met: those that are not here any more are let go.
@@ -179,6 +184,7 @@ impl Supervisor {
             link: None,
             keeper: None,
             cgroups: CgroupSupport::None,
+            guard: fencing::Guard::default(),
             listing: meeting::Listing::default(),
             orders: orders::Orders::new(Lookups::new(finds)),
             unclaimed: BTreeSet::new(),
@@ -238,6 +244,8 @@ impl Supervisor {
                 }
                 Wake::State => self.desire(),
                 Wake::Settings => self.take_settings(),
+                Wake::Joined => self.joined(),
+                Wake::Confirmed(confirm) => self.hear_confirm(&confirm),
                 Wake::Settled(run) => self.carry_out(vec![Action::Acknowledge { run }]),
                 Wake::Asked(request) => self.answer(request),
                 Wake::Launched(done) => self.launched(done),
@@ -290,6 +298,7 @@ impl Supervisor {
             next = next.min(self.connect_at);
         }
         next = self.later_at.map_or(next, |later| next.min(later));
+        next = self.guard_due(now).map_or(next, |due| next.min(due));
         next.since(now)
     }
 
@@ -328,6 +337,7 @@ impl Supervisor {
             self.repeat_lost_reports();
             self.look_up_again(now);
         }
+        self.stand_guard();
         if !self.met {
             return;
         }
@@ -352,7 +362,8 @@ impl Supervisor {
         if self.grounds.as_ref() != Some(&grounds) {
             self.grounds = Some(grounds);
             self.parts.book.keep_off(state.spec.fixed_ports().collect());
-            let actions = self.host.desire(wants(&state, &self.parts.name), self.now());
+            let wants = self.may_run(wants(&state, &self.parts.name), &state);
+            let actions = self.host.desire(wants, self.now());
             self.carry_out(actions);
         }
         for instance in std::mem::take(&mut self.unclaimed) {

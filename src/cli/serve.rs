@@ -64,10 +64,14 @@ pub fn keeper(args: KeeperArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// What is logged unless BIGBROTHER_LOG says otherwise. Raft tells of each attempt to reach a peer that is down; what
+/// an operator needs of that is told by this program itself.
+const LOG: &str = "info,openraft=error";
+
 /// Structured messages on stderr, where journald finds them; BIGBROTHER_LOG sets the level.
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BIGBROTHER_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

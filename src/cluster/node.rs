@@ -21,9 +21,11 @@ mod propose;
 mod service;
 mod settle;
 mod standing;
+mod vigil;
 
 pub use propose::{NotPrimary, PeersError, Primary, ProposeError};
 pub use standing::Standing;
+pub use vigil::Watched;
 
 use super::raft::log_store::{Disk, OpenError as LogError};
 use super::raft::machine::{Applied, DiskShelf};
@@ -32,6 +34,7 @@ use super::tls::{Tls, TlsError};
 use super::wire::hello::Ours;
 use super::wire::{Dialer, Exchange, Server, Target};
 use crate::config::TlsFiles;
+use crate::plan::Liveness;
 use crate::spec::HostName;
 use crate::state::State;
 use identity::Identity;
@@ -114,6 +117,10 @@ struct Shared {
     quorum: watch::Sender<bool>,
     /// Since when this peer is the primary.
     led: watch::Sender<Option<Instant>>,
+    /// Into the watch over all hosts, which runs on the primary.
+    vigil: mpsc::Sender<vigil::Ask>,
+    /// What hosts tell the primary beside the state.
+    liveness: watch::Sender<Arc<Liveness>>,
     /// One change of the peers at a time.
     changing: tokio::sync::Mutex<()>,
     /// With `number`: the key of a proposal. Random per life of this peer.
@@ -123,9 +130,23 @@ struct Shared {
 
 /// A peer. Dropping it ends all its tasks at once, as a crash would; [`Node::close`] takes leave.
 pub struct Node {
-    shared: Arc<Shared>,
+    peer: Peer,
     tasks: JoinSet<()>,
     address: Option<SocketAddr>,
+}
+
+/// What the rest of the agent asks of a peer. Cheap to clone; it outlives the [`Node`], and then answers nothing.
+#[derive(Clone)]
+pub struct Peer {
+    shared: Arc<Shared>,
+}
+
+impl std::ops::Deref for Node {
+    type Target = Peer;
+
+    fn deref(&self) -> &Peer {
+        &self.peer
+    }
 }
 
 /// The ends that the state machine takes when it is made.
@@ -148,7 +169,7 @@ impl Node {
         };
         let identity = settle::identity(&disk).await.map_err(OpenError::Identity)?;
         let server = match settings.peers.len() {
-            0 | 1 => None,
+            0 => None,
             _ => {
                 let address = settings.listen.clone();
                 let bound = Server::bind(&address, tls.clone()).await;
@@ -158,6 +179,7 @@ impl Node {
         let address = server.as_ref().and_then(|server| server.address().ok());
         let (ours, ours_seen) = watch::channel(ours_of(&settings, &identity));
         let (connected, connections) = mpsc::channel(64);
+        let (vigil, asks) = mpsc::channel(vigil::QUEUE);
         let (states, states_seen) = watch::channel(Arc::default());
         let (applies, applies_seen) = watch::channel(Applied::default());
         let shared = Arc::new(Shared {
@@ -173,17 +195,21 @@ impl Node {
             heard: watch::channel(None).0,
             quorum: watch::channel(false).0,
             led: watch::channel(None).0,
+            vigil,
+            liveness: watch::channel(Arc::default()).0,
             changing: tokio::sync::Mutex::default(),
             origin: fastrand::u64(..),
             number: AtomicU64::new(0),
         });
-        let mut node = Node { shared: shared.clone(), tasks: JoinSet::new(), address };
+        let peer = Peer { shared: shared.clone() };
+        let mut node = Node { peer, tasks: JoinSet::new(), address };
         if let Some(server) = server {
             node.tasks.spawn(server.run(Arc::new(service::Answers { shared: shared.clone() })));
         }
         node.tasks.spawn(standing::watch(shared.clone()));
         node.tasks.spawn(standing::reconnect(shared.clone(), connections));
         node.tasks.spawn(standing::tidy(shared.clone()));
+        node.tasks.spawn(vigil::watch(shared.clone(), asks));
         let settler = settle::Settler::new(shared, Outlets { states, applies });
         // A peer that has its number is up when this returns; a newcomer looks around first.
         if let Some(settler) = settler.resume().await? {
@@ -197,6 +223,24 @@ impl Node {
         self.address
     }
 
+    /// For the rest of the agent.
+    pub fn peer(&self) -> Peer {
+        self.peer.clone()
+    }
+
+    /// Takes leave: hands over if this is the primary, then ends all tasks.
+    pub async fn close(mut self) {
+        if let Err(error) = self.hand_over().await {
+            tracing::warn!(%error, "leaving without a hand-over");
+        }
+        if let Some(raft) = self.shared.raft() {
+            let _ = raft.shutdown().await;
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+impl Peer {
     /// This host's copy of the replicated state, newest first.
     pub fn states(&self) -> watch::Receiver<Arc<State>> {
         self.shared.states.clone()
@@ -222,15 +266,14 @@ impl Node {
         self.shared.raft().map(|raft| self.shared.members(&raft)).unwrap_or_default()
     }
 
-    /// Takes leave: hands over if this is the primary, then ends all tasks.
-    pub async fn close(mut self) {
-        if let Err(error) = self.hand_over().await {
-            tracing::warn!(%error, "leaving without a hand-over");
-        }
-        if let Some(raft) = self.shared.raft() {
-            let _ = raft.shutdown().await;
-        }
-        self.tasks.shutdown().await;
+    /// True while this peer is the primary and a quorum hears it.
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.shared.quorum.subscribe()
+    }
+
+    /// What hosts tell the primary beside the state; empty elsewhere.
+    pub fn liveness(&self) -> watch::Receiver<Arc<Liveness>> {
+        self.shared.liveness.subscribe()
     }
 }
 

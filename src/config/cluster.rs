@@ -87,7 +87,7 @@ fn tls(item: &Item<'_>) -> Option<Option<TlsFiles>> {
 
 /// Without certificates nobody knows who is who: such a cluster stays on one machine.
 fn check_plain(section: &Section<'_>, settings: &ClusterSettings) {
-    if section.has("tls") || settings.peers.len() < 2 {
+    if section.has("tls") {
         return;
     }
     let far = settings.peers.iter().find(|(_, address)| !is_loopback(address));

@@ -21,16 +21,17 @@ pub(super) fn read(root: &Section<'_>, cluster: &ClusterSettings, context: &Cont
         .read("listen", |item| item.endpoint("an address and port such as \"0.0.0.0:7600\""))
         .unwrap_or_else(|| "0.0.0.0:7600".to_owned());
     let name = name(section, context);
-    if let Some(name) = &name {
-        check_peer(root, cluster, name);
-    }
     check_listen(root, section, cluster, &listen);
+    let address = section.read("address", Item::text).unwrap_or_else(|| address_of(&listen));
+    let agent = section.read("agent", |item| item.endpoint("a host and port such as \"10.0.0.1:7600\""));
+    let agent = agent.or_else(|| cluster.peers.get(name.as_ref()?).cloned());
     let settings = HostSettings {
         name: name.clone().unwrap_or_else(placeholder),
         data_dir: section.read("data_dir", absolute).unwrap_or_else(|| "/var/lib/bigbrother".into()),
         runtime_dir: section.read("runtime_dir", runtime_dir).unwrap_or_else(|| "/run/bigbrother".into()),
         api: section.read("api", api).unwrap_or_else(|| Some("127.0.0.1:7610".to_owned())),
-        address: section.read("address", Item::text).unwrap_or_else(|| address_of(&listen)),
+        agent: agent.unwrap_or_else(|| agent_of(&listen, &address)),
+        address,
         listen,
         ports: section.read("ports", range).unwrap_or((20_000, 29_999)),
         labels: section.read("labels", labels).unwrap_or_default(),
@@ -69,29 +70,12 @@ fn name(section: &Section<'_>, context: &Context) -> Option<HostName> {
     short.parse().map_err(refuse).ok()
 }
 
-fn check_peer(root: &Section<'_>, cluster: &ClusterSettings, name: &HostName) {
-    if cluster.peers.is_empty() || cluster.peers.contains_key(name) {
-        return;
-    }
-    let peers: Vec<&str> = cluster.peers.keys().map(HostName::as_str).collect();
-    let host = root.again("host");
-    let (section, key) = if host.has("name") { (host, "name") } else { (root.again("cluster"), "peers") };
-    section.fault(
-        key,
-        format!("this host is {name}, which is not among the peers"),
-        Some(&format!(
-            "the peers are {}: set `name` in [host] or --host to one of them, or add this host to `peers`",
-            peers.join(", ")
-        )),
-    );
-}
-
 /// Without certificates nobody knows who connects.
 fn check_listen(root: &Section<'_>, section: &Section<'_>, cluster: &ClusterSettings, listen: &str) {
     let secured = root.again("cluster").has("tls");
     // Peers elsewhere are a fault of their own.
     let near = cluster.peers.values().all(|address| is_loopback(address));
-    if secured || cluster.peers.len() < 2 || !near || is_loopback(listen) {
+    if secured || cluster.peers.is_empty() || !near || is_loopback(listen) {
         return;
     }
     let host = host_of(listen);
@@ -154,6 +138,16 @@ fn address_of(listen: &str) -> String {
     let host = host_of(listen);
     let anywhere = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     if anywhere { "127.0.0.1".to_owned() } else { host.to_owned() }
+}
+
+/// Where the others find what listens there.
+fn agent_of(listen: &str, address: &str) -> String {
+    let anywhere = host_of(listen).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    match listen.rsplit_once(':').filter(|_| anywhere) {
+        Some((_, port)) if address.contains(':') => format!("[{address}]:{port}"),
+        Some((_, port)) => format!("{address}:{port}"),
+        None => listen.to_owned(),
+    }
 }
 
 fn range(item: &Item<'_>) -> Option<(u16, u16)> {

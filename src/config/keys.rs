@@ -99,6 +99,7 @@ pub const KEYS: &[Key] = &[
     key("host.listen", "host:port", "\"0.0.0.0:7600\"", "\"10.0.0.1:7600\"", Agent, "Where other agents connect. Without peers nothing is listened on."),
     key("host.api", "host:port", "\"127.0.0.1:7610\"", "\"\"", Agent, "The API's TCP address beside its Unix socket; `\"\"` for none. Loopback only, because the API has no access control of its own yet."),
     key("host.address", "string", "the address of `listen`", "\"10.0.0.1\"", Agent, "What the directory lists and `{address}` stands for. Where `listen` names no single address: `127.0.0.1`."),
+    key("host.agent", "host:port", "the address of `listen`", "\"10.0.0.1:7600\"", Live, "Where other agents reach this one. For a peer: its entry in `peers`; where `listen` names no single address: `host.address` with the port of `listen`."),
     key("host.ports", "range", "\"20000-29999\"", "\"30000-30999\"", Live, "Where free ports are taken from, both ends included. Instances keep the ports that they have."),
     key("host.labels.NAME", "string", "none", "\"eu\"", Live, "For `placement.labels` and the template `{host.label.NAME}`."),
     key("host.capacity.NAME", "whole number", "none", "200", Live, "What the instances of this host may take together, see `placement.needs`. Left out: no bound."),

@@ -120,6 +120,13 @@ impl Fence {
         Some(Duty::Tell { deadline_ns: deadline.0 })
     }
 
+    /// When [`Fence::tick`] is next needed.
+    pub fn next_due(&self) -> Option<Boot> {
+        let report = (self.incarnation > 0).then_some(self.next_report);
+        let kill = self.deadline.filter(|_| !self.killed);
+        report.into_iter().chain(kill).min()
+    }
+
     /// When the exclusive runs die unless a confirm comes.
     pub fn deadline(&self) -> Option<Boot> {
         self.deadline
@@ -155,6 +162,12 @@ impl Fence {
                 Event { instance: id.clone(), run: RunId(fleet.last_run()), kind }
             })
             .collect()
+    }
+
+    /// True when the state holds this life of the host for living, and a plan knows of it. Before that the host ends
+    /// nothing: a host that was given up and comes back has no placements until it is thought of again.
+    pub fn is_planned_in(&self, state: &State) -> bool {
+        self.is_seen_in(state) && state.hosts.get(&self.host).is_some_and(|host| host.planned)
     }
 
     fn is_seen_in(&self, state: &State) -> bool {

@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::agent::handle::AskError;
+use crate::cluster::node::ProposeError;
 use crate::http::view::Problem;
 use crate::spec::InvalidName;
 use crate::state::Rejected;
@@ -183,6 +184,12 @@ impl From<AskError> for Refusal {
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the agent is stopping", detail)
             }
             AskError::Rejected(rejected) => rejected.into(),
+            AskError::Unanswered(ProposeError::TooLarge(_)) => {
+                Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", detail)
+            }
+            AskError::Unanswered(_) => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
+            }
         }
     }
 }

@@ -211,6 +211,7 @@ pub(super) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
 mod tests {
     use super::*;
     use crate::agent::handle::HostRequest;
+    use crate::agent::ring::Ring;
     use crate::state::State;
     use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -237,7 +238,7 @@ mod tests {
             started_at: String::new(),
             logs: dir.path().into(),
             requests,
-            proposals: mpsc::channel(1).0,
+            ring: Ring::Alone(mpsc::channel(1).0),
             state: watch::channel(Arc::new(State::default())).1,
             events: broadcast::channel(1).0,
         };

@@ -43,10 +43,7 @@ impl Snapshots {
     /// All instances of this host, not older than this call.
     pub(super) async fn get(&self) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.waiting.try_send(reply).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => AskError::Busy,
-            mpsc::error::TrySendError::Closed(_) => AskError::Stopping,
-        })?;
+        self.waiting.try_send(reply).map_err(AskError::from)?;
         answer.await.map_err(|_| AskError::Stopping)?
     }
 }
@@ -55,6 +52,7 @@ impl Snapshots {
 mod tests {
     use super::*;
     use crate::agent::handle::HostRequest;
+    use crate::agent::ring::Ring;
     use crate::state::State;
     use std::time::Duration;
     use tokio::sync::{broadcast, watch};
@@ -70,7 +68,7 @@ mod tests {
             started_at: String::new(),
             logs: "/nonexistent".into(),
             requests,
-            proposals,
+            ring: Ring::Alone(proposals),
             state,
             events: broadcast::channel(1).0,
         };

@@ -104,6 +104,20 @@ impl Roll {
         }
     }
 
+    /// The next term of the same primary. What it has proposed before may still come to be, so whoever it gave up
+    /// stays so.
+    pub fn succeed(self, committed: Moment) -> Self {
+        let mut next = Roll::new(committed);
+        next.heard = self.heard.into_iter().filter(|(_, heard)| heard.condemned).collect();
+        next
+    }
+
+    /// For how long each host that is up was not heard.
+    pub fn silences<'a>(&self, state: &'a State, now: Moment) -> BTreeMap<&'a HostName, Duration> {
+        let up = state.hosts.iter().filter(|(_, host)| host.up);
+        up.map(|(name, _)| (name, now.since(self.heard_at(name)))).collect()
+    }
+
     /// A report came.
     pub fn report(&mut self, report: Report, now: Moment) {
         let new = || Heard { incarnation: report.incarnation, at: now, condemned: false };
@@ -161,6 +175,7 @@ impl Roll {
         if !late.is_zero() {
             self.stalled(late + SILENT, now);
         }
+        self.welcome(state, now);
         self.given_up.retain(|host| state.hosts.get(host).is_some_and(|host| host.up));
         let silence = |host: &HostName| now.since(self.heard_at(host));
         let up: Vec<&HostName> =
@@ -178,6 +193,16 @@ impl Roll {
             lost.into_iter().filter_map(|host| self.condemn(state, host)).collect();
         commands.extend(self.settle(state, now));
         Verdict { commands, brake }
+    }
+
+    /// A life that has just joined is as one that was just heard: its first report is still under way.
+    fn welcome(&mut self, state: &State, now: Moment) {
+        for (name, host) in state.hosts.iter().filter(|(_, host)| host.up) {
+            if self.heard.get(name).is_none_or(|heard| heard.incarnation < host.incarnation) {
+                let heard = Heard { incarnation: host.incarnation, at: now, condemned: false };
+                self.heard.insert(name.clone(), heard);
+            }
+        }
     }
 
     fn heard_at(&self, host: &HostName) -> Moment {

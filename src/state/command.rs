@@ -162,6 +162,8 @@ pub struct HostFacts {
     pub machine_id: String,
     /// What clients reach it by.
     pub address: String,
+    /// Where its agent listens for other agents, `host:port`; empty: nowhere.
+    pub agent: String,
     /// Labels for placement.
     pub labels: BTreeMap<String, String>,
     /// What instances may take; no entry: no bound.

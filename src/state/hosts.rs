@@ -27,6 +27,7 @@ impl State {
             incarnation: self.incarnations,
             facts: facts.clone(),
             up: true,
+            planned: false,
             drained: before.is_some_and(|host| host.drained),
             last_seq: 0,
             down_ms: before.map_or(0, |host| host.down_ms),

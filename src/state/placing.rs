@@ -47,6 +47,7 @@ impl State {
                 }
             }
         }
+        self.hosts.values_mut().for_each(|host| host.planned |= host.up);
         self.elect(&touched);
         self.basis += 1;
         Ok(Response::Done)

@@ -64,7 +64,7 @@ impl Server {
             started_at: "2026-01-01T00:00:00Z".into(),
             logs: dir.path().join("logs"),
             requests,
-            proposals,
+            ring: bigbrother::agent::ring::Ring::Alone(proposals),
             state,
             events: events.clone(),
         };

@@ -203,6 +203,7 @@ impl Supervisor {
 
     fn release(&mut self, instance: &InstanceId) {
         self.send(&Request::Release { instance: instance.clone() });
+        self.look_for_claims();
         self.sockets.close(instance);
         self.folders.remove(instance);
         self.forget_listeners(instance);

@@ -92,7 +92,10 @@ impl Supervisor {
 
     fn hear_reply(&mut self, Received { reply, descriptors }: Received) {
         match reply {
-            Reply::Welcome { keeper, pid, cgroups, .. } => self.hear_welcome(keeper, pid, cgroups),
+            Reply::Welcome { keeper, pid, cgroups, fence_deadline_ns } => {
+                self.hear_welcome(keeper, pid, cgroups);
+                self.meet_guard(fence_deadline_ns);
+            }
             Reply::Held { instance } => {
                 if let Ok(pair) = <[OwnedFd; 2]>::try_from(descriptors) {
                     self.listing.held.push((instance, pair));

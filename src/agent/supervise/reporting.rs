@@ -2,11 +2,13 @@
 //!
 //! Never waits: what does not fit the queue is made good by an inventory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Supervisor;
 use crate::agent::reporter::Report;
 use crate::plan::Liveness;
+use crate::spec::InstanceId;
 
 impl Supervisor {
     pub(super) fn report(&mut self, report: Report) {
@@ -15,13 +17,18 @@ impl Supervisor {
         }
     }
 
-    /// How many players there are where; told when it has changed.
-    pub(super) fn tell_planner(&self) {
+    /// How many players there are where.
+    pub(super) fn counted_players(&self) -> BTreeMap<InstanceId, u32> {
         let told = self.host.instances().filter_map(|instance| {
             let players = instance.status.get("players")?.as_u64()?;
             Some((instance.id.clone(), u32::try_from(players).unwrap_or(u32::MAX)))
         });
-        let liveness = Liveness { players: told.collect() };
+        told.collect()
+    }
+
+    /// Tells the planner of a host alone, when it has changed.
+    pub(super) fn tell_planner(&self) {
+        let liveness = Liveness { players: self.counted_players() };
         self.parts.liveness.send_if_modified(|held| {
             let changed = **held != liveness;
             if changed {

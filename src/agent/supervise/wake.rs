@@ -10,6 +10,7 @@ use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup;
 use crate::agent::probe::ProbeResult;
 use crate::keeper::protocol::RunId;
+use crate::plan::liveness::Confirm;
 
 /// What woke the loop.
 pub(super) enum Wake {
@@ -20,6 +21,8 @@ pub(super) enum Wake {
     State,
     Settings,
     Settled(RunId),
+    Joined,
+    Confirmed(Confirm),
     Asked(HostRequest),
     Launched(LaunchDone),
     Gate,
@@ -29,7 +32,8 @@ pub(super) enum Wake {
 
 impl Supervisor {
     pub(super) async fn wake(&mut self, wait: Duration) -> Wake {
-        let Parts { states, requests, shutdown, gate, settings, launched, settled, .. } = &mut self.parts;
+        let Parts { states, requests, shutdown, gate, settings, launched, settled, attended, .. } =
+            &mut self.parts;
         let link = self.link.as_mut();
         tokio::select! {
             biased;
@@ -39,6 +43,8 @@ impl Supervisor {
             Some(answer) = self.found.recv() => Wake::LookedUp(answer),
             Some(result) = self.answers.recv() => Wake::Probed(result),
             Ok(()) = states.changed() => Wake::State,
+            Some(confirm) = attended.confirms.recv() => Wake::Confirmed(confirm),
+            Ok(()) = attended.incarnations.changed() => Wake::Joined,
             Ok(()) = settings.changed() => Wake::Settings,
             Some(run) = settled.recv() => Wake::Settled(run),
             // Closed without a word means that the agent is ending; `shutdown` says so, too.

@@ -258,7 +258,7 @@ fn code(error: &AskError) -> i64 {
         AskError::Rejected(Rejected::NoProcess(_)) => Fault::NO_PROCESS,
         AskError::Rejected(Rejected::OtherLaunch { .. } | Rejected::NoArgument { .. }) => Fault::PARAMS,
         AskError::Rejected(_) => Fault::NOT_ALLOWED,
-        AskError::Busy | AskError::Stopping => Fault::BUSY,
+        AskError::Busy | AskError::Stopping | AskError::Unanswered(_) => Fault::BUSY,
     }
 }
 

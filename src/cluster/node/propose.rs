@@ -12,7 +12,7 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 
 use super::service::{Forwarded, PeersAnswer};
-use super::{Node, Shared};
+use super::{Peer, Shared};
 use crate::agent::replica::wall_ms;
 use crate::cluster::raft::membership::{self, PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome};
@@ -74,7 +74,7 @@ pub struct Primary {
     pub index: u64,
 }
 
-impl Node {
+impl Peer {
     /// Applies a command, whoever is the primary. When it returns, this host's own copy has the change.
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
         let envelope = Arc::new(Envelope { stamp_ms: wall_ms(), command });
@@ -100,11 +100,7 @@ impl Node {
 
     /// A round with a quorum: that this peer is the primary now, and has applied all that was committed.
     pub async fn ensure_primary(&self) -> Result<Primary, NotPrimary> {
-        let raft = self.shared.raft().ok_or_else(|| NotPrimary("it is no peer yet".to_owned()))?;
-        let round = tokio::time::timeout(ROUND, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
-        let read = round.map_err(|_| NotPrimary("no quorum answers".to_owned()))?;
-        let read = read.map_err(|error| NotPrimary(error.to_string()))?;
-        Ok(Primary { term: read.log_id().leader_id.term, index: read.log_id().index })
+        self.shared.ensure_primary().await
     }
 
     /// Waits until this host's own copy has all that was committed anywhere when this was called.

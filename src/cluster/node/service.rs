@@ -15,7 +15,7 @@ use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, SnapshotMeta, Types, Vote};
 use crate::cluster::wire::hello::Ours;
-use crate::cluster::wire::{Hello, Kind, Purpose, Service, decode, encode};
+use crate::cluster::wire::{Hello, Kind, Service, decode, encode};
 use crate::spec::HostName;
 
 type C = Types<TokioRuntime>;
@@ -70,7 +70,8 @@ impl Service for Answers {
                 }
                 encode(&self.join(host, address).await).map_err(words)
             }
-            _ if from.purpose == Purpose::Probe => Err("this is for peers".to_owned()),
+            _ if !from.purpose.is_for_peers() => Err("this is for peers".to_owned()),
+            Kind::Report | Kind::GiveUp | Kind::Roll => self.shared.answer_vigil(kind, &body).await,
             _ => self.answer_peer(kind, &body).await,
         }
     }

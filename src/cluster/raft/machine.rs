@@ -27,7 +27,7 @@ pub mod shelf;
 pub use shelf::DiskShelf;
 
 /// Bumped when a snapshot changes its meaning.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 
 /// A snapshot's bytes.
 pub type SnapshotBytes = Arc<Vec<u8>>;

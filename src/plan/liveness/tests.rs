@@ -77,6 +77,36 @@ fn a_silent_host_is_declared_down_after_the_timeout_and_confirmed_nothing_until_
 }
 
 #[test]
+fn a_host_that_has_just_joined_has_the_whole_timeout_for_its_first_report() {
+    let mut state = cluster(&["a", "b", "c"]);
+    let mut roll = Roll::new(at(0));
+    wait(&mut roll, &state, 0, 9_000, &["a", "b"]);
+    let lost = down(&state, "c");
+    take(&mut state, lost);
+    wait(&mut roll, &state, 9_250, 60_000, &["a", "b"]);
+    for name in ["c", "d"] {
+        take(&mut state, Command::JoinHost { host: host(name), facts: HostFacts::default() });
+    }
+    assert_eq!(wait(&mut roll, &state, 60_250, 68_000, &["a", "b", "d"]), Verdict::default());
+    assert_eq!(wait(&mut roll, &state, 68_250, 68_250, &["a", "b", "d"]).commands, [down(&state, "c")]);
+}
+
+#[test]
+fn whoever_was_given_up_in_one_term_is_confirmed_nothing_in_the_next_of_the_same_primary() {
+    let state = cluster(&["a", "b", "c"]);
+    let mut roll = Roll::new(at(0));
+    assert_eq!(wait(&mut roll, &state, 0, 8_000, &["a", "b"]).commands, [down(&state, "c")]);
+    let mut roll = roll.succeed(at(8_500));
+    for name in ["a", "b", "c"] {
+        roll.report(report(&state, name, 99), at(8_600));
+    }
+    let round = roll.begin_round();
+    let confirmed: Vec<HostName> =
+        roll.confirm(round, &state).into_iter().map(|confirm| confirm.report.host).collect();
+    assert_eq!(confirmed, [host("a"), host("b")]);
+}
+
+#[test]
 fn a_new_primary_waits_a_whole_timeout_for_hosts_it_never_heard() {
     let state = cluster(&["a", "b", "c"]);
     let mut roll = Roll::new(at(100_000));

@@ -1,0 +1,119 @@
+//! How an agent comes into force: what must be known before anything is started or stopped.
+//!
+//! ```text
+//! keeper met ▶ join ▶ inventory ▶ file's processes ▶ a plan that knows of this life ▶ the gate opens
+//! ```
+//!
+//! Owns this order, and the one way around it: a host that cannot join within `host_timeout`, because there is
+//! no quorum, starts from its own copy what it ran before, and joins when it can. What is exclusive waits for a
+//! confirm in any case.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::handle::{AskError, Handle};
+use super::planner;
+use super::reload::Reloader;
+use super::reporter::{Report, Reporter};
+use crate::config::Config;
+use crate::plan::Liveness;
+use crate::state::HostFacts;
+use crate::systemd::Systemd;
+
+/// Between two attempts to join.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long the file's processes are tried beside a cluster that lost its quorum just after the join.
+const FILE_AGAIN: Duration = Duration::from_secs(2);
+
+/// What the beginning is made of.
+pub struct Beginning<'a> {
+    /// To the replicated state.
+    pub handle: &'a Handle,
+    /// What this host says of itself.
+    pub facts: HostFacts,
+    /// The supervision loop's reports.
+    pub reports: &'a mut mpsc::Receiver<Report>,
+    /// For people who ask meanwhile.
+    pub starting: &'a watch::Sender<Option<String>>,
+    /// Opened when the supervision loop may act.
+    pub gate: oneshot::Sender<()>,
+}
+
+impl Beginning<'_> {
+    /// Goes through all steps. A host alone plans for itself; in a cluster the primary does.
+    pub async fn run(
+        self,
+        mut reporter: Reporter,
+        reloader: &Reloader,
+        config: &Config,
+        alone: Option<(&watch::Receiver<Arc<Liveness>>, &watch::Sender<planner::Unplaced>)>,
+    ) -> Result<Reporter, AskError> {
+        let Beginning { handle, facts, reports, starting, gate } = self;
+        let mut gate = Gate { closed: Some(gate), starting };
+        let began = Instant::now();
+        let patience = handle.state.borrow().settings.host_timeout;
+        loop {
+            match reporter.join(facts.clone()).await {
+                Ok(()) => break,
+                Err(AskError::Unanswered(error)) => {
+                    if gate.closed.is_some() {
+                        starting.send_replace(Some(format!("it cannot join: {error}")));
+                    }
+                    if began.elapsed() >= patience && gate.open() {
+                        tracing::warn!(
+                            "no quorum for {patience:?}: what this host ran before is started from its own copy"
+                        );
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(AskError::Busy) => tokio::time::sleep(AGAIN).await,
+                Err(error) => return Err(error),
+            }
+        }
+        if gate.closed.is_some() {
+            starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
+        }
+        // The first plan must know what runs.
+        reporter.catch_up(reports).await;
+        while let Err(error) = reloader.begin(config).await {
+            let (AskError::Unanswered(_) | AskError::Busy) = error else { return Err(error) };
+            tracing::warn!(%error, "the file's processes are not compared with the cluster's yet");
+            if gate.closed.is_none() {
+                break;
+            }
+            tokio::time::sleep(FILE_AGAIN).await;
+        }
+        match alone {
+            Some((liveness, unplaced)) => drop(planner::settle(handle, liveness, unplaced).await),
+            None => {
+                let mut states = handle.state.clone();
+                let planned =
+                    states.wait_for(|state| state.hosts.get(&handle.host).is_some_and(|host| host.planned));
+                if tokio::time::timeout(patience, planned).await.is_err() {
+                    tracing::warn!("no plan was made for this host yet: it goes on with what it ran before");
+                }
+            }
+        }
+        gate.open();
+        Ok(reporter)
+    }
+}
+
+/// Opens once; from then on the agent is in force.
+struct Gate<'a> {
+    closed: Option<oneshot::Sender<()>>,
+    starting: &'a watch::Sender<Option<String>>,
+}
+
+impl Gate<'_> {
+    /// True when it was closed. The loop that waits behind it ends only with the agent.
+    fn open(&mut self) -> bool {
+        let Some(gate) = self.closed.take() else { return false };
+        let _ = gate.send(());
+        self.starting.send_replace(None);
+        Systemd::from_environment().tell("READY=1");
+        true
+    }
+}

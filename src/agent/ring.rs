@@ -1,0 +1,130 @@
+//! This host's place in the cluster: alone, one of the peers, or attached to one.
+//!
+//! Owns nothing: it is how the rest of the agent reaches the replicated state, whichever way this host does.
+//! [`copy`] opens the way and owns its tasks. Cheap to clone; called by whoever has a [`super::Handle`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::handle::{AskError, Proposal};
+use crate::cluster::node::{NotPrimary, Peer, ProposeError, Standing, Watched};
+use crate::plan::Liveness;
+use crate::plan::liveness::{Attendance, Confirm};
+use crate::spec::HostName;
+use crate::state::{Command, Response};
+
+pub mod copy;
+
+/// See the module.
+#[derive(Clone)]
+pub enum Ring {
+    /// No other host: the state is this host's own.
+    Alone(mpsc::Sender<Proposal>),
+    /// One of the peers.
+    Peer(Peer),
+}
+
+/// Why the cluster did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// There is no cluster.
+    #[error("this host is alone: its cluster.toml has no `peers`")]
+    Alone,
+    /// Nobody who may.
+    #[error(transparent)]
+    NotPrimary(#[from] NotPrimary),
+}
+
+impl Ring {
+    /// Applies a command to the replicated state. When it returns, this host's own copy has the change.
+    pub async fn propose(&self, command: Command) -> Result<Response, AskError> {
+        match self {
+            Ring::Alone(proposals) => {
+                let (reply, answer) = oneshot::channel();
+                proposals.try_send(Proposal { command, reply })?;
+                Ok(answer.await.map_err(|_| AskError::Stopping)??)
+            }
+            Ring::Peer(peer) => Ok(peer.propose(command).await?),
+        }
+    }
+
+    /// Tells the primary that this host lives; its answer, if there is one within the time.
+    pub async fn report(&self, attendance: Attendance, ttl: Duration) -> Option<Confirm> {
+        match self {
+            Ring::Alone(_) => None,
+            Ring::Peer(peer) => peer.report(attendance, ttl).await,
+        }
+    }
+
+    /// True when no other host can run what runs here.
+    pub fn is_alone(&self) -> bool {
+        matches!(self, Ring::Alone(_))
+    }
+
+    /// Which life of this host it is, for the handshakes from now on.
+    pub fn set_incarnation(&self, incarnation: u64) {
+        match self {
+            Ring::Alone(_) => {}
+            Ring::Peer(peer) => peer.set_incarnation(incarnation),
+        }
+    }
+
+    /// True while this host is the primary, with a quorum; `None`: it always is.
+    pub fn leads(&self) -> Option<watch::Receiver<bool>> {
+        match self {
+            Ring::Alone(_) => None,
+            Ring::Peer(peer) => Some(peer.leads()),
+        }
+    }
+
+    /// What all hosts tell the primary beside the state; `None`: only this host tells.
+    pub fn liveness(&self) -> Option<watch::Receiver<Arc<Liveness>>> {
+        match self {
+            Ring::Alone(_) => None,
+            Ring::Peer(peer) => Some(peer.liveness()),
+        }
+    }
+
+    /// How the cluster stands; `None`: this host is alone.
+    pub fn standing(&self) -> Option<Standing> {
+        match self {
+            Ring::Alone(_) => None,
+            Ring::Peer(peer) => Some(peer.standing().borrow().clone()),
+        }
+    }
+
+    /// Waits until this host's copy has all that was committed anywhere when this was called.
+    pub async fn catch_up(&self) -> Result<(), NotPrimary> {
+        match self {
+            Ring::Alone(_) => Ok(()),
+            Ring::Peer(peer) => peer.catch_up().await,
+        }
+    }
+
+    /// How the hosts stand, by the primary.
+    pub async fn watched(&self, ttl: Duration) -> Result<Watched, RingError> {
+        match self {
+            Ring::Alone(_) => Err(RingError::Alone),
+            Ring::Peer(peer) => Ok(peer.watched(ttl).await?),
+        }
+    }
+
+    /// Lets the primary declare a host down although the brake holds, once it was silent for `host_timeout`.
+    pub async fn give_up(&self, host: &HostName, ttl: Duration) -> Result<(), RingError> {
+        match self {
+            Ring::Alone(_) => Err(RingError::Alone),
+            Ring::Peer(peer) => Ok(peer.give_up(host, ttl).await?),
+        }
+    }
+}
+
+impl From<ProposeError> for AskError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Rejected(rejected) => AskError::Rejected(rejected),
+            ProposeError::NoPrimary(_) | ProposeError::TooLarge(_) => AskError::Unanswered(error),
+        }
+    }
+}

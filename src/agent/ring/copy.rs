@@ -1,0 +1,89 @@
+//! This host's copy of the replicated state, and the tasks that keep it.
+//!
+//! Owns them for the life of the agent: cluster.toml says which kind. At the end a primary hands over first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::Ring;
+use crate::agent::replica::{self, Replica};
+use crate::cluster::node::{self, Node};
+use crate::cluster::raft::SNAPSHOT_EVERY;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::state::State;
+
+/// How long taking leave may take: a hand-over, and the last writes.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// Why there is no copy.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Of a host alone.
+    #[error(transparent)]
+    Replica(#[from] replica::OpenError),
+    /// Of a peer.
+    #[error(transparent)]
+    Node(#[from] node::OpenError),
+}
+
+/// The owner; see the module.
+pub enum Copy {
+    /// A host alone; not running yet.
+    Replica(Box<Replica>),
+    /// A host alone.
+    Alone(JoinHandle<()>),
+    /// A peer.
+    Peer(Box<Node>),
+}
+
+/// The way to the state, the state, and who keeps it.
+pub type Opened = (Ring, watch::Receiver<Arc<State>>, Copy);
+
+/// Opens the copy that cluster.toml asks for.
+pub async fn open(config: &Config) -> Result<Opened, OpenError> {
+    let (host, cluster) = (&config.host, &config.cluster);
+    if cluster.peers.is_empty() {
+        let (proposals, proposed) = mpsc::channel(1024);
+        let (replica, states) = Replica::open(&host.data_dir, &host.name, proposed)?;
+        return Ok((Ring::Alone(proposals), states, Copy::Replica(Box::new(replica))));
+    }
+    let node = Node::open(node::Settings {
+        cluster: cluster.name.clone(),
+        host: host.name.clone(),
+        peers: cluster.peers.clone(),
+        listen: host.listen.clone(),
+        data_dir: host.data_dir.clone(),
+        tls: cluster.tls.clone(),
+        dead_voter_after: cluster.dead_voter_after,
+        snapshot_every: SNAPSHOT_EVERY,
+    });
+    let node = node.await?;
+    Ok((Ring::Peer(node.peer()), node.states(), Copy::Peer(Box::new(node))))
+}
+
+impl Copy {
+    /// From now on it takes proposals.
+    pub fn run(self, metrics: Arc<Metrics>) -> Copy {
+        match self {
+            Copy::Replica(replica) => Copy::Alone(tokio::spawn(replica.run(metrics))),
+            running => running,
+        }
+    }
+
+    /// Takes leave.
+    pub async fn close(self) {
+        match self {
+            Copy::Replica(_) => {}
+            Copy::Alone(task) => task.abort(),
+            Copy::Peer(node) => {
+                if tokio::time::timeout(LEAVE, node.close()).await.is_err() {
+                    tracing::warn!("left without a word to the other peers");
+                }
+            }
+        }
+    }
+}
