@@ -23,8 +23,13 @@ struct Dev {
 }
 
 impl Dev {
-    /// Starts it in a temporary folder of the test's own, so that what is left can be seen.
+    /// One host, where the number does not matter.
     fn start(args: &[&str]) -> Dev {
+        Dev::start_with(&[&["--hosts", "1"], args].concat())
+    }
+
+    /// Starts it in a temporary folder of the test's own, so that what is left can be seen.
+    fn start_with(args: &[&str]) -> Dev {
         let parent = tempfile::tempdir().expect("a folder");
         let mut child = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
             .arg("dev")
@@ -39,7 +44,7 @@ impl Dev {
         let (send, lines) = channel();
         std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
         let mut dev = Dev { child, lines, said: Vec::new(), folder: PathBuf::new(), _parent: parent };
-        let first = dev.until("starting an agent");
+        let first = dev.until("starting a");
         dev.folder = PathBuf::from(first.rsplit_once(" in ").expect("a folder").1);
         dev
     }
@@ -65,7 +70,7 @@ impl Dev {
     /// Runs another command against its agent.
     fn ask(&self, args: &[&str]) -> (Option<i32>, Value) {
         let output = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
-            .args(["--json", "--api", &format!("unix:{}/run/api.sock", self.folder.display())])
+            .args(["--json", "--api", &format!("unix:{}/alpha/run/api.sock", self.folder.display())])
             .args(args)
             .output()
             .expect("the binary");
@@ -171,12 +176,12 @@ fn a_killed_agent_is_replaced_and_the_servers_play_on() {
     let agent: i32 = agent.split(')').next().expect("a pid").parse().expect("a number");
     let (_, before) = dev.ask(&["ps"]);
     kill(Pid::from_raw(agent), Signal::SIGKILL).expect("it lives");
-    dev.until("the agent was killed by SIGKILL");
+    dev.until("the agent of alpha was killed by SIGKILL");
     let deadline = Instant::now() + PATIENCE;
     // The new agent listens a little later; until then the command exits with 3 and prints nothing.
     let after = loop {
         let output = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
-            .args(["ps", "--json", "--api", &format!("unix:{}/run/api.sock", dev.folder.display())])
+            .args(["ps", "--json", "--api", &format!("unix:{}/alpha/run/api.sock", dev.folder.display())])
             .output()
             .expect("the binary");
         match serde_json::from_slice::<Value>(&output.stdout) {
@@ -228,6 +233,22 @@ fn kill_tests_of_each_kind_come_back() {
     let states: Vec<&str> =
         list.as_array().expect("an array").iter().filter_map(|i| i["state"].as_str()).collect();
     assert_eq!(states, ["paused", "ready", "paused"]);
+    assert_eq!(dev.end(Signal::SIGINT), Some(0), "{:?}", dev.said);
+    dev.assert_nothing_left();
+}
+
+#[test]
+fn a_host_that_is_lost_is_healed_before_your_eyes_and_comes_back() {
+    let mut dev = Dev::start_with(&["--zones", "6"]);
+    let welcome = dev.until("6 zone servers ready, on 3 hosts");
+    assert!(welcome.contains("the primary is "), "{welcome}");
+    dev.until("is back");
+    let lost = dev.until("-- to show you: the host ");
+    let lost =
+        lost.split("the host ").nth(1).and_then(|rest| rest.split(',').next()).expect("a name").to_owned();
+    let healed = dev.until("-- all 6 servers run again");
+    assert!(healed.contains(&format!("after {lost} was lost")), "{healed}");
+    dev.until(&format!("-- {lost} is switched on again"));
     assert_eq!(dev.end(Signal::SIGINT), Some(0), "{:?}", dev.said);
     dev.assert_nothing_left();
 }

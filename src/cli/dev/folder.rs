@@ -1,7 +1,8 @@
-//! The folder of a demonstration: its cluster.toml, sockets, logs and data.
+//! The folder of a demonstration: for each host its cluster.toml, sockets, logs and data.
 
 use std::fs::DirBuilder;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,36 +10,40 @@ use std::time::Duration;
 use crate::cli::api::Address;
 use crate::cli::exit::Failure;
 use crate::cli::serve::own_program;
+use crate::spec::HostName;
 
 /// Silence after which a demo server is hung.
 pub const HANG_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// The folder; made by us, and removed unless the user named it.
-#[derive(Debug)]
-pub struct Folder {
-    path: PathBuf,
-    kept: bool,
+/// Names of the hosts.
+const NAMES: [&str; 16] = [
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
+    "nu", "xi", "omicron", "pi",
+];
+/// How many hosts keep the state; the others attach to one of them.
+const PEERS: usize = 3;
+/// Where the zone servers' ports lie, all hosts together.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+
+/// What a demonstration has.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// How many hosts.
+    pub hosts: u8,
+    /// How many zone servers on all of them.
+    pub zones: u32,
 }
 
-impl Folder {
-    /// Makes the folder and all that an agent needs in it.
-    pub fn make(named: Option<PathBuf>, zones: u32) -> Result<Folder, Failure> {
-        let program = own_program()?;
-        let folder = match named {
-            Some(path) => Folder { path: empty(path)?, kept: true },
-            None => Folder { path: fresh()?, kept: false },
-        };
-        let text = cluster_toml(&program, &folder.path, zones);
-        std::fs::write(folder.config(), text)
-            .map_err(|source| Failure::Local { what: "cannot write cluster.toml".to_owned(), source })?;
-        Ok(folder)
-    }
+/// The folder of one host.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The host's name.
+    pub name: HostName,
+    /// Its folder.
+    pub path: PathBuf,
+}
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
+impl Place {
     /// The agent's file.
     pub fn config(&self) -> PathBuf {
         self.path.join("cluster.toml")
@@ -52,6 +57,61 @@ impl Folder {
     /// Where the agent answers.
     pub fn api(&self) -> Address {
         Address::Unix(self.path.join("run/api.sock"))
+    }
+}
+
+/// The folder; made by us, and removed unless the user named it.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    places: Vec<Place>,
+    kept: bool,
+}
+
+impl Folder {
+    /// Makes the folder and all that the agents need in it.
+    pub fn make(named: Option<PathBuf>, plan: Plan) -> Result<Folder, Failure> {
+        let program = own_program()?;
+        let (path, kept) = match named {
+            Some(path) => (empty(path)?, true),
+            None => (fresh()?, false),
+        };
+        let mut folder = Folder { path, places: Vec::new(), kept };
+        match folder.fill(&program, plan) {
+            Ok(()) => Ok(folder),
+            Err(source) => {
+                folder.remove()?;
+                Err(Failure::Local { what: "cannot write cluster.toml".to_owned(), source })
+            }
+        }
+    }
+
+    fn fill(&mut self, program: &Path, plan: Plan) -> io::Result<()> {
+        let names = NAMES.iter().take(plan.hosts.into()).filter_map(|name| name.parse::<HostName>().ok());
+        // Held until all are chosen, so that none is chosen twice.
+        let chosen: Vec<(HostName, TcpListener)> =
+            names.map(|name| Ok((name, TcpListener::bind("127.0.0.1:0")?))).collect::<io::Result<_>>()?;
+        let listens: Vec<(HostName, SocketAddr)> = chosen
+            .iter()
+            .map(|(name, socket)| Ok((name.clone(), socket.local_addr()?)))
+            .collect::<io::Result<_>>()?;
+        for (number, (name, _)) in listens.iter().enumerate() {
+            let place = Place { name: name.clone(), path: self.path.join(name.as_str()) };
+            std::fs::create_dir(&place.path)?;
+            std::fs::write(place.config(), cluster_toml(program, &place.path, &listens, number, plan.zones))?;
+            self.places.push(place);
+        }
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One for each host.
+    pub fn places(&self) -> &[Place] {
+        &self.places
     }
 
     /// Removes it; the path if it is kept.
@@ -95,22 +155,35 @@ fn empty(path: PathBuf) -> Result<PathBuf, Failure> {
     Ok(absolute)
 }
 
-/// The demonstration's desired set, as an operator would write it.
-fn cluster_toml(program: &Path, folder: &Path, zones: u32) -> String {
+/// A host's file, as an operator would write it. The last part is the same on every host.
+fn cluster_toml(
+    program: &Path,
+    folder: &Path,
+    listens: &[(HostName, SocketAddr)],
+    number: usize,
+    zones: u32,
+) -> String {
     let program = quoted(&program.display().to_string().replace('{', "{{").replace('}', "}}"));
     let data = quoted(&folder.join("data").display().to_string());
     let run = quoted(&folder.join("run").display().to_string());
+    let (name, listen) = &listens[number];
+    // Each host has its own, since all are on this one machine.
+    let share = usize::from(PORTS.end - PORTS.start) / listens.len();
+    let first = usize::from(PORTS.start) + number * share;
+    let last = first + share - 1;
     format!(
         r#"# Written by `bigbrother dev`. Change it and try `bigbrother plan` and `bigbrother apply` on it.
-[cluster]
-name = "dev"
-
 [host]
-name = "dev"
+name = "{name}"
 data_dir = {data}
 runtime_dir = {run}
+listen = "{listen}"
 api = ""
+ports = "{first}-{last}"
 
+[cluster]
+name = "dev"
+{}
 [process.zone]
 command = [{program}, "demo-zone", "--port", "{{port.game}}", "--name", "{{instance}}"]
 count = {zones}
@@ -120,7 +193,22 @@ heartbeat = {{ mode = "native", interval = "200ms", timeout = "{}ms" }}
 stop = {{ timeout = "2s" }}
 logs = {{ size = "1MiB", files = 2 }}
 "#,
+        peers(listens),
         HANG_TIMEOUT.as_millis()
+    )
+}
+
+/// Who keeps the state, and spans of time that are as short as they may be: somebody watches.
+fn peers(listens: &[(HostName, SocketAddr)]) -> String {
+    if listens.len() < 2 {
+        return String::new();
+    }
+    let count = if listens.len() < PEERS { 1 } else { PEERS };
+    let peers: Vec<String> =
+        listens.iter().take(count).map(|(name, address)| format!("{name} = \"{address}\"")).collect();
+    format!(
+        "peers = {{ {} }}\nfence_after = \"3250ms\"\nfence_kill = \"250ms\"\nhost_timeout = \"4500ms\"\n",
+        peers.join(", ")
     )
 }
 
@@ -135,22 +223,44 @@ mod tests {
 
     #[test]
     fn the_file_is_toml_whatever_the_paths() {
-        let text = cluster_toml(Path::new("/a \"b\"/{x}/bb"), Path::new("/tmp/d'"), 7);
+        let listens = [("alpha".parse().unwrap(), "127.0.0.1:1".parse().unwrap())];
+        let text = cluster_toml(Path::new("/a \"b\"/{x}/bb"), Path::new("/tmp/d'"), &listens, 0, 7);
         let file: toml::Table = text.parse().unwrap();
         let zone = &file["process"]["zone"];
         assert_eq!(zone["count"].as_integer(), Some(7));
         assert_eq!(zone["command"][0].as_str(), Some("/a \"b\"/{{x}}/bb"));
         assert_eq!(zone["command"][3].as_str(), Some("{port.game}"));
         assert_eq!(file["host"]["runtime_dir"].as_str(), Some("/tmp/d'/run"));
+        assert!(!file["cluster"].as_table().unwrap().contains_key("peers"), "one host is alone");
+    }
+
+    #[test]
+    fn every_file_passes_the_check_and_no_two_hosts_share_a_port() {
+        for (hosts, peers) in [(2, 1), (3, 3), (5, 3), (16, 3)] {
+            let parent = tempfile::tempdir().unwrap();
+            let path = parent.path().join("x");
+            let folder = Folder::make(Some(path), Plan { hosts, zones: 2 }).unwrap();
+            let mut ports = std::collections::BTreeSet::new();
+            for place in folder.places() {
+                let text = std::fs::read_to_string(place.config()).unwrap();
+                let context = crate::config::Context { hostname: "x".into(), host_override: None };
+                let config = crate::config::parse(&text, "cluster.toml", &context).unwrap();
+                assert_eq!((&config.host.name, config.cluster.peers.len()), (&place.name, peers));
+                let (low, high) = config.host.ports;
+                assert!((low..=high).all(|port| ports.insert(port)), "{low}-{high}");
+            }
+            assert_eq!(folder.places().len(), usize::from(hosts));
+        }
     }
 
     #[test]
     fn a_named_folder_must_be_empty_and_is_kept() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("x/y");
-        let folder = Folder::make(Some(path.clone()), 1).unwrap();
-        assert!(folder.config().is_file());
-        assert!(matches!(Folder::make(Some(path.clone()), 1), Err(Failure::Usage(_))));
+        let plan = Plan { hosts: 1, zones: 1 };
+        let folder = Folder::make(Some(path.clone()), plan).unwrap();
+        assert!(folder.places()[0].config().is_file());
+        assert!(matches!(Folder::make(Some(path.clone()), plan), Err(Failure::Usage(_))));
         assert_eq!(folder.remove().unwrap(), Some(path.canonicalize().unwrap()));
         assert!(path.exists());
     }
@@ -158,7 +268,7 @@ mod tests {
     #[test]
     fn a_fresh_folder_is_private_and_removed() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = Folder::make(None, 1).unwrap();
+        let folder = Folder::make(None, Plan { hosts: 3, zones: 1 }).unwrap();
         let path = folder.path().to_owned();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(folder.remove().unwrap(), None);

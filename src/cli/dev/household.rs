@@ -1,4 +1,4 @@
-//! Every process of a demonstration: the agent, the keeper that it starts, and their games.
+//! Every process of a demonstration: the agents, the keepers that they start, and their games.
 //!
 //! This process becomes the reaper of all its descendants (prctl PR_SET_CHILD_SUBREAPER), so that whatever
 //! loses its parent comes to it and nothing can be left unseen. It ends only its own descendants, by pid.
@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -16,12 +16,13 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::folder::Folder;
+use super::folder::{Folder, Place};
 use crate::cli::api::Api;
 use crate::cli::exit::Failure;
 use crate::cli::pidfd::Pidfd;
 use crate::cli::serve::own_program;
 use crate::http::view::InstanceView;
+use crate::spec::HostName;
 
 /// How long each step of the end may take before the next, harder one.
 const STOP: Duration = Duration::from_secs(10);
@@ -35,35 +36,28 @@ const MAX_AGENTS: u32 = 20;
 #[derive(Debug)]
 pub struct Household {
     program: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
+    homes: Vec<Home>,
+}
+
+/// One host's.
+#[derive(Debug)]
+struct Home {
+    place: Place,
     agent: Option<i32>,
     agents_started: u32,
     last_end: Option<String>,
+    /// Killed as a whole; nothing is started there meanwhile.
+    lost: bool,
 }
 
-impl Household {
-    /// Nobody yet.
-    pub fn new(folder: &Folder) -> Result<Household, Failure> {
-        nix::sys::prctl::set_child_subreaper(true)
-            .map_err(|e| Failure::Local { what: "cannot become a subreaper".to_owned(), source: e.into() })?;
-        Ok(Household {
-            program: own_program()?,
-            config: folder.config(),
-            log: folder.agent_log(),
-            agent: None,
-            agents_started: 0,
-            last_end: None,
-        })
-    }
-
+impl Home {
     /// Starts the agent as in production. In a process group of its own, so that Ctrl-C reaches only us.
-    pub fn start_agent(&mut self) -> Result<(), Failure> {
+    fn start_agent(&mut self, program: &Path) -> Result<(), Failure> {
         let failed = |source| Failure::Local { what: "cannot start the agent".to_owned(), source };
-        let log = File::options().create(true).append(true).open(&self.log).map_err(failed)?;
-        let child = Command::new(&self.program)
+        let log = File::options().create(true).append(true).open(self.place.agent_log()).map_err(failed)?;
+        let child = Command::new(program)
             .args(["agent", "--config"])
-            .arg(&self.config)
+            .arg(self.place.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failed)?)
             .stderr(log)
@@ -76,43 +70,98 @@ impl Household {
         Ok(())
     }
 
-    /// The agent's pid, 0 while there is none.
-    pub fn agent_pid(&self) -> i32 {
-        self.agent.unwrap_or(0)
-    }
-
     /// The last lines of the agent's log.
-    pub fn agent_log(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+    fn agent_log(&self) -> String {
+        let text = std::fs::read_to_string(self.place.agent_log()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
+}
 
-    /// An error when the agent has ended.
-    pub fn must_live(&mut self) -> Result<(), Failure> {
-        self.reap();
-        if self.agent.is_some() {
-            return Ok(());
-        }
-        let how = self.last_end.as_deref().unwrap_or("ended");
-        Err(Failure::NotSo(format!("the agent {how} at its start; its log ends:\n{}", self.agent_log())))
+impl Household {
+    /// Nobody yet.
+    pub fn new(folder: &Folder) -> Result<Household, Failure> {
+        nix::sys::prctl::set_child_subreaper(true)
+            .map_err(|e| Failure::Local { what: "cannot become a subreaper".to_owned(), source: e.into() })?;
+        let home = |place: &Place| Home {
+            place: place.clone(),
+            agent: None,
+            agents_started: 0,
+            last_end: None,
+            lost: false,
+        };
+        Ok(Household { program: own_program()?, homes: folder.places().iter().map(home).collect() })
     }
 
-    /// Starts another agent when there is none any more, and says so.
+    /// Starts the agents of all hosts.
+    pub fn start_agents(&mut self) -> Result<(), Failure> {
+        self.homes.iter_mut().try_for_each(|home| home.start_agent(&self.program))
+    }
+
+    /// The pid of a host's agent, 0 while there is none.
+    pub fn agent_pid(&self, host: &HostName) -> i32 {
+        let home = self.homes.iter().find(|home| home.place.name == *host);
+        home.and_then(|home| home.agent).unwrap_or(0)
+    }
+
+    /// The last lines of all agents' logs.
+    pub fn agent_logs(&self) -> String {
+        let told = self.homes.iter().map(|home| format!("{}:\n{}", home.place.name, home.agent_log()));
+        told.collect::<Vec<_>>().join("\n")
+    }
+
+    /// An error when an agent has ended.
+    pub fn must_live(&mut self) -> Result<(), Failure> {
+        self.reap();
+        let Some(home) = self.homes.iter().find(|home| home.agent.is_none() && !home.lost) else {
+            return Ok(());
+        };
+        let how = home.last_end.as_deref().unwrap_or("ended");
+        let (name, log) = (&home.place.name, home.agent_log());
+        Err(Failure::NotSo(format!("the agent of {name} {how} at its start; its log ends:\n{log}")))
+    }
+
+    /// Starts another agent where there is none any more, and says so.
     pub fn look_after(&mut self) -> Result<Option<String>, Failure> {
         self.reap();
-        if self.agent.is_some() {
+        let Some(home) = self.homes.iter_mut().find(|home| home.agent.is_none() && !home.lost) else {
+            return Ok(None);
+        };
+        if home.agents_started >= MAX_AGENTS {
+            self.must_live()?;
             return Ok(None);
         }
-        if self.agents_started >= MAX_AGENTS {
-            self.must_live()?;
-        }
-        let how = self.last_end.clone().unwrap_or_default();
-        self.start_agent()?;
+        let how = home.last_end.clone().unwrap_or_default();
+        home.start_agent(&self.program)?;
+        let (name, pid) = (&home.place.name, home.agent.unwrap_or(0));
         Ok(Some(format!(
-            "-- the agent {how}; the games play on. Another one is started (pid {})",
-            self.agent_pid()
+            "-- the agent of {name} {how}; the games play on. Another one is started (pid {pid})"
         )))
+    }
+
+    /// Kills all that a host has, as a power failure would: agent, keeper and games.
+    pub fn lose(&mut self, host: &HostName) {
+        let Some(home) = self.homes.iter_mut().find(|home| home.place.name == *host) else { return };
+        home.lost = true;
+        let folder = format!("{}/", home.place.path.display());
+        let began = Instant::now();
+        loop {
+            // The agent and the keeper have the folder in their command line, the games in their environment.
+            let mine: Vec<i32> = descendants().into_iter().filter(|pid| mentions(*pid, &folder)).collect();
+            if mine.is_empty() || began.elapsed() > LAST_RESORT {
+                return;
+            }
+            mine.into_iter().for_each(|pid| send(pid, Signal::SIGKILL));
+            self.reap();
+        }
+    }
+
+    /// The host is switched on again. Its runtime folder is empty, as after a reboot.
+    pub fn bring_back(&mut self, host: &HostName) -> Result<(), Failure> {
+        let Some(home) = self.homes.iter_mut().find(|home| home.place.name == *host) else { return Ok(()) };
+        home.lost = false;
+        let _ = std::fs::remove_dir_all(home.place.path.join("run"));
+        home.start_agent(&self.program)
     }
 
     /// Collects who has ended; true if anybody is left.
@@ -121,9 +170,11 @@ impl Household {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => return true,
                 Ok(status) => {
-                    if status.pid().map(nix::unistd::Pid::as_raw) == self.agent {
-                        self.agent = None;
-                        self.last_end = Some(told(status));
+                    let pid = status.pid().map(nix::unistd::Pid::as_raw);
+                    if let Some(home) = self.homes.iter_mut().find(|home| pid.is_some() && home.agent == pid)
+                    {
+                        home.agent = None;
+                        home.last_end = Some(told(status));
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -133,17 +184,17 @@ impl Household {
     }
 
     /// Ends everything, each step harder than the one before, and makes sure that nothing is left.
-    pub async fn clear(mut self, api: &Api) -> Result<(), Failure> {
-        if self.agent.is_some() {
-            stop_all(api).await;
+    pub async fn clear(mut self) -> Result<(), Failure> {
+        let living = self.homes.iter().filter(|home| home.agent.is_some());
+        let apis: Vec<Api> = living.map(|home| Api::new(home.place.api())).collect();
+        stop_all(&apis).await;
+        // All at once: those that stay would otherwise see the others as lost.
+        let agents: Vec<i32> = self.homes.iter().filter_map(|home| home.agent).collect();
+        agents.iter().for_each(|agent| send(*agent, Signal::SIGTERM));
+        if !self.within(AGENT_END, |house| house.homes.iter().all(|home| home.agent.is_none())).await {
+            agents.into_iter().for_each(|agent| send(agent, Signal::SIGKILL));
         }
-        if let Some(agent) = self.agent {
-            send(agent, Signal::SIGTERM);
-            if !self.within(AGENT_END, |home| home.agent.is_none()).await {
-                send(agent, Signal::SIGKILL);
-            }
-        }
-        // The keeper ends by itself when it holds nothing any more.
+        // The keepers end by themselves when they hold nothing any more.
         if self.emptied(KEEPER_END).await {
             return Ok(());
         }
@@ -183,18 +234,34 @@ impl Household {
 }
 
 /// Stops the games through the API, as `bigbrother stop --all` does; what stays is ended below.
-async fn stop_all(api: &Api) {
+async fn stop_all(apis: &[Api]) {
     let began = Instant::now();
-    if api.tell("/v1/stop", &json!({ "target": "all" })).await.is_err() {
-        return;
+    let mut told = false;
+    for api in apis {
+        told = told || api.tell("/v1/stop", &json!({ "target": "all" })).await.is_ok();
     }
-    while began.elapsed() < STOP {
-        match api.get::<Vec<InstanceView>>("/v1/instances").await {
-            Ok(list) if list.iter().any(|i| i.pid.is_some()) => {}
-            Ok(_) | Err(_) => return,
+    while told && began.elapsed() < STOP {
+        let mut lives = false;
+        for api in apis {
+            let list = api.get::<Vec<InstanceView>>("/v1/instances").await.unwrap_or_default();
+            lives |= list.iter().any(|instance| instance.pid.is_some());
+        }
+        if !lives {
+            return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// True when the process was started for this folder.
+fn mentions(pid: i32, folder: &str) -> bool {
+    let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let bytes = [read("cmdline"), read("environ")].concat();
+    holds(&bytes, folder.as_bytes())
+}
+
+fn holds(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
 fn send(pid: i32, signal: Signal) {
