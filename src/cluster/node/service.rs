@@ -48,7 +48,7 @@ pub(super) struct Answers {
     pub(super) shared: Arc<Shared>,
 }
 
-fn words(error: impl std::fmt::Display) -> String {
+pub(super) fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -70,8 +70,11 @@ impl Service for Answers {
                 }
                 encode(&self.join(host, address).await).map_err(words)
             }
-            _ if from.purpose == Purpose::Probe => Err("this is for peers".to_owned()),
-            _ => self.answer_peer(kind, &body).await,
+            _ if from.purpose.is_for_peers() => self.answer_peer(kind, &body).await,
+            _ => match from.purpose {
+                Purpose::Host | Purpose::HostBulk => self.answer_host(from, kind, &body).await,
+                _ => Err("this is for peers".to_owned()),
+            },
         }
     }
 
