@@ -6,10 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::{AskError, Proposal};
 use crate::cluster::node::{NotPrimary, Peer, ProposeError, Standing, Watched};
+use crate::cluster::session::Attached;
+use crate::cluster::wire::{EncodeError, Kind, decode, encode};
 use crate::plan::Liveness;
 use crate::plan::liveness::{Attendance, Confirm};
 use crate::spec::HostName;
@@ -24,6 +27,8 @@ pub enum Ring {
     Alone(mpsc::Sender<Proposal>),
     /// One of the peers.
     Peer(Peer),
+    /// Attached to a peer.
+    Attached(Attached),
 }
 
 /// Why the cluster did not answer.
@@ -47,6 +52,7 @@ impl Ring {
                 Ok(answer.await.map_err(|_| AskError::Stopping)??)
             }
             Ring::Peer(peer) => Ok(peer.propose(command).await?),
+            Ring::Attached(attached) => Ok(attached.propose(command).await?),
         }
     }
 
@@ -55,6 +61,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => peer.report(attendance, ttl).await,
+            Ring::Attached(attached) => attached.report(&attendance, ttl).await,
         }
     }
 
@@ -68,6 +75,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => {}
             Ring::Peer(peer) => peer.set_incarnation(incarnation),
+            Ring::Attached(attached) => attached.set_incarnation(incarnation),
         }
     }
 
@@ -76,6 +84,8 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.leads()),
+            // It never is.
+            Ring::Attached(_) => Some(watch::channel(false).1),
         }
     }
 
@@ -84,6 +94,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.liveness()),
+            Ring::Attached(_) => Some(watch::channel(Arc::default()).1),
         }
     }
 
@@ -92,6 +103,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.standing().borrow().clone()),
+            Ring::Attached(attached) => Some(attached.standing().borrow().clone()),
         }
     }
 
@@ -100,6 +112,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Ok(()),
             Ring::Peer(peer) => peer.catch_up().await,
+            Ring::Attached(attached) => attached.catch_up().await,
         }
     }
 
@@ -108,6 +121,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.watched(ttl).await?),
+            Ring::Attached(attached) => passed(attached, Kind::Roll, Ok(Vec::new()), ttl).await,
         }
     }
 
@@ -116,8 +130,21 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.give_up(host, ttl).await?),
+            Ring::Attached(attached) => passed(attached, Kind::GiveUp, encode(host), ttl).await,
         }
     }
+}
+
+/// A question that the peer passes on to the primary.
+async fn passed<T: DeserializeOwned>(
+    attached: &Attached,
+    kind: Kind,
+    body: Result<Vec<u8>, EncodeError>,
+    ttl: Duration,
+) -> Result<T, RingError> {
+    let words = |error: &dyn std::fmt::Display| RingError::NotPrimary(NotPrimary(error.to_string()));
+    let answer = attached.call(kind, body.map_err(|error| words(&error))?, ttl).await;
+    decode(&answer.map_err(|error| words(&error))?).map_err(|error| words(&error))
 }
 
 impl From<ProposeError> for AskError {

@@ -12,6 +12,7 @@ use super::Ring;
 use crate::agent::replica::{self, Replica};
 use crate::cluster::node::{self, Node};
 use crate::cluster::raft::SNAPSHOT_EVERY;
+use crate::cluster::session::{self, Session};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -28,6 +29,9 @@ pub enum OpenError {
     /// Of a peer.
     #[error(transparent)]
     Node(#[from] node::OpenError),
+    /// Of an attached host.
+    #[error(transparent)]
+    Session(#[from] session::OpenError),
 }
 
 /// The owner; see the module.
@@ -38,6 +42,8 @@ pub enum Copy {
     Alone(JoinHandle<()>),
     /// A peer.
     Peer(Box<Node>),
+    /// An attached host.
+    Attached(Session),
 }
 
 /// The way to the state, the state, and who keeps it.
@@ -50,6 +56,20 @@ pub async fn open(config: &Config) -> Result<Opened, OpenError> {
         let (proposals, proposed) = mpsc::channel(1024);
         let (replica, states) = Replica::open(&host.data_dir, &host.name, proposed)?;
         return Ok((Ring::Alone(proposals), states, Copy::Replica(Box::new(replica))));
+    }
+    if !cluster.peers.contains_key(&host.name) {
+        let session = Session::open(session::Settings {
+            cluster: cluster.name.clone(),
+            host: host.name.clone(),
+            peers: cluster.peers.clone(),
+            data_dir: host.data_dir.clone(),
+            tls: cluster.tls.clone(),
+            peer_silence: cluster.peer_silence,
+            move_after: session::MOVE_AFTER,
+        });
+        let session = session.await?;
+        let attached = session.attached();
+        return Ok((Ring::Attached(attached.clone()), attached.states(), Copy::Attached(session)));
     }
     let node = Node::open(node::Settings {
         cluster: cluster.name.clone(),
@@ -83,6 +103,9 @@ impl Copy {
                 if tokio::time::timeout(LEAVE, node.close()).await.is_err() {
                     tracing::warn!("left without a word to the other peers");
                 }
+            }
+            Copy::Attached(session) => {
+                let _ = tokio::time::timeout(LEAVE, session.close()).await;
             }
         }
     }

@@ -15,7 +15,7 @@ use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, SnapshotMeta, Types, Vote};
 use crate::cluster::wire::hello::Ours;
-use crate::cluster::wire::{Hello, Kind, Service, decode, encode};
+use crate::cluster::wire::{Hello, Kind, Purpose, Service, decode, encode};
 use crate::spec::HostName;
 
 type C = Types<TokioRuntime>;
@@ -48,7 +48,7 @@ pub(super) struct Answers {
     pub(super) shared: Arc<Shared>,
 }
 
-fn words(error: impl std::fmt::Display) -> String {
+pub(super) fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -70,9 +70,14 @@ impl Service for Answers {
                 }
                 encode(&self.join(host, address).await).map_err(words)
             }
-            _ if !from.purpose.is_for_peers() => Err("this is for peers".to_owned()),
-            Kind::Report | Kind::GiveUp | Kind::Roll => self.shared.answer_vigil(kind, &body).await,
-            _ => self.answer_peer(kind, &body).await,
+            Kind::Report | Kind::GiveUp | Kind::Roll if from.purpose.is_for_peers() => {
+                self.shared.answer_vigil(kind, &body).await
+            }
+            _ if from.purpose.is_for_peers() => self.answer_peer(kind, &body).await,
+            _ => match from.purpose {
+                Purpose::Host | Purpose::HostBulk => self.answer_host(from, kind, &body).await,
+                _ => Err("this is for peers".to_owned()),
+            },
         }
     }
 
