@@ -7,6 +7,7 @@
 
 pub mod view;
 
+mod directory;
 mod events;
 mod idempotency;
 mod instances;

@@ -11,6 +11,7 @@ use super::names::{Id, Names};
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostRequest;
+use crate::cluster::node::Standing;
 use crate::http::view::{InstanceView, StatusView};
 use crate::spec::{InstanceId, ProcessName};
 
@@ -18,6 +19,8 @@ use crate::spec::{InstanceId, ProcessName};
 pub(super) async fn status(api: State<Api>) -> Result<Json<StatusView>, Refusal> {
     let snapshot = api.snapshots.get().await?;
     let state = api.handle.state.borrow().clone();
+    let alone = || Standing { primary: Some(api.handle.host.clone()), quorum: true, ..Standing::default() };
+    let standing = api.handle.ring.standing().unwrap_or_else(alone);
     let mut instances = BTreeMap::new();
     for view in &snapshot.instances {
         *instances.entry(view.state.clone()).or_insert(0) += 1;
@@ -25,10 +28,10 @@ pub(super) async fn status(api: State<Api>) -> Result<Json<StatusView>, Refusal>
     Ok(Json(StatusView {
         cluster: api.handle.cluster.clone(),
         host: api.handle.host.clone(),
-        primary: Some(api.handle.host.clone()),
-        term: 0,
+        primary: standing.primary,
+        term: standing.term,
         index: state.index,
-        quorum: true,
+        quorum: standing.quorum,
         revision: state.revision,
         spec_drift: snapshot.spec_drift.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -17,7 +17,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
-use super::{events, instances, logs, operate, spec};
+use super::{directory, events, instances, logs, operate, spec};
 use crate::agent::Handle;
 use crate::metrics::{self, Metrics};
 
@@ -83,6 +83,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/metrics", get(scrape))
         .route("/v1/healthz", get(healthz))
         .route("/v1/status", get(instances::status))
+        .route("/v1/directory", get(directory::list))
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{id}", get(instances::one))
         .route("/v1/instances/{id}/hang-report", get(instances::hang_report))
