@@ -118,6 +118,8 @@ impl Desk {
         let standing = outlook.standing.borrow().clone();
         let members = outlook.members.borrow().clone();
         let formed = unfit(outlook).is_none();
+        // Hosts ask this all the time.
+        self.wholes.tidy();
         Load { hosts: self.hosts(), formed, sight: sight(&standing), members }
     }
 

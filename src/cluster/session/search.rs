@@ -41,6 +41,8 @@ pub(super) struct Found {
 pub(super) enum End {
     /// It left it, and why.
     Left(String),
+    /// The peer has forgotten it: it was not heard for too long. That says nothing against the peer.
+    Forgotten,
     /// It has a better one.
     Moved(Found),
 }
@@ -63,14 +65,24 @@ pub(super) async fn run(attached: Attached) {
                 attached.exchange().keep(|target| *target == peer.target);
                 let host = peer.target.host.clone();
                 tracing::info!(peer = %host, "attached");
-                match serve(&attached, peer).await {
-                    End::Moved(better) => found = Some(better),
+                left = match serve(&attached, peer).await {
+                    End::Moved(better) => {
+                        found = Some(better);
+                        Some(host)
+                    }
                     End::Left(why) => {
                         tracing::warn!(peer = %host, %why, "the peer is left");
                         attached.left();
+                        Some(host)
                     }
-                }
-                left = Some(host);
+                    End::Forgotten => {
+                        tracing::info!(peer = %host, "the peer had given this host up");
+                        attached.left();
+                        // Two hosts of one name would take each other's seat for ever.
+                        tokio::time::sleep(PAUSE.0.mul_f64(0.5 + fastrand::f64())).await;
+                        None
+                    }
+                };
             }
             Err(why) => {
                 if said.is_none_or(|said| said.elapsed() >= SAY) {
