@@ -44,7 +44,7 @@ fn an_attached_host_has_the_state_and_says_how_the_cluster_stands() {
         let wanted = peers[primary(&peers)].standing();
         until("the same standing", || {
             let standing = host.attached().standing().borrow().clone();
-            if standing == wanted { Ok(()) } else { Err((standing, wanted.clone())) }
+            if standing == wanted { Ok(()) } else { Err(format!("{standing:?}, not {wanted:?}")) }
         });
         let members: BTreeMap<_, _> = host.attached().members().into_iter().collect();
         assert_eq!(members, peers[0].settings.peers);
