@@ -16,6 +16,8 @@ use crate::cluster::node::Standing;
 use crate::cluster::wire::DecodeError;
 use crate::spec::HostName;
 
+#[cfg(test)]
+mod tests;
 mod whole;
 
 use whole::Wholes;
