@@ -115,7 +115,8 @@ mod tests {
         let unformed = |heard: &mut Heard| heard.load.formed = false;
         let blind = |heard: &mut Heard| heard.load.sight.quorum = false;
         let far = |heard: &mut Heard| heard.latency = Duration::from_millis(450);
-        let table: &[(&str, Vec<Heard>, Option<&str>, Option<&str>)] = &[
+        type Row = (&'static str, Vec<Heard>, Option<&'static str>, Option<&'static str>);
+        let table: &[Row] = &[
             ("nobody", vec![], None, None),
             ("the least", vec![peer("a", 3), peer("b", 2), peer("c", 9)], None, Some("b")),
             ("unformed", vec![peer("a", 3), without("b", 0, &unformed)], None, Some("a")),

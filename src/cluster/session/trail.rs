@@ -220,7 +220,8 @@ mod tests {
     fn what_somebody_lacks_is_what_came_after() {
         let trail = trail(100, 1000, 25);
         let older = Place { index: 20, term: 2 };
-        let table: &[(&str, Place, usize, Result<Vec<u64>, Since>)] = &[
+        type Row = (&'static str, Place, usize, Result<Vec<u64>, Since>);
+        let table: &[Row] = &[
             ("some", at(22), 1000, Ok(vec![23, 24, 25])),
             ("as many as go together", at(20), 35, Ok(vec![21, 22, 23])),
             ("one in any case", at(20), 3, Ok(vec![21])),
