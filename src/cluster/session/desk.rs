@@ -16,14 +16,18 @@ use crate::cluster::node::Standing;
 use crate::cluster::wire::DecodeError;
 use crate::spec::HostName;
 
+#[cfg(test)]
+mod tests;
 mod whole;
 
 use whole::Wholes;
 
 /// How long a question of a host waits for news.
 const WAIT: Duration = Duration::from_secs(5);
-/// A host that has asked nothing for this long is attached no more.
+/// A host that was answered and asks nothing more for this long is attached no more.
 const GONE: Duration = Duration::from_secs(3);
+/// The same for one whose connection ended.
+const HUNG_UP: Duration = Duration::from_millis(500);
 /// Bytes of one answer, about.
 const ANSWER: usize = 1024 * 1024;
 /// Questions of one host at work at once: one, and what is left of connections that broke.
@@ -61,8 +65,8 @@ pub struct Outlook {
 struct Seat {
     session: u64,
     questions: usize,
-    /// When it last asked, or was answered.
-    seen: Instant,
+    /// With no question at work it is attached until then.
+    until: Instant,
 }
 
 type Seats = BTreeMap<HostName, Seat>;
@@ -79,6 +83,7 @@ struct Question {
     seats: Arc<Mutex<Seats>>,
     host: HostName,
     session: u64,
+    answered: bool,
 }
 
 impl Drop for Question {
@@ -86,7 +91,7 @@ impl Drop for Question {
         let mut seats = locked(&self.seats);
         if let Some(seat) = seats.get_mut(&self.host).filter(|seat| seat.session == self.session) {
             seat.questions -= 1;
-            seat.seen = Instant::now();
+            seat.until = Instant::now() + if self.answered { GONE } else { HUNG_UP };
         }
     }
 }
@@ -108,9 +113,14 @@ impl Desk {
 
     /// How many hosts are attached here.
     pub fn hosts(&self) -> u64 {
+        self.seats().len() as u64
+    }
+
+    /// Those who are attached now.
+    fn seats(&self) -> MutexGuard<'_, Seats> {
         let mut seats = locked(&self.seats);
-        seats.retain(|_, seat| seat.questions > 0 || seat.seen.elapsed() < GONE);
-        seats.len() as u64
+        seats.retain(|_, seat| seat.questions > 0 || Instant::now() < seat.until);
+        seats
     }
 
     /// What a host goes by when it looks for a peer.
@@ -118,6 +128,8 @@ impl Desk {
         let standing = outlook.standing.borrow().clone();
         let members = outlook.members.borrow().clone();
         let formed = unfit(outlook).is_none();
+        // Hosts ask this all the time.
+        self.wholes.tidy();
         Load { hosts: self.hosts(), formed, sight: sight(&standing), members }
     }
 
@@ -131,14 +143,13 @@ impl Desk {
             return Admission::Unfit("this peer is of another founding of the cluster".to_owned());
         }
         let members = outlook.members.borrow().clone();
-        let hosts = self.hosts();
-        let mut seats = locked(&self.seats);
-        let before = seats.get(host);
-        if before.is_none() && hosts > asked.most {
+        let mut seats = self.seats();
+        let hosts = seats.len() as u64;
+        if !seats.contains_key(host) && hosts > asked.most {
             return Admission::Crowded { hosts };
         }
         let session = fastrand::u64(..);
-        seats.insert(host.clone(), Seat { session, questions: 0, seen: Instant::now() });
+        seats.insert(host.clone(), Seat { session, questions: 0, until: Instant::now() + GONE });
         tracing::info!(%host, incarnation = asked.incarnation, hosts = seats.len(), "attached");
         Admission::Admitted { history, session, members }
     }
@@ -152,7 +163,7 @@ impl Desk {
     ) -> Result<Vec<u8>, DeskError> {
         let mut heads = self.trail.heads();
         let (mut standings, mut members) = (outlook.standing.clone(), outlook.members.clone());
-        let Some(_question) = self.question(host, asked.session)? else {
+        let Some(mut question) = self.question(host, asked.session)? else {
             return Ok(seal(&self.head(asked, outlook, News::Gone), &[])?);
         };
         let until = tokio::time::Instant::now() + WAIT;
@@ -162,6 +173,7 @@ impl Desk {
             let head = self.head(asked, outlook, news);
             let nothing = head.news == News::Nothing && head.members.is_none() && head.sight == asked.sight;
             if !nothing || tokio::time::Instant::now() >= until {
+                question.answered = true;
                 return Ok(seal(&head, &raw)?);
             }
             tokio::select! {
@@ -180,8 +192,7 @@ impl Desk {
             return Err(DeskError::TooMuch);
         }
         seat.questions += 1;
-        seat.seen = Instant::now();
-        Ok(Some(Question { seats: self.seats.clone(), host: host.clone(), session }))
+        Ok(Some(Question { seats: self.seats.clone(), host: host.clone(), session, answered: false }))
     }
 
     fn head(&self, asked: &Follow, outlook: &Outlook, news: News) -> Followed {

@@ -66,7 +66,7 @@ pub(super) async fn run(attached: &Attached, peer: &Found, unreachable: watch::S
                     faults = 0;
                     continue;
                 }
-                Err(Fault::Gone) => return End::Left(Fault::Gone.to_string()),
+                Err(Fault::Gone) => return End::Forgotten,
                 Err(fault) => {
                     follower.anew = true;
                     follower.incoming = None;
@@ -149,7 +149,7 @@ impl Follower<'_> {
         let state = tokio::task::spawn_blocking(move || decode::<State>(&bytes)).await;
         let state = state.map_err(garbled)?.map_err(garbled)?;
         self.anew = false;
-        self.attached.take(of, Arc::new(state));
+        self.attached.take_whole(of, Arc::new(state));
         Ok(())
     }
 }

@@ -55,6 +55,8 @@ struct Shared {
     /// With `number`: the key of a proposal. Random per life of this session.
     origin: u64,
     number: AtomicU64,
+    /// Whole states taken.
+    wholes: AtomicU64,
 }
 
 /// Tells that something changed that is kept on disk.
@@ -100,6 +102,7 @@ impl Attached {
             heard: Mutex::new(Instant::now()),
             origin: fastrand::u64(..),
             number: AtomicU64::new(0),
+            wholes: AtomicU64::new(0),
         }))
     }
 
@@ -121,6 +124,11 @@ impl Attached {
     /// Why no peer serves this host, in words; `None` while one does.
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.0.trouble.subscribe()
+    }
+
+    /// How often this host has taken the whole state, since it missed more than its peer could tell step by step.
+    pub fn wholes(&self) -> u64 {
+        self.0.wholes.load(Ordering::Relaxed)
     }
 
     /// The peers and their addresses, as far as they are known.
@@ -293,6 +301,12 @@ impl Attached {
         self.0.states.send_replace(state.clone());
         self.0.standing.send_modify(|standing| standing.index = place.index);
         self.0.copy.send_replace((place, state));
+    }
+
+    /// The copy is this now, whatever it was before.
+    pub(super) fn take_whole(&self, place: Place, state: Arc<State>) {
+        self.0.wholes.fetch_add(1, Ordering::Relaxed);
+        self.take(place, state);
     }
 
     /// What the peer says of the cluster.

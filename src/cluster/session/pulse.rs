@@ -61,6 +61,7 @@ pub(super) async fn run(attached: &Attached, peer: &Found, unreachable: watch::R
 
 async fn others_have_a_quorum(attached: &Attached, peer: &Found) -> bool {
     let asked = search::ask(attached, Some(&peer.target.host), |host| *host != peer.target.host).await;
+    attached.exchange().keep(|target| *target == peer.target);
     asked.heard.iter().any(|heard| heard.load.formed && heard.load.sight.quorum)
 }
 
@@ -73,6 +74,7 @@ pub(super) async fn better(attached: &Attached, peer: &Found) -> Found {
         let mut asked = search::ask(attached, Some(own), |host| host != own).await;
         asked.heard.retain(|heard| heard.load.sight.quorum && choice::may_move(load.hosts, heard.load.hosts));
         if asked.heard.is_empty() {
+            attached.exchange().keep(|target| *target == peer.target);
             continue;
         }
         let most = load.hosts.saturating_sub(2) / 2;

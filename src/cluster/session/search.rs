@@ -22,9 +22,9 @@ const QUESTION: Duration = Duration::from_millis(1000);
 /// How long a peer may take to take a host in.
 const ADMISSION: Duration = Duration::from_millis(500);
 /// The shortest and the longest wait for the other peers once a good one has answered.
-const GATHER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
-/// How long a host lets itself be sent on.
-const POLITE: Duration = Duration::from_millis(250);
+const GATHER: (Duration, Duration) = (Duration::from_millis(150), Duration::from_millis(250));
+/// How long a host lets itself be sent on: one that has just lost its peer, and any other.
+const POLITE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(500));
 /// The first and the longest pause between two searches.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// How often it is said why nobody serves this host.
@@ -41,6 +41,8 @@ pub(super) struct Found {
 pub(super) enum End {
     /// It left it, and why.
     Left(String),
+    /// The peer has forgotten it: it was not heard for too long. That says nothing against the peer.
+    Forgotten,
     /// It has a better one.
     Moved(Found),
 }
@@ -63,14 +65,24 @@ pub(super) async fn run(attached: Attached) {
                 attached.exchange().keep(|target| *target == peer.target);
                 let host = peer.target.host.clone();
                 tracing::info!(peer = %host, "attached");
-                match serve(&attached, peer).await {
-                    End::Moved(better) => found = Some(better),
+                left = match serve(&attached, peer).await {
+                    End::Moved(better) => {
+                        found = Some(better);
+                        Some(host)
+                    }
                     End::Left(why) => {
                         tracing::warn!(peer = %host, %why, "the peer is left");
                         attached.left();
+                        Some(host)
                     }
-                }
-                left = Some(host);
+                    End::Forgotten => {
+                        tracing::info!(peer = %host, "the peer had given this host up");
+                        attached.left();
+                        // Two hosts of one name would take each other's seat for ever.
+                        tokio::time::sleep(PAUSE.0.mul_f64(0.5 + fastrand::f64())).await;
+                        None
+                    }
+                };
             }
             Err(why) => {
                 if said.is_none_or(|said| said.elapsed() >= SAY) {
@@ -116,10 +128,11 @@ pub(super) async fn ask(
     wanted: impl Fn(&HostName) -> bool,
 ) -> Asked {
     let peers = addresses(attached).into_iter().filter(|(host, _)| wanted(host)).collect();
-    let mut asking = JoinSet::new();
+    let (mut asking, mut waited) = (JoinSet::new(), 0);
     for (host, addresses) in choice::to_ask(peers, || fastrand::u64(..)) {
         for address in addresses {
             let target = Target { host: host.clone(), id: None, address };
+            waited += usize::from(Some(&host) != left);
             let attached = attached.clone();
             asking.spawn(async move {
                 let since = Instant::now();
@@ -130,13 +143,17 @@ pub(super) async fn ask(
     }
     let mut asked = Asked::default();
     let mut until = tokio::time::Instant::now() + QUESTION;
+    // The one that was left is not waited for where there is another.
+    let (mut others, mut good) = (waited, false);
     while let Ok(Some(answer)) = tokio::time::timeout_at(until, asking.join_next()).await {
         let Ok((target, latency, load)) = answer else { continue };
+        others -= usize::from(Some(&target.host) != left);
         match load {
             Ok(load) => {
                 if load.formed && load.sight.quorum && Some(&target.host) != left {
                     let gather = (4 * latency).clamp(GATHER.0, GATHER.1);
                     until = until.min(tokio::time::Instant::now() + gather);
+                    good = true;
                 }
                 let peer = target.host.clone();
                 if asked.targets.insert(peer.clone(), target).is_none() {
@@ -144,6 +161,9 @@ pub(super) async fn ask(
                 }
             }
             Err(why) => asked.troubles.push(format!("{}: {why}", target.host)),
+        }
+        if good && others == 0 {
+            break;
         }
     }
     asked
@@ -178,10 +198,11 @@ pub(super) async fn attach(
 ) -> Result<Found, String> {
     let host = &attached.settings().host;
     let began = Instant::now();
+    let polite = if left.is_some() { POLITE.0 } else { POLITE.1 };
     while let Some(chosen) = choice::choose(&asked.heard, host, left).cloned() {
         let bearable = match most {
             Some(most) => most,
-            None if began.elapsed() < POLITE => choice::bearable(&asked.heard, &chosen, left),
+            None if began.elapsed() < polite => choice::bearable(&asked.heard, &chosen, left),
             None => u64::MAX,
         };
         let Some(target) = asked.targets.get(&chosen.peer) else { break };

@@ -183,3 +183,94 @@ impl Reader {
         self.0.trail().reaches(have)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u64) -> Place {
+        Place { index, term: 1 + index / 10 }
+    }
+
+    fn step(index: u64, size: usize) -> Step {
+        Step { place: at(index), envelope: (size > 0).then(|| vec![7; size].into()) }
+    }
+
+    fn state(index: u64) -> Arc<State> {
+        Arc::new(State { index, ..State::default() })
+    }
+
+    /// Entries 1 to `last`, each of ten bytes.
+    fn trail(entries: usize, bytes: usize, last: u64) -> Trail {
+        let mut trail = Trail::new(entries, bytes);
+        for index in 1..=last {
+            trail.extend(vec![step(index, 10)], state(index));
+        }
+        trail
+    }
+
+    fn steps(trail: &Trail, have: Place, bytes: usize) -> Result<Vec<u64>, Since> {
+        match trail.since(have, bytes) {
+            Since::Steps(steps) => Ok(steps.iter().map(|step| step.place.index).collect()),
+            other => Err(other),
+        }
+    }
+
+    #[test]
+    fn what_somebody_lacks_is_what_came_after() {
+        let trail = trail(100, 1000, 25);
+        let older = Place { index: 20, term: 2 };
+        type Row = (&'static str, Place, usize, Result<Vec<u64>, Since>);
+        let table: &[Row] = &[
+            ("some", at(22), 1000, Ok(vec![23, 24, 25])),
+            ("as many as go together", at(20), 35, Ok(vec![21, 22, 23])),
+            ("one in any case", at(20), 3, Ok(vec![21])),
+            ("one that is too large for a message", at(20), 1, Err(Since::Whole)),
+            ("nothing", at(25), 1000, Err(Since::Nothing)),
+            ("more than is here", at(26), 1000, Err(Since::Nothing)),
+            ("what another primary wrote", older, 1000, Err(Since::Whole)),
+            ("the last of another primary", Place { index: 25, term: 9 }, 1000, Err(Since::Whole)),
+        ];
+        for (what, have, bytes, wanted) in table {
+            assert_eq!(steps(&trail, *have, *bytes), *wanted, "{what}");
+        }
+        // It begins with the empty state, so whoever has nothing needs no whole one.
+        assert_eq!(steps(&trail, Place::default(), 1000).unwrap().len(), 25);
+        assert_eq!(trail.head(), (at(25), state(25)));
+    }
+
+    #[test]
+    fn the_trail_is_bounded_by_entries_and_by_bytes() {
+        for (entries, bytes) in [(10, 1000), (100, 109)] {
+            let trail = trail(entries, bytes, 25);
+            assert_eq!(steps(&trail, at(15), 1000).unwrap().len(), 10);
+            assert_eq!(steps(&trail, at(14), 1000), Err(Since::Whole));
+            assert_eq!(steps(&trail, Place::default(), 1000), Err(Since::Whole));
+            assert!(trail.reaches(at(15)) && !trail.reaches(at(14)));
+        }
+        // What is larger than all of it leaves nothing but the place.
+        let mut trail = trail(10, 1000, 5);
+        trail.extend(vec![step(6, 2000)], state(6));
+        assert_eq!(steps(&trail, at(5), 1000), Err(Since::Whole));
+        assert_eq!(steps(&trail, at(6), 1000), Err(Since::Nothing));
+    }
+
+    #[test]
+    fn entries_that_change_nothing_are_places_all_the_same() {
+        let mut trail = trail(100, 1000, 5);
+        trail.extend(vec![step(6, 0), step(7, 0)], state(5));
+        assert_eq!(steps(&trail, at(5), 1000), Ok(vec![6, 7]));
+        assert_eq!(steps(&trail, at(7), 1000), Err(Since::Nothing));
+    }
+
+    #[test]
+    fn after_a_snapshot_the_trail_begins_there() {
+        let mut trail = trail(100, 1000, 5);
+        trail.begin_anew(at(40), state(40));
+        assert_eq!(steps(&trail, at(5), 1000), Err(Since::Whole));
+        assert_eq!(steps(&trail, at(40), 1000), Err(Since::Nothing));
+        trail.extend(vec![step(41, 10)], state(41));
+        assert_eq!(steps(&trail, at(40), 1000), Ok(vec![41]));
+        assert_eq!(trail.head(), (at(41), state(41)));
+    }
+}

@@ -27,6 +27,13 @@ struct Whole {
 pub(super) struct Wholes(tokio::sync::Mutex<Vec<Whole>>);
 
 impl Wholes {
+    /// Lets go what nobody needs any more.
+    pub(super) fn tidy(&self) {
+        if let Ok(mut wholes) = self.0.try_lock() {
+            wholes.retain(|whole| whole.used.elapsed() < UNUSED);
+        }
+    }
+
     /// The state that a host is in the middle of and where it goes on, or one that it begins with: the newest
     /// that the trail reaches, made now if there is none.
     pub(super) async fn get(
@@ -36,7 +43,6 @@ impl Wholes {
     ) -> Result<(Place, Arc<Vec<u8>>, usize), DeskError> {
         // Whoever comes while one is being made waits here and finds it.
         let mut wholes = self.0.lock().await;
-        wholes.retain(|whole| whole.used.elapsed() < UNUSED);
         if let Some((of, offset)) = part {
             let known = wholes.iter_mut().find(|whole| whole.of == of);
             // A place in a buffer of this process, or none.
