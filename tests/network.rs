@@ -5,6 +5,8 @@
 //! `BIGBROTHER_ROUNDS=500 BIGBROTHER_SEED=7 cargo nextest run --test network random` tries more.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "support/host/cgroups.rs"]
+mod cgroups;
 #[path = "network/cuts.rs"]
 mod cuts;
 #[path = "network/deaths.rs"]
@@ -17,5 +19,7 @@ mod fleet;
 mod lan;
 #[path = "network/random.rs"]
 mod random;
+#[path = "network/upgrade.rs"]
+mod upgrade;
 #[path = "network/witness.rs"]
 mod witness;

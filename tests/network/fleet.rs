@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::cgroups::{folders, games_cgroup};
 use crate::lan::Lan;
 use crate::witness;
 
@@ -37,15 +38,26 @@ pub struct Fleet {
     /// Hosts that are switched off.
     off: BTreeSet<&'static str>,
     disks: BTreeMap<&'static str, PathBuf>,
+    /// The games' cgroups, where there are any.
+    cgroups: BTreeSet<PathBuf>,
 }
 
 impl Fleet {
     pub fn start() -> Fleet {
-        Fleet::start_with(&[])
+        Fleet::begin(&[], env!("CARGO_BIN_EXE_bigbrother").as_ref())
     }
 
     /// These hosts keep their data on a small disk of their own.
     pub fn start_with(small: &[&'static str]) -> Fleet {
+        Fleet::begin(small, env!("CARGO_BIN_EXE_bigbrother").as_ref())
+    }
+
+    /// All hosts have this program.
+    pub fn start_of(program: &Path) -> Fleet {
+        Fleet::begin(&[], program)
+    }
+
+    fn begin(small: &[&'static str], program: &Path) -> Fleet {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root (namespaces)");
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = Fleet {
@@ -54,11 +66,13 @@ impl Fleet {
             agents: BTreeMap::new(),
             off: BTreeSet::new(),
             disks: BTreeMap::new(),
+            cgroups: BTreeSet::new(),
         };
         fs::create_dir(fleet.shared()).unwrap();
         fleet.bigbrother(&["ca", "init", "--cluster", "net"]);
         for host in HOSTS {
             fs::create_dir(fleet.home(host)).unwrap();
+            fleet.put_program(host, program);
             if small.contains(&host) {
                 fleet.mount_small_disk(host);
             }
@@ -68,6 +82,10 @@ impl Fleet {
         let began = Instant::now();
         HOSTS.iter().for_each(|host| fleet.start_agent(host));
         fleet.settle("the start");
+        for host in HOSTS {
+            let keeper = fleet.keeper(host).expect("a keeper");
+            fleet.cgroups.extend(games_cgroup(keeper, &fleet.home(host).join("run")));
+        }
         while began.elapsed() < FIRST_SPANS {
             fleet.tend();
             std::thread::sleep(Duration::from_millis(50));
@@ -101,6 +119,26 @@ impl Fleet {
             .current_dir(self.folder.path())
             .output();
         let output = output.unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The host's own file of the program, as a package manager replaces it; gives its inode.
+    pub fn put_program(&self, host: &str, program: &Path) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let beside = self.home(host).join("bigbrother.new");
+        fs::copy(program, &beside).unwrap();
+        fs::rename(&beside, self.program(host)).unwrap();
+        fs::metadata(self.program(host)).unwrap().ino()
+    }
+
+    fn program(&self, host: &str) -> PathBuf {
+        self.home(host).join("bigbrother")
+    }
+
+    /// Runs a command for a host's agent; it must succeed.
+    pub fn command(&self, host: &str, args: &[&str]) {
+        let api = format!("unix:{}/run/api.sock", self.home(host).display());
+        let output = Command::new(self.program(host)).args(args).env("BIGBROTHER_API", api).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -168,7 +206,7 @@ restart = {{ backoff = false, give_up = false }}
         let words = self.lan.within(host);
         let child = Command::new(&words[0])
             .args(&words[1..])
-            .arg(env!("CARGO_BIN_EXE_bigbrother"))
+            .arg(self.program(host))
             .args(["agent", "--config"])
             .arg(self.home(host).join("cluster.toml"))
             .env_remove("NOTIFY_SOCKET")
@@ -353,6 +391,19 @@ restart = {{ backoff = false, give_up = false }}
         took
     }
 
+    /// Waits for something; agents that end meanwhile are started again.
+    pub fn until(&mut self, what: &str, look: impl Fn(&Fleet) -> Result<(), String>) {
+        let began = Instant::now();
+        loop {
+            self.tend();
+            match look(self) {
+                Ok(()) => return,
+                Err(seen) if began.elapsed() > PATIENCE => panic!("{what}: {seen}\n{}", self.logs()),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
     /// Lets time pass; agents that end meanwhile are started again.
     pub fn pass(&mut self, span: Duration) {
         let until = Instant::now() + span;
@@ -380,6 +431,10 @@ impl Drop for Fleet {
                 self.switch_off(host);
             }
         });
+        // Parents last.
+        for folder in self.cgroups.iter().flat_map(|root| folders(root).into_iter().rev()) {
+            let _ = fs::remove_dir(folder);
+        }
         for disk in self.disks.values() {
             let _ = nix::mount::umount2(disk, nix::mount::MntFlags::MNT_DETACH);
         }
