@@ -19,6 +19,8 @@ mod fleet;
 mod lan;
 #[path = "network/random.rs"]
 mod random;
+#[path = "network/steady.rs"]
+mod steady;
 #[path = "network/upgrade.rs"]
 mod upgrade;
 #[path = "network/witness.rs"]

@@ -33,6 +33,8 @@ pub type Running = BTreeMap<String, BTreeSet<(String, u64)>>;
 
 pub struct Fleet {
     pub lan: Lan,
+    /// How many zones are declared.
+    pub zones: usize,
     folder: TempDir,
     agents: BTreeMap<&'static str, Child>,
     /// Hosts that are switched off.
@@ -62,6 +64,7 @@ impl Fleet {
         let folder = tempfile::tempdir().unwrap();
         let mut fleet = Fleet {
             lan: Lan::new(&HOSTS),
+            zones: 6,
             folder,
             agents: BTreeMap::new(),
             off: BTreeSet::new(),
@@ -304,6 +307,12 @@ restart = {{ backoff = false, give_up = false }}
         }
     }
 
+    /// What a host tells of its own instances.
+    pub fn own(&self, host: &str) -> Vec<Value> {
+        let list = self.get(host, "/v1/instances").unwrap();
+        list.as_array().unwrap().iter().filter(|instance| instance["host"] == host).cloned().collect()
+    }
+
     fn directory(&self, host: &str) -> Result<Running, String> {
         let mut listed = Running::new();
         for entry in self.get(host, "/v1/directory")?.as_array().ok_or("no array")? {
@@ -343,7 +352,7 @@ restart = {{ backoff = false, give_up = false }}
     pub fn is_settled(&self) -> Result<(), String> {
         let on = HOSTS.iter().filter(|host| !self.off.contains(*host));
         let each = on.clone().map(|host| format!("each.{host}"));
-        let wanted: BTreeSet<String> = (0..6)
+        let wanted: BTreeSet<String> = (0..self.zones)
             .map(|n| format!("zone.{n}"))
             .chain((0..3).map(|n| format!("arena.{n}")))
             .chain(each)

@@ -1,3 +1,5 @@
+//! The desk, with hosts and a machine that the test plays.
+
 use super::*;
 use crate::cluster::session::message::{Place, open};
 use crate::cluster::session::trail::{Recorder, Step, trail};
