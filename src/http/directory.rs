@@ -1,65 +1,256 @@
 //! Reading the directory: which runs live where, from this host's own copy of the replicated state.
 //!
-//! Owns the answer's shape. It is answered at memory speed and also without a quorum; how old the copy may be
-//! is told by `bigbrother-index`, the last change that it has.
+//! Owns the answers' shapes. It is answered at memory speed and also without a quorum; how old the copy may be is
+//! told by `bigbrother-index`, the last change that it has. `?consistent` waits until the copy has all that was
+//! committed anywhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::HeaderName;
-use axum::response::AppendHeaders;
-use serde::Deserialize;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::names::{Id, Name};
 use super::problem::Refusal;
 use super::router::Api;
-use crate::http::view::{DirectoryView, PortView};
-use crate::spec::{HostName, InstanceId, ProcessName};
+use crate::http::view::{DirectoryView, LeaderView, PortView, ProcessView};
+use crate::spec::{HostName, InstanceId, Population, ProcessName};
 use crate::state::{self, Entry};
 
 /// The state index of the copy that answered.
 pub(super) const INDEX: HeaderName = HeaderName::from_static("bigbrother-index");
 
 /// What `GET /v1/directory` may be narrowed to.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Filter {
     process: Option<ProcessName>,
     host: Option<HostName>,
     ready: Option<bool>,
+    /// `key=value` of the process's labels.
+    label: Option<String>,
+    /// Names of fields, with commas between.
+    fields: Option<String>,
+    limit: Option<usize>,
+    /// Those behind this instance, in order.
+    after: Option<InstanceId>,
+    consistent: Option<String>,
 }
 
-type Listed = (AppendHeaders<[(HeaderName, String); 1]>, Json<Vec<DirectoryView>>);
+/// Whether the copy has to be as new as any.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Consistent {
+    consistent: Option<String>,
+}
 
-/// `GET /v1/directory?process=&host=&ready=`
+/// The state that answers, and what the asker has seen already.
+struct Copy {
+    state: Arc<state::State>,
+    seen: bool,
+}
+
+impl Copy {
+    async fn get(api: &Api, consistent: Option<&str>, headers: &HeaderMap) -> Result<Copy, Refusal> {
+        if consistent.is_some_and(|word| word != "false") {
+            api.handle.ring.catch_up().await.map_err(|error| Refusal::no_quorum(error.to_string()))?;
+        }
+        let state = api.handle.state.borrow().clone();
+        let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+        let seen = known.is_some_and(|known| known.split(',').any(|tag| tag.trim() == tag_of(&state)));
+        Ok(Copy { state, seen })
+    }
+
+    fn answer<T: Serialize>(
+        &self,
+        body: impl FnOnce(&state::State) -> Result<T, Refusal>,
+    ) -> Result<Response, Refusal> {
+        let mut response = match self.seen {
+            true => StatusCode::NOT_MODIFIED.into_response(),
+            false => Json(body(&self.state)?).into_response(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(INDEX, HeaderValue::from(self.state.index));
+        // Digits between quotes are a legal value.
+        headers.extend(HeaderValue::from_str(&tag_of(&self.state)).ok().map(|tag| (header::ETAG, tag)));
+        Ok(response)
+    }
+}
+
+/// Answers to one question differ only when the state does.
+fn tag_of(state: &state::State) -> String {
+    format!("\"{}\"", state.index)
+}
+
+/// `GET /v1/directory?process=&host=&ready=&label=&fields=&limit=&after=&consistent`
 pub(super) async fn list(
     api: State<Api>,
+    headers: HeaderMap,
     filter: Result<Query<Filter>, QueryRejection>,
-) -> Result<Listed, Refusal> {
+) -> Result<Response, Refusal> {
     let Query(filter) = filter?;
-    let state = api.handle.state.borrow().clone();
-    let wanted = |(_, entry): &(&InstanceId, &Entry)| {
-        filter.host.as_ref().is_none_or(|host| entry.host == *host)
-            && filter.ready.is_none_or(|ready| entry.ready.is_some() == ready)
-    };
-    let entries: Vec<DirectoryView> = match &filter.process {
-        Some(name) => state::of_process(&state.directory, name).filter(wanted).map(view).collect(),
-        None => state.directory.iter().filter(wanted).map(view).collect(),
-    };
-    Ok((AppendHeaders([(INDEX, state.index.to_string())]), Json(entries)))
+    let label = filter.label.as_deref().map(parse_label).transpose()?;
+    let fields = filter.fields.as_deref().map(parse_fields).transpose()?;
+    let copy = Copy::get(&api, filter.consistent.as_deref(), &headers).await?;
+    let mut next = None;
+    let mut response = copy.answer(|state| {
+        let wanted = |(id, entry): &(&InstanceId, &Entry)| {
+            filter.host.as_ref().is_none_or(|host| entry.host == *host)
+                && filter.ready.is_none_or(|ready| entry.ready.is_some() == ready)
+                && filter.after.as_ref().is_none_or(|after| *id > after)
+                && label.is_none_or(|(key, value)| {
+                    labels(state, id).and_then(|l| l.get(key)).is_some_and(|v| v == value)
+                })
+        };
+        let all: Box<dyn Iterator<Item = _>> = match &filter.process {
+            Some(name) => Box::new(state::of_process(&state.directory, name)),
+            None => Box::new(state.directory.iter()),
+        };
+        let limit = filter.limit.unwrap_or(usize::MAX);
+        let mut page: Vec<DirectoryView> = Vec::new();
+        for (id, entry) in all.filter(wanted) {
+            if page.len() == limit {
+                next = page.last().map(|last| last.instance.clone());
+                break;
+            }
+            page.push(view(state, id, entry));
+        }
+        project(page, fields.as_deref())
+    })?;
+    if let Some(next) =
+        next.and_then(|id| HeaderValue::from_str(&format!("</v1/directory?after={id}>; rel=\"next\"")).ok())
+    {
+        response.headers_mut().insert(header::LINK, next);
+    }
+    Ok(response)
 }
 
-fn view((instance, entry): (&InstanceId, &Entry)) -> DirectoryView {
-    let port = |(name, (protocol, port)): (&String, &(crate::spec::Protocol, u16))| {
-        (name.clone(), PortView { protocol: *protocol, port: *port })
+/// `GET /v1/directory/{id}?consistent`
+pub(super) async fn one(
+    api: State<Api>,
+    Id(id): Id,
+    headers: HeaderMap,
+    how: Result<Query<Consistent>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(Consistent { consistent }) = how?;
+    let copy = Copy::get(&api, consistent.as_deref(), &headers).await?;
+    copy.answer(|state| {
+        let entry = state.directory.get(&id);
+        entry
+            .map(|entry| view(state, &id, entry))
+            .ok_or_else(|| Refusal::nothing_there(format!("no run of {id} lives")))
+    })
+}
+
+/// `GET /v1/directory/{id}/leader?consistent`
+pub(super) async fn leader(
+    api: State<Api>,
+    Name(process): Name,
+    headers: HeaderMap,
+    how: Result<Query<Consistent>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(Consistent { consistent }) = how?;
+    let copy = Copy::get(&api, consistent.as_deref(), &headers).await?;
+    copy.answer(|state| {
+        let leader = state.leaders.get(&process);
+        let led = leader.and_then(|leader| Some((leader, state.directory.get(&leader.instance)?)));
+        match led {
+            Some((leader, entry)) => {
+                Ok(LeaderView { token: leader.token, entry: view(state, &leader.instance, entry) })
+            }
+            None => Err(Refusal::nothing_there(format!("no run of {process} is ready, so none leads"))),
+        }
+    })
+}
+
+/// `GET /v1/processes?consistent`
+pub(super) async fn processes(
+    api: State<Api>,
+    headers: HeaderMap,
+    how: Result<Query<Consistent>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(Consistent { consistent }) = how?;
+    let copy = Copy::get(&api, consistent.as_deref(), &headers).await?;
+    copy.answer(|state| {
+        Ok(state.spec.processes.keys().filter_map(|name| process(state, name)).collect::<Vec<_>>())
+    })
+}
+
+fn process(state: &state::State, name: &ProcessName) -> Option<ProcessView> {
+    let process = state.spec.processes.get(name)?;
+    let population = match process.population {
+        Population::Count(_) => "count",
+        Population::PerHost => "per_host",
+        Population::OnDemand { .. } => "on_demand",
     };
+    let (mut running, mut ready) = (0, 0);
+    for (_, entry) in state::of_process(&state.directory, name) {
+        running += 1;
+        ready += u64::from(entry.ready.is_some());
+    }
+    Some(ProcessView {
+        process: name.clone(),
+        population: population.to_owned(),
+        count: state.count_of(name),
+        placed: state::of_process(&state.placements, name).count() as u64,
+        running,
+        ready,
+        paused: state.paused.all || state.paused.processes.contains(name),
+        labels: process.labels.clone(),
+        leader: state.leaders.get(name).map(|leader| leader.instance.clone()),
+    })
+}
+
+fn labels<'a>(state: &'a state::State, id: &InstanceId) -> Option<&'a BTreeMap<String, String>> {
+    state.spec.processes.get(&id.process).map(|process| &process.labels)
+}
+
+fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -> DirectoryView {
+    let ports = entry.ports.iter();
+    let ports =
+        ports.map(|(name, (protocol, port))| (name.clone(), PortView { protocol: *protocol, port: *port }));
     DirectoryView {
         instance: instance.clone(),
         process: instance.process.clone(),
         host: entry.host.clone(),
         run: entry.run.0,
         address: entry.address.clone(),
-        ports: entry.ports.iter().map(port).collect(),
+        ports: ports.collect(),
         ready: entry.ready.is_some(),
         started: entry.started,
+        labels: labels(state, instance).cloned().unwrap_or_default(),
     }
+}
+
+const FIELDS: &[&str] =
+    &["instance", "process", "host", "run", "address", "ports", "ready", "started", "labels"];
+
+fn parse_label(text: &str) -> Result<(&str, &str), Refusal> {
+    text.split_once('=').ok_or_else(|| Refusal::query(format!("label={text}: it is written label=KEY=VALUE")))
+}
+
+fn parse_fields(text: &str) -> Result<Vec<&str>, Refusal> {
+    let fields: Vec<&str> = text.split(',').collect();
+    match fields.iter().find(|field| !FIELDS.contains(field)) {
+        Some(unknown) => {
+            Err(Refusal::query(format!("there is no field {unknown:?}; there are {}", FIELDS.join(", "))))
+        }
+        None => Ok(fields),
+    }
+}
+
+/// Only what was asked for.
+fn project(page: Vec<DirectoryView>, fields: Option<&[&str]>) -> Result<Value, Refusal> {
+    let whole = serde_json::to_value(page).map_err(|error| Refusal::query(error.to_string()))?;
+    let (Some(fields), Value::Array(rows)) = (fields, &whole) else { return Ok(whole) };
+    let narrow = |row: &Value| -> Value {
+        let kept = fields.iter().map(|field| ((*field).to_owned(), row[*field].clone()));
+        Value::Object(kept.collect())
+    };
+    Ok(rows.iter().map(narrow).collect())
 }

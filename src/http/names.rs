@@ -26,6 +26,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
+/// The `{process}` of a path.
+pub(super) struct Name(pub ProcessName);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await?;
+        Ok(Name(text.parse()?))
+    }
+}
+
 /// The names of one moment, in the cluster's state and on this host.
 pub(super) struct Names {
     processes: BTreeSet<ProcessName>,

@@ -61,6 +61,16 @@ impl Refusal {
         Refusal::new(StatusCode::NOT_FOUND, "nothing-there", "nothing to show", detail)
     }
 
+    /// A read that has to be as new as any, where no primary answers.
+    pub(super) fn no_quorum(detail: String) -> Self {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
+    }
+
+    /// A query that means nothing.
+    pub(super) fn query(detail: String) -> Self {
+        Refusal::new(StatusCode::BAD_REQUEST, "unreadable", "cannot be read", detail)
+    }
+
     /// A body of another type than the route takes.
     pub(super) fn media_type(detail: &str) -> Self {
         Refusal::new(

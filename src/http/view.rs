@@ -1,6 +1,10 @@
 //! The JSON shapes of the API, shared by the server and the command line. Field names are stable
 //! (docs/cli.md); times are RFC 3339 UTC, durations milliseconds in fields named `_ms`.
 
+mod directory;
+
+pub use directory::{DirectoryView, LeaderView, ProcessView};
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -37,27 +41,6 @@ pub struct StatusView {
     pub keeper: Option<KeeperView>,
     /// How many instances there are by state.
     pub instances: BTreeMap<String, u64>,
-}
-
-/// One element of `GET /v1/directory`: a run that lives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DirectoryView {
-    /// Of which instance.
-    pub instance: InstanceId,
-    /// Of which process.
-    pub process: ProcessName,
-    /// Where.
-    pub host: HostName,
-    /// Which life; with the host it names the run.
-    pub run: u64,
-    /// How clients reach it.
-    pub address: String,
-    /// Its ports by their names.
-    pub ports: BTreeMap<String, PortView>,
-    /// It is ready.
-    pub ready: bool,
-    /// The state index of its start: the eldest has the smallest.
-    pub started: u64,
 }
 
 /// The keeper of a host.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bigbrother::agent::handle::{HostRequest, HostSnapshot, Proposal};
 use bigbrother::http::view::{EventView, ExitView, HeartbeatView, InstanceView, KeeperView};
+use bigbrother::keeper::protocol::RunId;
 use bigbrother::spec::*;
-use bigbrother::state::{Command, Placement, Rejected, Response, State};
+use bigbrother::state::{Command, Entry, Leader, Placement, Rejected, Response, State};
 use tokio::sync::{mpsc, watch};
 
 /// What reached the agent.
@@ -81,11 +82,37 @@ pub fn state() -> State {
         ("dungeon", process(Population::OnDemand { max: 1 }, files)),
     ];
     for (name, process) in processes {
-        state.spec.processes.insert(name.parse().unwrap(), process.into());
+        let role = if name == "login" { "door" } else { "ground" };
+        let labels = BTreeMap::from([("role".to_owned(), role.to_owned())]);
+        state.spec.processes.insert(name.parse().unwrap(), Process { labels, ..process }.into());
     }
     let host: HostName = "alpha".parse().unwrap();
     let placement = Placement { host, generation: 1, hash: Default::default() };
     state.placements.insert("zone.2".parse().unwrap(), placement);
+    let entry = |host: &str, run, started, ready| Entry {
+        host: host.parse().unwrap(),
+        run: RunId(run),
+        hash: Default::default(),
+        address: "10.0.0.1".into(),
+        ports: BTreeMap::from([("game".to_owned(), (Protocol::Udp, 7000 + u16::try_from(run).unwrap()))]),
+        started,
+        ready,
+    };
+    for (id, entry) in [
+        ("zone.0", entry("alpha", 7, 9, Some(10))),
+        ("zone.1", entry("beta", 1, 11, None)),
+        ("zone.2", entry("alpha", 2, 8, Some(12))),
+        ("login.beta", entry("beta", 9, 13, Some(14))),
+    ] {
+        state.directory.insert(id.parse().unwrap(), entry);
+    }
+    let leader = Leader {
+        instance: "zone.2".parse().unwrap(),
+        host: "alpha".parse().unwrap(),
+        run: RunId(2),
+        token: 12,
+    };
+    state.leaders.insert("zone".parse().unwrap(), leader);
     state
 }
 

@@ -1,8 +1,11 @@
 //! Hosts are cut off, in both directions or in one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::fleet::{Fleet, PEERS};
+use nix::sys::signal::Signal;
+
+use crate::fleet::{Fleet, HOSTS, PEERS, Running, send};
 use crate::lan::Cut;
 
 #[test]
@@ -28,19 +31,14 @@ fn whoever_is_cut_off_runs_nothing_exclusive_when_it_runs_elsewhere() {
 fn without_a_quorum_all_plays_on_but_what_is_exclusive() {
     let mut fleet = Fleet::start();
     let before = fleet.running();
-    let keeps = |running: &crate::fleet::Running| -> Vec<_> {
-        let keep = running.iter().filter(|(instance, _)| !instance.starts_with("arena"));
-        keep.map(|(instance, runs)| (instance.clone(), runs.clone())).collect()
-    };
     PEERS[..2].iter().for_each(|peer| fleet.lan.cut(peer, Cut::Both));
     fleet.pass(Duration::from_secs(8));
     let without = fleet.running();
     assert_eq!(keeps(&without), keeps(&before), "nothing else has moved or ended");
     let exclusive: Vec<_> = without.keys().filter(|instance| instance.starts_with("arena")).collect();
     assert!(exclusive.is_empty(), "nobody confirms these: {exclusive:?}");
-    // Reads go on, and so does supervision: what dies is started again.
-    let victim = &without["zone.0"].first().unwrap().clone();
-    let listed = fleet.get(&victim.0, "/v1/directory").unwrap();
+    // Reads go on, changes are refused with the reason.
+    let listed = fleet.get("epsilon", "/v1/directory").unwrap();
     assert!(listed.as_array().unwrap().len() >= 11, "{listed}");
     let status = fleet.get("delta", "/v1/status").unwrap();
     assert_eq!(
@@ -48,6 +46,65 @@ fn without_a_quorum_all_plays_on_but_what_is_exclusive() {
         (&false.into(), &serde_json::Value::Null),
         "{status}"
     );
+    let refused = fleet.try_command("delta", &["scale", "zone", "9"]).unwrap_err();
+    assert!(refused.contains("no quorum"), "{refused}");
+    // What dies is started again, without asking anybody.
+    let (victim, first) = on(&without, "delta");
+    kill_run(&fleet, &victim);
+    fleet.until(&format!("{victim} runs again"), |fleet| {
+        match fleet.running().get(&victim).and_then(|runs| runs.first().cloned()) {
+            Some((host, run)) if host == "delta" && run > first => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
     fleet.lan.heal();
     fleet.settle("two of three peers were cut off for 8 s");
+}
+
+#[test]
+fn a_host_that_boots_without_a_quorum_starts_what_it_ran_before() {
+    let mut fleet = Fleet::start();
+    // What an attached host knows is on its disk a second later at the latest.
+    fleet.pass(Duration::from_secs(2));
+    let before = keeps(&fleet.running());
+    PEERS[..2].iter().for_each(|peer| fleet.lan.cut(peer, Cut::Both));
+    for host in ["gamma", "delta"] {
+        fleet.switch_off(host);
+        fleet.switch_on(host);
+    }
+    let mine = |running: &Running, host: &str| -> Vec<String> {
+        let on = running.iter().filter(|(_, runs)| runs.iter().any(|(on, _)| on == host));
+        on.map(|(instance, _)| instance.clone()).collect()
+    };
+    let whole: Running = before.clone().into_iter().collect();
+    for host in ["gamma", "delta"] {
+        let wanted = mine(&whole, host);
+        assert!(wanted.len() > 1, "{host} ran too little to be seen: {wanted:?}");
+        fleet.until(&format!("{host} runs what it ran"), |fleet| {
+            let found = mine(&fleet.running(), host);
+            if found == wanted { Ok(()) } else { Err(format!("{found:?}, not {wanted:?}")) }
+        });
+    }
+    fleet.lan.heal();
+    fleet.settle("two hosts booted while there was no quorum");
+}
+
+/// What plays on through a partition.
+fn keeps(running: &Running) -> Vec<(String, BTreeSet<(String, u64)>)> {
+    let keep = running.iter().filter(|(instance, _)| !instance.starts_with("arena"));
+    keep.map(|(instance, runs)| (instance.clone(), runs.clone())).collect()
+}
+
+/// A zone on this host, and its run.
+fn on(running: &Running, host: &str) -> (String, u64) {
+    let zones = running.iter().filter(|(instance, _)| instance.starts_with("zone."));
+    let found = zones.flat_map(|(instance, runs)| runs.iter().map(move |(on, run)| (instance, on, *run)));
+    let (instance, _, run) = found.into_iter().find(|(_, on, _)| *on == host).expect("a zone there");
+    (instance.clone(), run)
+}
+
+fn kill_run(fleet: &Fleet, instance: &str) {
+    let mine = HOSTS.iter().flat_map(|host| fleet.own(host)).find(|one| one["instance"] == instance);
+    let pid = mine.as_ref().and_then(|one| one["pid"].as_i64()).expect("a process");
+    send(pid as i32, Signal::SIGKILL);
 }

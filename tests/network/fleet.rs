@@ -138,11 +138,16 @@ impl Fleet {
         self.home(host).join("bigbrother")
     }
 
-    /// Runs a command for a host's agent; it must succeed.
-    pub fn command(&self, host: &str, args: &[&str]) {
+    /// Runs a command for a host's agent; what it said when it failed.
+    pub fn try_command(&self, host: &str, args: &[&str]) -> Result<(), String> {
         let api = format!("unix:{}/run/api.sock", self.home(host).display());
         let output = Command::new(self.program(host)).args(args).env("BIGBROTHER_API", api).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    }
+
+    pub fn command(&self, host: &str, args: &[&str]) {
+        self.try_command(host, args).unwrap_or_else(|said| panic!("{args:?}: {said}"));
     }
 
     fn home(&self, host: &str) -> PathBuf {
