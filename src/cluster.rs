@@ -8,9 +8,11 @@
 //! ```
 //!
 //! [`node::Node`] is what the agent uses; everything else here serves it. [`raft`] keeps the state by Raft
-//! (openraft), [`wire`] carries messages, [`tls`] says who is who.
+//! (openraft), [`wire`] carries messages, [`tls`] says who is who. [`tunnel`] carries requests of the API from one agent
+//! to another.
 
 pub mod node;
 pub mod raft;
 pub mod tls;
+pub mod tunnel;
 pub mod wire;

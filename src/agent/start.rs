@@ -28,6 +28,7 @@ use super::ring::{self, Ring};
 use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
 use super::{attendance, planner, reload};
+use crate::cluster::tunnel::Entrance;
 use crate::config::{Config, HostSettings};
 use crate::descriptors;
 use crate::http::view::EventView;
@@ -137,6 +138,9 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
     let (handle, tasks, parts) = assemble(options, &config).await?;
+    let (entrance, tunnelled) = Entrance::new();
+    handle.ring.open_tunnel(entrance);
+    let listeners = listeners.with_tunnel(tunnelled);
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();

@@ -136,7 +136,7 @@ pub async fn run(args: &KillTestArgs, api: &Api, out: &Output) -> Result<Exit, F
     }
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut events = EventStream::open(api, None).await.ok();
+    let mut events = EventStream::open(api, None, None).await.ok();
     let bar = out.progress(u64::from(args.count), "kill-test");
     let mut kills = Vec::new();
     while kills.len() < args.count as usize {

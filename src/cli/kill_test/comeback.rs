@@ -86,7 +86,7 @@ pub async fn await_it(
                 let after = struck.elapsed();
                 list.iter().filter(|i| i.instance == victim.instance).for_each(|i| seen.listed(i, victim, after));
                 if events.is_none() {
-                    *events = EventStream::open(api, None).await.ok();
+                    *events = EventStream::open(api, None, None).await.ok();
                 }
                 next_poll = Instant::now() + if events.is_some() { POLL_BESIDE_EVENTS } else { POLL_ALONE };
             }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::http::view::{
-    ChangedView, EventView, ExitView, HeartbeatView, InstanceView, KeeperView, PlanView, PortView, StatusView,
+    ChangedView, EventView, ExitView, HeartbeatView, HostCounts, InstanceView, KeeperView, PlanView,
+    PortView, StatusView,
 };
 use crate::spec::{InstanceId, Protocol};
 
@@ -44,6 +45,13 @@ pub fn status() -> StatusView {
         term: 0,
         index: 42,
         quorum: true,
+        role: "alone".to_owned(),
+        peer: None,
+        hosts: HostCounts { up: 1, down: 0, silent: Some(0) },
+        brake: vec![],
+        superseded: 0,
+        unplaced: BTreeMap::new(),
+        broken: None,
         revision: 3,
         spec_drift: None,
         version: "0.1.0".to_owned(),

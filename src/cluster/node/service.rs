@@ -15,7 +15,7 @@ use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, SnapshotMeta, Types, Vote};
 use crate::cluster::wire::hello::Ours;
-use crate::cluster::wire::{Hello, Kind, Service, decode, encode};
+use crate::cluster::wire::{Hello, Kind, Purpose, Service, decode, encode};
 use crate::spec::HostName;
 
 type C = Types<TokioRuntime>;
@@ -69,6 +69,10 @@ impl Service for Answers {
                     return Err(format!("{} asks for {host}", from.host));
                 }
                 encode(&self.join(host, address).await).map_err(words)
+            }
+            Kind::Tunnel if from.purpose == Purpose::Api => {
+                let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
+                entrance.answer(from, &body).await
             }
             _ if !from.purpose.is_for_peers() => Err("this is for peers".to_owned()),
             Kind::Report | Kind::GiveUp | Kind::Roll => self.shared.answer_vigil(kind, &body).await,
