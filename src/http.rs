@@ -27,6 +27,7 @@ mod server;
 mod snapshots;
 mod spec;
 mod status;
+mod strike;
 mod tail;
 mod trail;
 

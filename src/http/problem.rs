@@ -49,6 +49,12 @@ impl Refusal {
         }
     }
 
+    /// A signal that kill-test does not send.
+    pub(super) fn bad_signal(signal: &str) -> Self {
+        let detail = format!("{signal:?} is none of SIGKILL, SIGSTOP, SIGCONT, SIGSEGV");
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-signal", "not that signal", detail)
+    }
+
     /// A host that is down already.
     pub(super) fn down_already(host: &HostName) -> Self {
         let detail = format!("{host} was declared down already: nothing belongs to it");

@@ -17,7 +17,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
-use super::{events, hosts, instances, logs, operate, peers, spec, status};
+use super::{events, hosts, instances, logs, operate, peers, spec, status, strike};
 use crate::agent::Handle;
 use crate::metrics::{self, Metrics};
 
@@ -98,6 +98,8 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/hosts/{host}/drain", post(hosts::drain))
         .route("/v1/hosts/{host}/undrain", post(hosts::undrain))
         .route("/v1/hosts/{host}/declare-down", post(hosts::declare_down))
+        .route("/v1/hosts/{host}/strike", post(strike::host))
+        .route("/v1/strike", post(strike::run))
         .route("/v1/peers", get(peers::list))
         .route("/v1/peers/add", post(peers::add))
         .route("/v1/peers/remove", post(peers::remove))

@@ -304,6 +304,28 @@ pub struct AnnounceRequest {
     pub text: String,
 }
 
+/// The body of `POST /v1/strike`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StrikeRequest {
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Which run; another one is not struck.
+    pub run: u64,
+    /// `SIGKILL`, `SIGSTOP`, `SIGCONT` or `SIGSEGV`.
+    pub signal: String,
+    /// Where it runs, if that is not where it belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+}
+
+/// The answer to `POST /v1/strike`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StruckView {
+    /// The signal was sent; false: the run is not there any more.
+    pub struck: bool,
+}
+
 /// The answer to `POST /v1/announce` and `/v1/reload`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DoneView {
