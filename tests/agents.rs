@@ -13,3 +13,5 @@ use host::PATIENCE;
 mod cluster;
 #[path = "agents/looking.rs"]
 mod looking;
+#[path = "agents/operating.rs"]
+mod operating;

@@ -66,6 +66,7 @@ fn a_host_that_does_not_answer_is_shown_as_the_directory_has_it() {
     };
     let views = until("the host is unreachable", || {
         let views = theirs(&cluster.ps(asked));
+        eprintln!("SEEN {views:?}");
         expect(views.len() == 2 && views.iter().all(|view| view.state == "unreachable"), &views)?;
         Ok(views)
     });
