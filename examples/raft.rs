@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example raft` runs it in a folder of its own below the current one (so that it is
 //! the disk that is measured, and no tmpfs); docs/performance.md has the figures.
+//! `… --example raft -- steady 600` lets the peers stand for ten minutes on a machine of which every core is
+//! loaded, and counts elections.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -217,11 +219,62 @@ fn events(peers: &[Peer]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Every election that nobody asked for, with every core busy.
+fn steady(peers: &[Peer], span: Duration) -> Result<(), Fault> {
+    let began = Instant::now();
+    let place = primary(peers)?;
+    let first = peers[place].node.standing().borrow().clone();
+    let cores = std::thread::available_parallelism()?.get();
+    let burners: Vec<_> = (0..cores)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut number = 1_u64;
+                while began.elapsed() < span {
+                    for _ in 0..100_000 {
+                        number =
+                            std::hint::black_box(number.wrapping_mul(6364136223846793005).wrapping_add(1));
+                    }
+                }
+                number
+            })
+        })
+        .collect();
+    let (mut changes, mut without) = (0, Duration::ZERO);
+    while began.elapsed() < span {
+        std::thread::sleep(Duration::from_millis(50));
+        // A little work, as a cluster has it.
+        if changes % 20 == 0 {
+            change(&peers[place])?;
+        }
+        changes += 1;
+        if !peers.iter().any(Peer::is_primary) {
+            without += Duration::from_millis(50);
+        }
+    }
+    for burner in burners {
+        burner.join().map_err(|_| "a burner ended")?;
+    }
+    let last = peers[primary(peers)?].node.standing().borrow().clone();
+    println!(
+        "{:.0} s with {cores} cores loaded: {} elections, {:.1} s without a primary",
+        span.as_secs_f64(),
+        last.term - first.term,
+        without.as_secs_f64()
+    );
+    Ok(())
+}
+
 fn main() -> Result<(), Fault> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
     let folder = tempfile::Builder::new().prefix("raft-bench-").tempdir_in(".")?;
     let settings = settings(folder.path())?;
     let mut peers = settings.iter().map(Peer::start).collect::<Result<Vec<_>, _>>()?;
     primary(&peers)?;
+    if let [mode, seconds] = &args[..]
+        && mode == "steady"
+    {
+        return steady(&peers, Duration::from_secs(seconds.parse()?));
+    }
     events(&peers)?;
     hand_overs(&peers)?;
     failovers(&mut peers)

@@ -7,6 +7,7 @@
 
 pub mod view;
 
+mod directory;
 mod elsewhere;
 mod entrance;
 pub(crate) mod events;

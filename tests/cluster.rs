@@ -2,12 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "cluster/attach.rs"]
+mod attach;
 #[path = "cluster/formation.rs"]
 mod formation;
+#[path = "cluster/hosts.rs"]
+mod hosts;
 #[path = "cluster/loss.rs"]
 mod loss;
 #[path = "cluster/members.rs"]
 mod members;
+#[path = "cluster/net.rs"]
+mod net;
 #[path = "cluster/peers.rs"]
 mod peers;
 #[path = "cluster/wire.rs"]

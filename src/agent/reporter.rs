@@ -4,6 +4,7 @@
 //! what does not fit the queue is made good by an inventory. When the state holds that an instance rests, its
 //! last run is named to the loop, which then lets the keeper forget it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,18 @@ const BATCH: usize = 512;
 
 /// How soon what the cluster did not take is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How soon a host joins again that shares its name with another.
+const RIVAL: Duration = Duration::from_secs(30);
+
+/// Why a life of this host is over, as the cluster sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outlived {
+    /// It was declared down.
+    GivenUp,
+    /// A later one has joined, and not from here.
+    Succeeded,
+}
 
 /// What the supervision loop reports.
 #[derive(Debug)]
@@ -84,10 +97,10 @@ impl Reporter {
                 },
                 // The cluster may have given this host up while it was cut off.
                 Ok(()) = states.changed() => false,
-                () = tokio::time::sleep_until(self.again.into()), if self.is_outlived() => false,
+                () = tokio::time::sleep_until(self.again.into()), if self.outlived().is_some() => false,
             };
-            if self.is_outlived() {
-                self.rejoin().await;
+            if let Some(why) = self.outlived() {
+                self.rejoin(why).await;
             }
             if !room {
                 continue;
@@ -104,21 +117,36 @@ impl Reporter {
         }
     }
 
-    /// True when the state knows this life of the host and holds it for over.
-    fn is_outlived(&self) -> bool {
+    /// Why the state holds this life of the host for over, if it does.
+    fn outlived(&self) -> Option<Outlived> {
         let incarnation = *self.incarnation.borrow();
         let state = self.handle.state.borrow();
-        let known = state.hosts.get(&self.handle.host);
-        known
-            .is_some_and(|host| host.incarnation > incarnation || host.incarnation == incarnation && !host.up)
+        let known = state.hosts.get(&self.handle.host)?;
+        match known.incarnation.cmp(&incarnation) {
+            Ordering::Greater => Some(Outlived::Succeeded),
+            Ordering::Equal if !known.up => Some(Outlived::GivenUp),
+            _ => None,
+        }
     }
 
-    async fn rejoin(&mut self) {
+    async fn rejoin(&mut self, why: Outlived) {
         if Instant::now() < self.again {
             return;
         }
         match self.join(self.facts.clone()).await {
-            Ok(()) => tracing::warn!("the cluster had given this host up: it has joined again"),
+            Ok(()) => match why {
+                Outlived::GivenUp => {
+                    tracing::warn!("the cluster had given this host up: it has joined again")
+                }
+                Outlived::Succeeded => {
+                    tracing::error!(
+                        "another agent joined under this host's name and machine-id; give each machine its own \
+                         /etc/machine-id and host.name"
+                    );
+                    // Two that do so in turn must not fill the log.
+                    self.again = Instant::now() + RIVAL;
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "cannot join again yet");
                 self.again = Instant::now() + AGAIN;

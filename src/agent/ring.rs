@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::{AskError, Proposal};
 use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing, Watched};
 use crate::cluster::raft::membership::Member;
-use crate::cluster::tunnel::Entrance;
-use crate::cluster::wire::Exchange;
+use crate::cluster::session::Attached;
+use crate::cluster::wire::{EncodeError, Exchange, Kind, decode, encode};
 use crate::plan::Liveness;
 use crate::plan::liveness::{Attendance, Confirm};
 use crate::spec::HostName;
@@ -27,6 +28,8 @@ pub enum Ring {
     Alone(mpsc::Sender<Proposal>),
     /// One of the peers.
     Peer(Peer),
+    /// Attached to a peer.
+    Attached(Attached),
 }
 
 /// Why the cluster did not answer.
@@ -53,6 +56,7 @@ impl Ring {
                 Ok(answer.await.map_err(|_| AskError::Stopping)??)
             }
             Ring::Peer(peer) => Ok(peer.propose(command).await?),
+            Ring::Attached(attached) => Ok(attached.propose(command).await?),
         }
     }
 
@@ -61,6 +65,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => peer.report(attendance, ttl).await,
+            Ring::Attached(attached) => attached.report(&attendance, ttl).await,
         }
     }
 
@@ -69,14 +74,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.exchange()),
-        }
-    }
-
-    /// Lets other agents into the API of this one from now on.
-    pub fn open_tunnel(&self, entrance: Entrance) {
-        match self {
-            Ring::Alone(_) => {}
-            Ring::Peer(peer) => peer.open_tunnel(entrance),
+            Ring::Attached(attached) => Some(attached.exchange()),
         }
     }
 
@@ -85,6 +83,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => "alone",
             Ring::Peer(_) => "peer",
+            Ring::Attached(_) => "attached",
         }
     }
 
@@ -92,13 +91,14 @@ impl Ring {
     pub fn served_by(&self) -> Option<HostName> {
         match self {
             Ring::Alone(_) | Ring::Peer(_) => None,
+            Ring::Attached(attached) => attached.served_by().borrow().clone(),
         }
     }
 
     /// The peers, as far as this host knows; `None`: only peers know.
     pub fn peers(&self) -> Option<Vec<Member>> {
         match self {
-            Ring::Alone(_) => None,
+            Ring::Alone(_) | Ring::Attached(_) => None,
             Ring::Peer(peer) => Some(peer.peers()),
         }
     }
@@ -108,6 +108,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.add_peer(host, address).await?),
+            Ring::Attached(attached) => Ok(attached.add_peer(host, address).await?),
         }
     }
 
@@ -116,6 +117,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.remove_peer(host).await?),
+            Ring::Attached(attached) => Ok(attached.remove_peer(host).await?),
         }
     }
 
@@ -124,6 +126,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.promote_peer(host).await?),
+            Ring::Attached(attached) => Ok(attached.promote_peer(host).await?),
         }
     }
 
@@ -137,6 +140,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => {}
             Ring::Peer(peer) => peer.set_incarnation(incarnation),
+            Ring::Attached(attached) => attached.set_incarnation(incarnation),
         }
     }
 
@@ -145,6 +149,8 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.leads()),
+            // It never is.
+            Ring::Attached(_) => Some(watch::channel(false).1),
         }
     }
 
@@ -153,6 +159,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.liveness()),
+            Ring::Attached(_) => Some(watch::channel(Arc::default()).1),
         }
     }
 
@@ -161,6 +168,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.standing().borrow().clone()),
+            Ring::Attached(attached) => Some(attached.standing().borrow().clone()),
         }
     }
 
@@ -169,6 +177,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Ok(()),
             Ring::Peer(peer) => peer.catch_up().await,
+            Ring::Attached(attached) => attached.catch_up().await,
         }
     }
 
@@ -177,6 +186,7 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.watched(ttl).await?),
+            Ring::Attached(attached) => passed(attached, Kind::Roll, Ok(Vec::new()), ttl).await,
         }
     }
 
@@ -185,8 +195,21 @@ impl Ring {
         match self {
             Ring::Alone(_) => Err(RingError::Alone),
             Ring::Peer(peer) => Ok(peer.give_up(host, ttl).await?),
+            Ring::Attached(attached) => passed(attached, Kind::GiveUp, encode(host), ttl).await,
         }
     }
+}
+
+/// A question that the peer passes on to the primary.
+async fn passed<T: DeserializeOwned>(
+    attached: &Attached,
+    kind: Kind,
+    body: Result<Vec<u8>, EncodeError>,
+    ttl: Duration,
+) -> Result<T, RingError> {
+    let words = |error: &dyn std::fmt::Display| RingError::NotPrimary(NotPrimary(error.to_string()));
+    let answer = attached.call(kind, body.map_err(|error| words(&error))?, ttl).await;
+    decode(&answer.map_err(|error| words(&error))?).map_err(|error| words(&error))
 }
 
 impl From<ProposeError> for AskError {

@@ -16,6 +16,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+mod hosts;
 pub mod identity;
 mod propose;
 mod service;
@@ -30,6 +31,9 @@ pub use vigil::Watched;
 use super::raft::log_store::{Disk, OpenError as LogError};
 use super::raft::machine::{Applied, DiskShelf};
 use super::raft::membership::{Member, Raft, members};
+use super::session::desk::Desk;
+use super::session::message::Members;
+use super::session::trail::{self, Recorder};
 use super::tls::{Tls, TlsError};
 use super::tunnel::Entrance;
 use super::wire::hello::Ours;
@@ -113,6 +117,10 @@ struct Shared {
     states: watch::Receiver<Arc<State>>,
     applies: watch::Receiver<Applied>,
     standing: watch::Sender<Standing>,
+    /// The peers, for attached hosts.
+    known: watch::Sender<Members>,
+    /// Serves attached hosts.
+    desk: Desk,
     heard: watch::Sender<Option<Heard>>,
     /// This peer, as primary, is heard by a quorum.
     quorum: watch::Sender<bool>,
@@ -156,6 +164,7 @@ impl std::ops::Deref for Node {
 struct Outlets {
     states: watch::Sender<Arc<State>>,
     applies: watch::Sender<Applied>,
+    trail: Recorder,
 }
 
 impl Node {
@@ -185,6 +194,7 @@ impl Node {
         let (vigil, asks) = mpsc::channel(vigil::QUEUE);
         let (states, states_seen) = watch::channel(Arc::default());
         let (applies, applies_seen) = watch::channel(Applied::default());
+        let (trail, trail_seen) = trail::trail();
         let shared = Arc::new(Shared {
             exchange: Exchange::new(Dialer::new(ours_seen, tls), connected),
             settings,
@@ -195,6 +205,8 @@ impl Node {
             states: states_seen,
             applies: applies_seen,
             standing: watch::channel(Standing::default()).0,
+            known: watch::channel(Members::default()).0,
+            desk: Desk::new(trail_seen),
             heard: watch::channel(None).0,
             quorum: watch::channel(false).0,
             led: watch::channel(None).0,
@@ -214,7 +226,7 @@ impl Node {
         node.tasks.spawn(standing::reconnect(shared.clone(), connections));
         node.tasks.spawn(standing::tidy(shared.clone()));
         node.tasks.spawn(vigil::watch(shared.clone(), asks));
-        let settler = settle::Settler::new(shared, Outlets { states, applies });
+        let settler = settle::Settler::new(shared, Outlets { states, applies, trail });
         // A peer that has its number is up when this returns; a newcomer looks around first.
         if let Some(settler) = settler.resume().await? {
             node.tasks.spawn(settler.run());
@@ -263,6 +275,11 @@ impl Peer {
     /// Which life of the host this is, for the handshakes from now on; `JoinHost` tells it.
     pub fn set_incarnation(&self, incarnation: u64) {
         self.shared.ours.send_modify(|ours| ours.incarnation = incarnation);
+    }
+
+    /// How many hosts that are no peers are attached to this one.
+    pub fn attached(&self) -> u64 {
+        self.shared.desk.hosts()
     }
 
     /// The peers as this one knows them; only the primary knows who answers.

@@ -10,14 +10,19 @@
 //! allows. Owns the shapes and both ends; never knows what a request means: that is `http`'s. Called by `http`, and
 //! by whoever listens for other agents.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::tls::{Tls, TlsError};
 use super::wire::hello::Ours;
-use super::wire::{CallError, DecodeError, Exchange, Hello, Kind, Purpose, Service, Target, decode, encode};
+use super::wire::{
+    CallError, DecodeError, Exchange, Hello, Kind, Purpose, Server, Service, Target, decode, encode,
+};
+use crate::config::TlsFiles;
 use crate::spec::HostName;
 
 /// The largest body of a request.
@@ -130,17 +135,40 @@ impl Entrance {
     }
 }
 
-/// What a host answers that is no peer: requests of the API, nothing else.
-pub struct ApiOnly {
-    ours: watch::Receiver<Ours>,
-    entrance: Entrance,
+/// Why a host that is no peer cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address.
+    #[error("cannot listen on {address} for other agents; set host.listen to an address of this machine")]
+    Bind {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
 }
 
-impl ApiOnly {
-    /// For a [`super::wire::Server`].
-    pub fn new(ours: watch::Receiver<Ours>, entrance: Entrance) -> Arc<ApiOnly> {
-        Arc::new(ApiOnly { ours, entrance })
-    }
+/// Listens for other agents where no peer does; what comes back answers them until it is dropped.
+pub async fn listen(
+    address: &str,
+    tls: Option<&TlsFiles>,
+    ours: watch::Receiver<Ours>,
+    entrance: Entrance,
+) -> Result<impl Future<Output = ()> + Send + 'static, ListenError> {
+    let host = ours.borrow().host.clone();
+    let tls = tls.map(|files| Tls::load(files, &host)).transpose()?.map(Arc::new);
+    let bound = Server::bind(address, tls).await;
+    let server = bound.map_err(|source| ListenError::Bind { address: address.to_owned(), source })?;
+    Ok(server.run(Arc::new(ApiOnly { ours, entrance })))
+}
+
+/// What a host answers that is no peer: requests of the API, nothing else.
+struct ApiOnly {
+    ours: watch::Receiver<Ours>,
+    entrance: Entrance,
 }
 
 impl Service for ApiOnly {

@@ -17,7 +17,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
-use super::{events, hosts, instances, logs, operate, peers, spec, status, strike};
+use super::{directory, events, hosts, instances, logs, operate, peers, spec, status, strike};
 use crate::agent::Handle;
 use crate::metrics::{self, Metrics};
 
@@ -90,6 +90,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/metrics", get(scrape))
         .route("/v1/healthz", get(healthz))
         .route("/v1/status", get(status::read))
+        .route("/v1/directory", get(directory::list))
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{id}", get(instances::one))
         .route("/v1/instances/{id}/hang-report", get(instances::hang_report))

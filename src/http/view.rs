@@ -64,6 +64,27 @@ pub struct StatusView {
     pub instances: BTreeMap<String, u64>,
 }
 
+/// One element of `GET /v1/directory`: a run that lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryView {
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Of which process.
+    pub process: ProcessName,
+    /// Where.
+    pub host: HostName,
+    /// Which life; with the host it names the run.
+    pub run: u64,
+    /// How clients reach it.
+    pub address: String,
+    /// Its ports by their names.
+    pub ports: BTreeMap<String, PortView>,
+    /// It is ready.
+    pub ready: bool,
+    /// The state index of its start: the eldest has the smallest.
+    pub started: u64,
+}
+
 /// The keeper of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeeperView {

@@ -200,6 +200,9 @@ impl Keeper {
             if cgroup.populated().unwrap_or(false) {
                 let _ = cgroup.kill();
                 found.insert(id);
+            } else {
+                // Nobody's any more; it is made again for the next run of the instance.
+                let _ = cgroup.remove();
             }
         }
         let without_cgroup = over.iter().filter(|(_, entry, _)| !entry.record.in_cgroup);

@@ -38,7 +38,7 @@ pub fn spec_hash(process: &Process) -> SpecHash {
     SpecHash(fnv1a(&canonical_bytes(process)))
 }
 
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     fnv1a_on(0xcbf2_9ce4_8422_2325, bytes)
 }
 

@@ -85,6 +85,21 @@ async fn each_request_gets_its_own_answer_or_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_never_answered_costs_the_others_nothing() {
+    let wire = wire(ours("beta", "pirates")).await;
+    let started = Instant::now();
+    let slow = async { drop(ask(&wire, Kind::Transfer, b"slow", 3000).await) };
+    let quick = async {
+        // For longer than an urgent line bears to hear nothing.
+        while started.elapsed() < Duration::from_millis(2500) {
+            assert_eq!(ask(&wire, Kind::Vote, b"quick", 5000).await.unwrap(), b"quick");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::join!(slow, quick);
+}
+
+#[tokio::test]
 async fn another_cluster_hears_why_it_is_refused() {
     let wire = wire(ours("beta", "ninjas")).await;
     let Err(DialError::Refused(refusal)) =

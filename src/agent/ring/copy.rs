@@ -12,6 +12,8 @@ use super::Ring;
 use crate::agent::replica::{self, Replica};
 use crate::cluster::node::{self, Node};
 use crate::cluster::raft::SNAPSHOT_EVERY;
+use crate::cluster::session::{self, Session};
+use crate::cluster::tunnel::{self, Entrance};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -28,6 +30,12 @@ pub enum OpenError {
     /// Of a peer.
     #[error(transparent)]
     Node(#[from] node::OpenError),
+    /// Of an attached host.
+    #[error(transparent)]
+    Session(#[from] session::OpenError),
+    /// Of an attached host: where other agents reach its API.
+    #[error(transparent)]
+    Listen(#[from] tunnel::ListenError),
 }
 
 /// The owner; see the module.
@@ -38,18 +46,37 @@ pub enum Copy {
     Alone(JoinHandle<()>),
     /// A peer.
     Peer(Box<Node>),
+    /// An attached host.
+    Attached(Session, JoinHandle<()>),
 }
 
 /// The way to the state, the state, and who keeps it.
 pub type Opened = (Ring, watch::Receiver<Arc<State>>, Copy);
 
-/// Opens the copy that cluster.toml asks for.
-pub async fn open(config: &Config) -> Result<Opened, OpenError> {
+/// Opens the copy that cluster.toml asks for; other agents come in by the entrance.
+pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenError> {
     let (host, cluster) = (&config.host, &config.cluster);
     if cluster.peers.is_empty() {
         let (proposals, proposed) = mpsc::channel(1024);
         let (replica, states) = Replica::open(&host.data_dir, &host.name, proposed)?;
         return Ok((Ring::Alone(proposals), states, Copy::Replica(Box::new(replica))));
+    }
+    if !cluster.peers.contains_key(&host.name) {
+        let session = Session::open(session::Settings {
+            cluster: cluster.name.clone(),
+            host: host.name.clone(),
+            peers: cluster.peers.clone(),
+            data_dir: host.data_dir.clone(),
+            tls: cluster.tls.clone(),
+            peer_silence: cluster.peer_silence,
+            move_after: session::MOVE_AFTER,
+        });
+        let session = session.await?;
+        let attached = session.attached();
+        let tls = cluster.tls.as_ref();
+        let listening = tunnel::listen(&host.listen, tls, attached.greets_as(), entrance).await?;
+        let copy = Copy::Attached(session, tokio::spawn(listening));
+        return Ok((Ring::Attached(attached.clone()), attached.states(), copy));
     }
     let node = Node::open(node::Settings {
         cluster: cluster.name.clone(),
@@ -62,6 +89,7 @@ pub async fn open(config: &Config) -> Result<Opened, OpenError> {
         snapshot_every: SNAPSHOT_EVERY,
     });
     let node = node.await?;
+    node.open_tunnel(entrance);
     Ok((Ring::Peer(node.peer()), node.states(), Copy::Peer(Box::new(node))))
 }
 
@@ -83,6 +111,10 @@ impl Copy {
                 if tokio::time::timeout(LEAVE, node.close()).await.is_err() {
                     tracing::warn!("left without a word to the other peers");
                 }
+            }
+            Copy::Attached(session, listening) => {
+                listening.abort();
+                let _ = tokio::time::timeout(LEAVE, session.close()).await;
             }
         }
     }

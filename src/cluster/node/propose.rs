@@ -79,14 +79,8 @@ impl Peer {
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
         let envelope = Arc::new(Envelope { stamp_ms: wall_ms(), command });
         let shared = &self.shared;
-        let change = match envelope.command {
-            // Guarded by their sequence numbers; there are many of them.
-            Command::Events { .. } | Command::Inventory { .. } => Change::State(envelope),
-            _ => {
-                let number = shared.number.fetch_add(1, Ordering::Relaxed);
-                Change::Once { key: (shared.origin, number), envelope }
-            }
-        };
+        let number = shared.number.fetch_add(1, Ordering::Relaxed);
+        let change = Change::of(envelope, (shared.origin, number));
         let started = Instant::now();
         let (outcome, index) = shared.submit(change, PATIENCE).await?;
         // The own copy may be behind for long: the change holds all the same.
@@ -108,20 +102,7 @@ impl Peer {
         let shared = &self.shared;
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            let index = match shared.primary() {
-                Some(primary) if Some(&primary.host) == Some(&shared.settings.host) => {
-                    self.ensure_primary().await.ok().map(|primary| primary.index)
-                }
-                Some(primary) => {
-                    let asked = shared
-                        .exchange
-                        .call(&primary, Purpose::Urgent, Kind::ReadIndex, Vec::new(), ROUND)
-                        .await;
-                    asked.ok().and_then(|answer| decode(&answer).ok())
-                }
-                None => None,
-            };
-            if let Some(index) = index {
+            if let Some(index) = shared.read_index().await {
                 let rest = deadline.saturating_duration_since(Instant::now());
                 let applied = tokio::time::timeout(rest, shared.applied(index)).await;
                 return applied.map_err(|_| NotPrimary("this host's copy is behind".to_owned()));
@@ -179,6 +160,24 @@ enum Attempt<T> {
 }
 
 impl Shared {
+    pub(super) async fn ensure_primary(&self) -> Result<Primary, NotPrimary> {
+        let raft = self.raft().ok_or_else(|| NotPrimary("it is no peer yet".to_owned()))?;
+        let round = tokio::time::timeout(ROUND, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        let read = round.map_err(|_| NotPrimary("no quorum answers".to_owned()))?;
+        let read = read.map_err(|error| NotPrimary(error.to_string()))?;
+        Ok(Primary { term: read.log_id().leader_id.term, index: read.log_id().index })
+    }
+
+    /// The index from which on a read is linearizable, whoever is the primary.
+    pub(super) async fn read_index(&self) -> Option<u64> {
+        let primary = self.primary()?;
+        if primary.host == self.settings.host {
+            return self.ensure_primary().await.ok().map(|primary| primary.index);
+        }
+        let asked = self.exchange.call(&primary, Purpose::Urgent, Kind::ReadIndex, Vec::new(), ROUND).await;
+        decode(&asked.ok()?).ok()
+    }
+
     /// Until this host's copy has the entry.
     async fn applied(&self, index: u64) {
         let mut applies = self.applies.clone();

@@ -48,7 +48,7 @@ pub(super) struct Answers {
     pub(super) shared: Arc<Shared>,
 }
 
-fn words(error: impl std::fmt::Display) -> String {
+pub(super) fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -74,9 +74,14 @@ impl Service for Answers {
                 let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
                 entrance.answer(from, &body).await
             }
-            _ if !from.purpose.is_for_peers() => Err("this is for peers".to_owned()),
-            Kind::Report | Kind::GiveUp | Kind::Roll => self.shared.answer_vigil(kind, &body).await,
-            _ => self.answer_peer(kind, &body).await,
+            Kind::Report | Kind::GiveUp | Kind::Roll if from.purpose.is_for_peers() => {
+                self.shared.answer_vigil(kind, &body).await
+            }
+            _ if from.purpose.is_for_peers() => self.answer_peer(kind, &body).await,
+            _ => match from.purpose {
+                Purpose::Host | Purpose::HostBulk => self.answer_host(from, kind, &body).await,
+                _ => Err("this is for peers".to_owned()),
+            },
         }
     }
 

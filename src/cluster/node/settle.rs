@@ -189,6 +189,7 @@ impl Settler {
             .map_err(|error| senseless(error.to_string()))?;
         let log = LogStore::new(shared.disk.clone())?;
         let machine = Machine::new(shared.shelf(), outlets.states, outlets.applies);
+        let machine = machine.recording(outlets.trail);
         let network = Network::new(id, shared.exchange.clone(), shared.quorum.subscribe());
         let raft = Raft::new(id, Arc::new(settings), network, log, machine).await;
         let raft = raft.map_err(|error| senseless(error.to_string()))?;

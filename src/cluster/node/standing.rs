@@ -14,6 +14,7 @@ use super::Shared;
 use crate::cluster::raft::log_store::disk::Op;
 use crate::cluster::raft::membership::{self, Raft};
 use crate::cluster::raft::{ELECTION_MS, network};
+use crate::cluster::session::message::Members;
 use crate::cluster::wire::Target;
 use crate::spec::HostName;
 
@@ -76,6 +77,15 @@ fn standing(shared: &Shared, raft: &Raft) -> Standing {
         if changed {
             *led = leads.then(std::time::Instant::now);
         }
+        changed
+    });
+    let peers =
+        membership.nodes().filter_map(|(_, peer)| Some((peer.name.parse().ok()?, peer.address.clone())));
+    let at = metrics.membership_config.log_id().map_or(0, |log| log.index);
+    let members = Members { at, peers: peers.collect() };
+    shared.known.send_if_modified(|known| {
+        let changed = *known != members;
+        *known = members;
         changed
     });
     let broken = metrics.running_state.as_ref().err().map(ToString::to_string);

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::ReadPolicy;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -31,6 +30,8 @@ pub(super) const QUEUE: usize = 2048;
 const PACE: Duration = Duration::from_millis(50);
 /// How long a round with a quorum may take: a confirm that comes later is worth little.
 const ROUND: Duration = Duration::from_secs(1);
+/// How long a report waits for its confirm.
+const WAIT: Duration = Duration::from_millis(700);
 /// Before a peer that cannot reach a quorum tries again.
 const AGAIN: Duration = Duration::from_millis(20);
 /// How often the planner hears of players.
@@ -120,23 +121,15 @@ impl Shared {
         encoded.map_err(|e| words(&e))
     }
 
+    /// An answer comes in any case: the line that brought the report would else be taken for dead.
     async fn reported(&self, attendance: Attendance) -> Option<Confirm> {
-        self.asked(|reply| Ask::Report(attendance, reply)).await
+        tokio::time::timeout(WAIT, self.asked(|reply| Ask::Report(attendance, reply))).await.ok()?
     }
 
     async fn asked<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.vigil.try_send(question(reply)).ok()?;
         answer.await.ok()
-    }
-
-    /// See [`Peer::ensure_primary`].
-    pub(super) async fn ensure_primary(&self) -> Result<Primary, NotPrimary> {
-        let raft = self.raft().ok_or_else(|| NotPrimary("it is no peer yet".to_owned()))?;
-        let round = tokio::time::timeout(ROUND, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
-        let read = round.map_err(|_| NotPrimary("no quorum answers".to_owned()))?;
-        let read = read.map_err(|error| NotPrimary(error.to_string()))?;
-        Ok(Primary { term: read.log_id().leader_id.term, index: read.log_id().index })
     }
 }
 

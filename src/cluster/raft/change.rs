@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Peer, PeerId};
 use crate::spec::HostName;
-use crate::state::{Envelope, Rejected, Response};
+use crate::state::{Command, Envelope, Rejected, Response};
 
 /// Outcomes that are remembered, for a proposer that asks again.
 const REMEMBERED: usize = 1024;
@@ -48,6 +48,17 @@ pub enum Change {
         /// The host.
         host: HostName,
     },
+}
+
+impl Change {
+    /// A command on its way, safe to be asked for again under the same key.
+    pub fn of(envelope: Arc<Envelope>, key: (u64, u64)) -> Change {
+        match envelope.command {
+            // Guarded by their sequence numbers; there are many of them.
+            Command::Events { .. } | Command::Inventory { .. } => Change::State(envelope),
+            _ => Change::Once { key, envelope },
+        }
+    }
 }
 
 impl fmt::Display for Change {
@@ -129,7 +140,7 @@ impl Recent {
 mod tests {
     use super::super::super::wire::{decode, encode};
     use super::*;
-    use crate::state::{Command, Target};
+    use crate::state::Target;
 
     fn name(text: &str) -> HostName {
         text.parse().unwrap()

@@ -17,7 +17,9 @@ use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt};
 
 use super::change::{Change, Outcome, Recent, Roll};
-use super::{LeaderId, LogId, Peer, PeerId, SnapshotMeta, StoredMembership, Types};
+use super::{Entry, LeaderId, LogId, Peer, PeerId, SnapshotMeta, StoredMembership, Types};
+use crate::cluster::session::message::Place;
+use crate::cluster::session::trail::{Recorder, Step};
 use crate::cluster::wire::codec::encode_unbounded;
 use crate::cluster::wire::decode;
 use crate::state::State;
@@ -71,6 +73,7 @@ pub struct Machine<S> {
     membership: StoredMembership,
     states: watch::Sender<Arc<State>>,
     applies: watch::Sender<Applied>,
+    trail: Option<Recorder>,
     shelf: S,
 }
 
@@ -83,8 +86,15 @@ impl<S: Shelf> Machine<S> {
             membership: StoredMembership::default(),
             states,
             applies,
+            trail: None,
             shelf,
         }
+    }
+
+    /// Writes what it applies on a trail, too.
+    pub fn recording(mut self, trail: Recorder) -> Machine<S> {
+        self.trail = Some(trail);
+        self
     }
 
     fn apply_change(&mut self, change: &Change) -> Outcome {
@@ -137,20 +147,29 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
     where
         Strm: Stream<Item = Result<EntryResponder<Types<RT>>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut answers = Vec::new();
+        let (mut answers, mut steps) = (Vec::new(), Vec::new());
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             self.applied = Some(entry.log_id);
+            let before = self.content.state.index;
             let outcome = match &entry.payload {
                 EntryPayload::Blank => Outcome::Nothing,
                 EntryPayload::Normal(change) => self.apply_change(change),
                 EntryPayload::Membership(_) => Outcome::Nothing,
             };
+            if self.trail.is_some() {
+                // What was applied before under its key changes nothing, here and elsewhere.
+                let applied = self.content.state.index != before;
+                steps.push(step(&entry, applied)?);
+            }
             if let Some(membership) = entry.payload.get_membership() {
                 Arc::make_mut(&mut self.content.roll).take_note(membership.nodes().map(|(id, _)| *id));
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
             }
             answers.extend(responder.map(|responder| (responder, outcome)));
+        }
+        if let Some(trail) = &self.trail {
+            trail.extend(steps, self.content.state.clone());
         }
         self.publish();
         answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
@@ -176,6 +195,9 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
         self.content = content;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        if let (Some(trail), Some(last)) = (&self.trail, &self.applied) {
+            trail.begin_anew(place(last), self.content.state.clone());
+        }
         self.publish();
         Ok(())
     }
@@ -183,6 +205,20 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
     async fn get_current_snapshot(&mut self) -> Result<Option<Snap>, io::Error> {
         Ok(self.shelf.newest().await?.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
+}
+
+fn place(log: &LogId) -> Place {
+    Place { index: log.index, term: log.leader_id.term }
+}
+
+fn step(entry: &Entry, applied: bool) -> io::Result<Step> {
+    let envelope = match &entry.payload {
+        EntryPayload::Normal(Change::State(envelope) | Change::Once { envelope, .. }) if applied => {
+            Some(encode_unbounded(&**envelope)?.into())
+        }
+        _ => None,
+    };
+    Ok(Step { place: place(&entry.log_id), envelope })
 }
 
 /// Makes one snapshot of the state as it was.

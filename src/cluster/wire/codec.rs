@@ -4,10 +4,15 @@
 //! append-only, and a reader takes exactly the bytes that were written: what is left over is an error,
 //! because it would be data that this version does not understand. Pure.
 
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::frame::MAX_BODY;
+
+/// Nothing that is read is larger: bincode makes room for a string before it looks whether its bytes are there.
+const READING: Configuration<LittleEndian, Varint, Limit<{ 1 << 30 }>> =
+    bincode::config::standard().with_limit::<{ 1 << 30 }>();
 
 /// A value that does not fit.
 #[derive(Debug, thiserror::Error)]
@@ -48,12 +53,16 @@ pub fn encode_unbounded<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError>
 /// The value of exactly these bytes. The allocations of a malicious message stay below its own bounds:
 /// the caller limits `bytes`, and serde grows collections as their elements arrive.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    let (value, used) = bincode::serde::decode_from_slice(bytes, bincode::config::standard())
-        .map_err(DecodeError::Malformed)?;
+    let (value, used) = decode_front(bytes)?;
     if used != bytes.len() {
         return Err(DecodeError::Trailing(bytes.len() - used));
     }
     Ok(value)
+}
+
+/// The value that begins these bytes, and how many of them it takes.
+pub fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), DecodeError> {
+    bincode::serde::decode_from_slice(bytes, READING).map_err(DecodeError::Malformed)
 }
 
 #[cfg(test)]
@@ -72,6 +81,13 @@ mod tests {
     #[test]
     fn what_is_too_large_is_refused_before_it_is_sent() {
         assert!(matches!(encode(&vec![0u8; MAX_BODY + 1]), Err(EncodeError::TooLarge(_))));
+    }
+
+    #[test]
+    fn a_string_that_lies_is_refused() {
+        // A String that claims 2^60 bytes.
+        let bytes = [253, 0, 0, 0, 0, 0, 0, 0, 16, b'x'];
+        assert!(matches!(decode::<String>(&bytes), Err(DecodeError::Malformed(_))));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub const FORMAT: u16 = 1;
 pub const MAX_BODY: usize = 16 * 1024 * 1024;
 /// The largest body before the handshake is over.
 pub const MAX_GREETING: usize = 4096;
+/// Room that a decoder keeps between frames.
+const KEPT: usize = 64 * 1024;
 /// Bytes of the header behind the length.
 const HEADER: usize = 18;
 
@@ -163,6 +165,10 @@ impl Decoder {
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.start = 0;
+            if self.buffer.is_empty() {
+                // One large frame must not keep its memory for the life of the connection.
+                self.buffer.shrink_to(KEPT);
+            }
         }
         self.buffer.extend_from_slice(bytes);
     }

@@ -90,8 +90,15 @@ struct Operator {
 }
 
 type Reply = oneshot::Sender<Result<Vec<u8>, CallError>>;
-/// Sent, and when; without an answer yet.
-type Waiting = BTreeMap<u64, (Instant, Reply)>;
+
+/// The asking of one connection.
+struct Waiting {
+    /// Sent, and when; without an answer yet.
+    calls: BTreeMap<u64, (Instant, Reply)>,
+    /// When anything was heard last.
+    heard: Instant,
+}
+
 type Pending = Mutex<Waiting>;
 
 impl Operator {
@@ -130,7 +137,7 @@ impl Operator {
     }
 
     async fn talk(&mut self, reader: Reader, writer: Writer, first: Call) {
-        let pending = Pending::default();
+        let pending = Pending::new(Waiting { calls: BTreeMap::new(), heard: Instant::now() });
         let silence = match self.purpose {
             Purpose::Urgent => Duration::from_secs(1),
             _ => Duration::from_secs(10),
@@ -163,7 +170,7 @@ async fn send(
             request += 1;
             let ttl_ms = u32::try_from(call.ttl.as_millis()).unwrap_or(u32::MAX);
             frames.push(Frame { kind: call.kind, request, ttl_ms, body: call.body });
-            locked(pending).insert(request, (Instant::now(), call.reply));
+            locked(pending).calls.insert(request, (Instant::now(), call.reply));
         }
         if !frames.is_empty() {
             asked = Instant::now();
@@ -176,12 +183,13 @@ async fn send(
             Ok(_) => {}
             Err(_) => {
                 let mut pending = locked(pending);
-                let waited = pending.values().next().map(|(since, _)| since.elapsed());
-                // An answer drops its entry; what nobody waits for is dropped when it is old.
-                if waited.is_some_and(|waited| waited > silence) {
+                let waited = pending.calls.values().next().map(|(since, _)| since.elapsed());
+                // An answer drops its entry; what nobody waits for is dropped when it is old. One that takes long
+                // says nothing of the connection as long as others are answered.
+                if waited.is_some_and(|waited| waited > silence) && pending.heard.elapsed() > silence {
                     return;
                 }
-                pending.retain(|_, (since, reply)| !reply.is_closed() || since.elapsed() <= silence);
+                pending.calls.retain(|_, (since, reply)| !reply.is_closed() || since.elapsed() <= silence);
                 if waited.is_none() && asked.elapsed() > IDLE {
                     return;
                 }
@@ -192,7 +200,11 @@ async fn send(
 
 async fn receive(mut reader: Reader, pending: &Pending) {
     while let Ok(frame) = reader.next().await {
-        let asked = locked(pending).remove(&frame.request);
+        let asked = {
+            let mut pending = locked(pending);
+            pending.heard = Instant::now();
+            pending.calls.remove(&frame.request)
+        };
         let Some((_, reply)) = asked else { continue };
         let answer = match frame.kind {
             Kind::Answer => Ok(frame.body),

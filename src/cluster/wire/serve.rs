@@ -20,8 +20,10 @@ use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
 use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
 
-/// Connections at once.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at once: two of each of 500 hosts, and those of the peers.
+const MAX_CONNECTIONS: usize = 1024 + PEERS;
+/// As many of them are for peers alone, so that hosts never keep peers out.
+const PEERS: usize = 128;
 /// Requests of one connection at work at once.
 const MAX_REQUESTS: usize = 64;
 /// From the accept to the end of the handshake.
@@ -83,10 +85,10 @@ impl Server {
                     continue;
                 }
             };
-            let full = connections.len() >= MAX_CONNECTIONS;
+            let room = MAX_CONNECTIONS.saturating_sub(connections.len());
             let (service, tls) = (service.clone(), self.tls.clone());
             connections.spawn(async move {
-                let greeted = greet(&*service, tls, socket, full);
+                let greeted = greet(&*service, tls, socket, room);
                 if let Ok(Some((hello, reader, writer))) = tokio::time::timeout(GREETING, greeted).await {
                     match hello.purpose {
                         Purpose::Snapshot => receive_snapshot(&*service, hello, reader, writer).await,
@@ -103,7 +105,7 @@ async fn greet<S: Service>(
     service: &S,
     tls: Option<Arc<Tls>>,
     socket: TcpStream,
-    full: bool,
+    room: usize,
 ) -> Option<(Hello, Reader, Writer)> {
     socket.set_nodelay(true).ok()?;
     let (socket, certificate): (Box<dyn Duplex>, _) = match &tls {
@@ -120,6 +122,7 @@ async fn greet<S: Service>(
     let first = reader.next().await.ok().filter(|frame| frame.kind == Kind::Hello)?;
     let hello: Hello = decode(&first.body).ok()?;
     let ours = service.ours();
+    let full = room <= if hello.purpose.is_for_peers() { 0 } else { PEERS };
     let judged = match &certificate {
         _ if full => Err(Refusal::Busy(ours.host.clone())),
         Some(certificate) if !certificate.names(&hello.host) => Err(Refusal::Certificate(hello.host.clone())),

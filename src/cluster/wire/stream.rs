@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use super::codec::{DecodeError, EncodeError};
 use super::frame::{Decoder, Frame, FrameError, MAX_BODY, MAX_GREETING};
 
-/// How much is read at once.
-const CHUNK: usize = 64 * 1024;
+/// How much is read at once, at first and at most: most connections carry little, and a peer has many.
+const CHUNK: (usize, usize) = (4 * 1024, 64 * 1024);
 
 // For openraft, which knows the storage's failures as those of input and output.
 impl From<EncodeError> for io::Error {
@@ -60,7 +60,7 @@ pub struct Writer {
 /// Both ends of a socket; bodies are small until [`Reader::greeted`].
 pub fn split(socket: Box<dyn Duplex>) -> (Reader, Writer) {
     let (read, write) = tokio::io::split(socket);
-    let reader = Reader { half: read, decoder: Decoder::new(MAX_GREETING), chunk: vec![0; CHUNK] };
+    let reader = Reader { half: read, decoder: Decoder::new(MAX_GREETING), chunk: vec![0; CHUNK.0] };
     (reader, Writer { half: write, out: Vec::new() })
 }
 
@@ -78,7 +78,12 @@ impl Reader {
             }
             match self.half.read(&mut self.chunk).await? {
                 0 => return Err(ReadError::Closed),
-                read => self.decoder.feed(&self.chunk[..read]),
+                read => {
+                    self.decoder.feed(&self.chunk[..read]);
+                    if read == self.chunk.len() && read < CHUNK.1 {
+                        self.chunk.resize(2 * read, 0);
+                    }
+                }
             }
         }
     }
@@ -91,7 +96,7 @@ impl Writer {
         frames.iter().for_each(|frame| frame.write(&mut self.out));
         self.half.write_all(&self.out).await?;
         // One large frame must not keep its memory for the life of the connection.
-        self.out.shrink_to(CHUNK);
+        self.out.shrink_to(CHUNK.0);
         self.half.flush().await
     }
 
