@@ -13,5 +13,7 @@ use host::PATIENCE;
 mod cluster;
 #[path = "agents/looking.rs"]
 mod looking;
+#[path = "agents/losing.rs"]
+mod losing;
 #[path = "agents/operating.rs"]
 mod operating;

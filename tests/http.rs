@@ -10,6 +10,8 @@ mod server;
 
 #[path = "http/changing.rs"]
 mod changing;
+#[path = "http/elsewhere.rs"]
+mod elsewhere;
 #[path = "http/following.rs"]
 mod following;
 #[path = "http/metrics.rs"]

