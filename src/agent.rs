@@ -23,6 +23,7 @@ pub mod resolve;
 pub mod ring;
 pub mod spec_file;
 pub mod start;
+pub mod strike;
 pub mod supervise;
 
 pub use handle::Handle;

@@ -16,10 +16,12 @@ pub mod demo_zone;
 pub mod dev;
 pub mod exit;
 pub mod generate;
+pub mod hosts;
 pub mod kill_test;
 pub mod look;
 pub mod operate;
 pub mod output;
+pub mod peers;
 mod pidfd;
 pub mod render;
 pub mod serve;
@@ -71,7 +73,7 @@ enum Command {
     /// Make the processes of a cluster.toml the cluster's.
     Apply(declare::ApplyArgs),
     /// Show the state of cluster, agent and keeper. Exits 1 if it is not healthy.
-    Status,
+    Status(look::StatusArgs),
     /// List instances.
     Ps(look::PsArgs),
     /// Show what happened, and with -f what happens.
@@ -80,6 +82,14 @@ enum Command {
     Logs(look::LogsArgs),
     /// Show what was found out about an instance when it last hung.
     HangReport(look::HangReportArgs),
+    /// List hosts, or give one up by hand.
+    Hosts(hosts::HostsArgs),
+    /// Let all instances of a host go elsewhere, and none come to it.
+    Drain(hosts::DrainArgs),
+    /// Let instances come to a host again.
+    Undrain(hosts::UndrainArgs),
+    /// List the peers, which keep the cluster's state, or change them.
+    Peers(peers::PeersArgs),
     /// Replace runs by new ones.
     Restart(operate::RestartArgs),
     /// Stop instances until `start`; restarts and reboots do not bring them back.
@@ -145,11 +155,15 @@ impl Command {
         match self {
             Command::Plan(args) => declare::plan(&args, api, out).await,
             Command::Apply(args) => declare::apply(&args, api, out).await,
-            Command::Status => look::status(api, out).await,
+            Command::Status(args) => look::status(&args, api, out).await,
             Command::Ps(args) => look::ps(&args, api, out).await,
             Command::Events(args) => look::events(&args, api, out).await,
             Command::Logs(args) => look::logs(&args, api, out).await,
             Command::HangReport(args) => look::hang_report(&args, api, out).await,
+            Command::Hosts(args) => hosts::hosts(args, api, out).await,
+            Command::Drain(args) => hosts::drain(args, api, out).await,
+            Command::Undrain(args) => hosts::undrain(&args, api, out).await,
+            Command::Peers(args) => peers::peers(args, api, out).await,
             Command::Restart(args) => operate::restart(args, api, out).await,
             Command::Stop(args) => operate::stop(args, api, out).await,
             Command::Start(args) => operate::start(args, api, out).await,

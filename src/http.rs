@@ -8,19 +8,29 @@
 pub mod view;
 
 mod directory;
-mod events;
+mod elsewhere;
+mod entrance;
+pub(crate) mod events;
+mod hosts;
 mod idempotency;
 mod instances;
 mod listen;
 mod logs;
+mod muster;
 mod names;
+mod news;
 mod operate;
+mod peers;
+mod piece;
 mod problem;
 mod router;
 mod server;
 mod snapshots;
 mod spec;
+mod status;
+mod strike;
 mod tail;
+mod trail;
 
 pub use listen::{ListenError, Listeners};
 pub use server::{ServeError, serve};

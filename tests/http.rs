@@ -12,6 +12,8 @@ mod server;
 mod changing;
 #[path = "http/directory.rs"]
 mod directory;
+#[path = "http/elsewhere.rs"]
+mod elsewhere;
 #[path = "http/following.rs"]
 mod following;
 #[path = "http/metrics.rs"]

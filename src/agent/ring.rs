@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::{AskError, Proposal};
-use crate::cluster::node::{NotPrimary, Peer, ProposeError, Standing, Watched};
+use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing, Watched};
+use crate::cluster::raft::membership::Member;
 use crate::cluster::session::Attached;
-use crate::cluster::wire::{EncodeError, Kind, decode, encode};
+use crate::cluster::wire::{EncodeError, Exchange, Kind, decode, encode};
 use crate::plan::Liveness;
 use crate::plan::liveness::{Attendance, Confirm};
 use crate::spec::HostName;
@@ -40,6 +41,9 @@ pub enum RingError {
     /// Nobody who may.
     #[error(transparent)]
     NotPrimary(#[from] NotPrimary),
+    /// The peers stay as they are.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
 }
 
 impl Ring {
@@ -62,6 +66,67 @@ impl Ring {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => peer.report(attendance, ttl).await,
             Ring::Attached(attached) => attached.report(&attendance, ttl).await,
+        }
+    }
+
+    /// The lines to other agents; `None`: there are none.
+    pub fn exchange(&self) -> Option<&Exchange> {
+        match self {
+            Ring::Alone(_) => None,
+            Ring::Peer(peer) => Some(peer.exchange()),
+            Ring::Attached(attached) => Some(attached.exchange()),
+        }
+    }
+
+    /// What this host is in the cluster: `alone`, `peer` or `attached`.
+    pub fn role(&self) -> &'static str {
+        match self {
+            Ring::Alone(_) => "alone",
+            Ring::Peer(_) => "peer",
+            Ring::Attached(_) => "attached",
+        }
+    }
+
+    /// The peer that serves this host, which is none itself.
+    pub fn served_by(&self) -> Option<HostName> {
+        match self {
+            Ring::Alone(_) | Ring::Peer(_) => None,
+            Ring::Attached(attached) => attached.served_by().borrow().clone(),
+        }
+    }
+
+    /// The peers, as far as this host knows; `None`: only peers know.
+    pub fn peers(&self) -> Option<Vec<Member>> {
+        match self {
+            Ring::Alone(_) | Ring::Attached(_) => None,
+            Ring::Peer(peer) => Some(peer.peers()),
+        }
+    }
+
+    /// Lets a host become a peer that is not in the founders' file.
+    pub async fn add_peer(&self, host: HostName, address: String) -> Result<(), RingError> {
+        match self {
+            Ring::Alone(_) => Err(RingError::Alone),
+            Ring::Peer(peer) => Ok(peer.add_peer(host, address).await?),
+            Ring::Attached(attached) => Ok(attached.add_peer(host, address).await?),
+        }
+    }
+
+    /// Takes a host out of the peers.
+    pub async fn remove_peer(&self, host: HostName) -> Result<(), RingError> {
+        match self {
+            Ring::Alone(_) => Err(RingError::Alone),
+            Ring::Peer(peer) => Ok(peer.remove_peer(host).await?),
+            Ring::Attached(attached) => Ok(attached.remove_peer(host).await?),
+        }
+    }
+
+    /// Lets a peer vote.
+    pub async fn promote_peer(&self, host: HostName) -> Result<(), RingError> {
+        match self {
+            Ring::Alone(_) => Err(RingError::Alone),
+            Ring::Peer(peer) => Ok(peer.promote_peer(host).await?),
+            Ring::Attached(attached) => Ok(attached.promote_peer(host).await?),
         }
     }
 

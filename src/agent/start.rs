@@ -28,6 +28,7 @@ use super::ring::{self, Ring};
 use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
 use super::{attendance, planner, reload};
+use crate::cluster::tunnel::Entrance;
 use crate::config::{Config, HostSettings};
 use crate::descriptors;
 use crate::http::view::EventView;
@@ -136,7 +137,9 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     // Before all else: it refuses a second agent, which would take the keeper from the first.
     let socket = config.host.runtime_dir.join("api.sock");
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
-    let (handle, tasks, parts) = assemble(options, &config).await?;
+    let (entrance, tunnelled) = Entrance::new();
+    let listeners = listeners.with_tunnel(tunnelled);
+    let (handle, tasks, parts) = assemble(options, &config, entrance).await?;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -236,7 +239,11 @@ fn handle(
     Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, ring, state, events }
 }
 
-async fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Tasks, Parts), AgentError> {
+async fn assemble(
+    options: &AgentOptions,
+    config: &Config,
+    entrance: Entrance,
+) -> Result<(Handle, Tasks, Parts), AgentError> {
     let host = &config.host;
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
@@ -247,7 +254,7 @@ async fn assemble(options: &AgentOptions, config: &Config) -> Result<(Handle, Ta
     let (liveness_told, liveness) = watch::channel(Arc::new(Liveness::default()));
     let (drift, drift_seen) = watch::channel(None);
     let (settings, settings_seen) = watch::channel(Arc::new(host.clone()));
-    let (ring, state, copy) = ring::copy::open(config).await?;
+    let (ring, state, copy) = ring::copy::open(config, entrance).await?;
     let (attended, carrier, joined) = attendance::ends(ring.is_alone());
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());

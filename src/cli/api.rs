@@ -113,6 +113,18 @@ impl Api {
         self.parse(path, &bytes)
     }
 
+    /// `GET`, the answer as JSON, and the value of a header that it may have.
+    pub async fn get_noting<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        header: &str,
+    ) -> Result<(T, Option<String>), ApiError> {
+        let response = self.send(Method::GET, path, "", Bytes::new()).await?;
+        let note = response.headers().get(header).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let bytes = self.read_out(path, response).await?;
+        Ok((self.parse(path, &bytes)?, note))
+    }
+
     /// `GET`, the answer as text.
     pub async fn text(&self, path: &str) -> Result<String, ApiError> {
         let bytes = self.whole(Method::GET, path, "", Bytes::new()).await?;
@@ -152,6 +164,10 @@ impl Api {
     /// One request, its whole answer.
     async fn whole(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Bytes, ApiError> {
         let response = self.send(method, path, kind, body).await?;
+        self.read_out(path, response).await
+    }
+
+    async fn read_out(&self, path: &str, response: Response<Incoming>) -> Result<Bytes, ApiError> {
         let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER);
         let read = tokio::time::timeout(PATIENCE, body.collect()).await;
         match read.map_err(|_| ApiError::Silent { address: self.address.clone() })? {

@@ -1,8 +1,9 @@
 //! `kill-test`: kills or hangs random instances, one after another, and measures how fast they are back.
 //!
 //! For game days. The blow comes from outside (a signal to the process, not a request to the agent), so that
-//! what is tested is what a real fault would meet; it is announced first, so that the cause is known. Times
-//! are taken on this process's monotonic clock, from the signal to the arrival of the agent's event.
+//! what is tested is what a real fault would meet; on other hosts their agents send it. It is announced first, so that
+//! the cause is known. Times are taken on this process's monotonic clock, from the signal to the arrival of the agent's
+//! event. `--host` kills a whole host.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
@@ -19,13 +20,15 @@ use super::look::EventStream;
 use super::operate::Name;
 use super::output::Output;
 use crate::http::view::{InstanceView, StatusView};
-use crate::spec::InstanceId;
+use crate::spec::{HostName, InstanceId};
 
 mod comeback;
 mod figures;
+mod host;
 mod victim;
 
 pub use figures::Figures;
+pub use host::{HostKillView, ReturnView};
 
 /// How often a SIGSEGV is repeated.
 const INSISTENCE: u32 = 3;
@@ -36,6 +39,10 @@ pub struct KillTestArgs {
     /// Only instances of this process (zone), or only this instance (zone.3).
     #[arg(value_name = "NAME")]
     name: Option<Name>,
+    /// Kill this whole host at once: its agent, its keeper and all that runs there. Then everything must come back,
+    /// elsewhere or there.
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["name", "count", "signal", "seed"])]
+    host: Option<HostName>,
     /// How many blows.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
@@ -126,7 +133,7 @@ pub struct KillView {
 pub async fn run(args: &KillTestArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
     if !api.address().is_local() {
         return Err(Failure::Usage(format!(
-            "kill-test sends signals itself: run it on the agent's machine, not through {}",
+            "kill-test sends signals itself: run it on a machine with an agent, not through {}",
             api.address()
         )));
     }
@@ -134,17 +141,20 @@ pub async fn run(args: &KillTestArgs, api: &Api, out: &Output) -> Result<Exit, F
     if !args.yes && !confirmed(args)? {
         return Err(Failure::NotSo("nothing was done".to_owned()));
     }
+    if let Some(host) = &args.host {
+        return host::run(host, args.timeout, api, out).await;
+    }
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut events = EventStream::open(api, None).await.ok();
+    let mut events = EventStream::open(api, None, None).await.ok();
     let bar = out.progress(u64::from(args.count), "kill-test");
     let mut kills = Vec::new();
     while kills.len() < args.count as usize {
-        let chosen = choose(args, &status, &mut random, api).await?;
+        let chosen = choose(args, &mut random, api).await?;
         bar.set_message(format!("{} to {}", args.signal.signal(), chosen.instance));
         let number = kills.len() + 1;
         // None: it died or changed between the choice and the blow; choose again.
-        if let Some(kill) = strike(args, &chosen, number, &mut events, api).await? {
+        if let Some(kill) = strike(args, &chosen, number, &status.host, &mut events, api).await? {
             kills.push(kill);
         }
         bar.set_position(kills.len() as u64);
@@ -161,7 +171,10 @@ fn confirmed(args: &KillTestArgs) -> Result<bool, Failure> {
         return Ok(true);
     }
     let whom = args.name.as_ref().map_or("any process".to_owned(), ToString::to_string);
-    eprint!("Send {} to {} random instances of {whom}? [y/N] ", args.signal.signal(), args.count);
+    match &args.host {
+        Some(host) => eprint!("Kill the whole host {host} with all that runs there? [y/N] "),
+        None => eprint!("Send {} to {} random instances of {whom}? [y/N] ", args.signal.signal(), args.count),
+    }
     io::stderr().flush().map_err(Failure::Output)?;
     let mut answer = String::new();
     io::stdin()
@@ -171,12 +184,7 @@ fn confirmed(args: &KillTestArgs) -> Result<bool, Failure> {
 }
 
 /// A random instance that is ready, waiting for one if need be.
-async fn choose(
-    args: &KillTestArgs,
-    status: &StatusView,
-    random: &mut fastrand::Rng,
-    api: &Api,
-) -> Result<InstanceView, Failure> {
+async fn choose(args: &KillTestArgs, random: &mut fastrand::Rng, api: &Api) -> Result<InstanceView, Failure> {
     let path = match &args.name {
         None => "/v1/instances".to_owned(),
         Some(Name::Process(process)) => format!("/v1/instances?process={process}"),
@@ -185,9 +193,7 @@ async fn choose(
     let began = Instant::now();
     loop {
         let list: Vec<InstanceView> = api.get(&path).await?;
-        let fit = |i: &&InstanceView| {
-            i.state == "ready" && i.host == status.host && i.pid.is_some() && i.run.is_some()
-        };
+        let fit = |i: &&InstanceView| i.state == "ready" && i.pid.is_some() && i.run.is_some();
         let ready: Vec<&InstanceView> = list.iter().filter(fit).collect();
         let victims: Vec<&&InstanceView> =
             ready.iter().filter(|i| args.signal.shows_in(&i.heartbeat.mode)).collect();
@@ -210,7 +216,7 @@ async fn choose(
                     i.instance, i.state
                 ),
             };
-            return Err(Failure::NotSo(format!("nothing to test: {why} on {}", status.host)));
+            return Err(Failure::NotSo(format!("nothing to test: {why}")));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -221,23 +227,24 @@ async fn strike(
     args: &KillTestArgs,
     chosen: &InstanceView,
     number: usize,
+    here: &HostName,
     events: &mut Option<EventStream>,
     api: &Api,
 ) -> Result<Option<KillView>, Failure> {
     let signal = args.signal.signal();
     let text = format!("kill-test sends {signal} ({number} of {})", args.count);
     api.tell("/v1/announce", &json!({ "instance": chosen.instance, "text": text })).await?;
-    let Some(victim) = victim::aim(chosen, api).await? else { return Ok(None) };
+    let Some(victim) = victim::aim(chosen, here, api).await? else { return Ok(None) };
     let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let struck = Instant::now();
-    if !victim.strike(signal)? {
+    if !victim.strike(signal).await? {
         return Ok(None);
     }
     let comeback = comeback::await_it(&victim, struck, args.timeout, events, api);
     let (back, ()) = tokio::join!(comeback, insist(&victim, args.signal));
     if !back.complete() && args.signal == Blow::Stop {
         // Do not leave a healthy process stopped because nobody noticed.
-        victim.strike(Signal::SIGCONT)?;
+        victim.strike(Signal::SIGCONT).await?;
     }
     let within = humantime::format_duration(args.timeout);
     let detail = match (back.restarted, back.complete()) {
@@ -264,7 +271,7 @@ async fn strike(
 async fn insist(victim: &victim::Victim, blow: Blow) {
     for _ in 0..if blow == Blow::Segv { INSISTENCE } else { 0 } {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        if !victim.strike(blow.signal()).unwrap_or(false) {
+        if !victim.strike(blow.signal()).await.unwrap_or(false) {
             return;
         }
     }

@@ -1,5 +1,7 @@
 //! `status`, `ps`, `events`, `logs` and `hang-report`: what is and what was.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
@@ -8,12 +10,40 @@ use super::exit::{Exit, Failure};
 use super::operate::Name;
 use super::output::Output;
 use super::render;
+use crate::http::events::UNREACHABLE;
 use crate::http::view::{EventView, InstanceView, StatusView};
-use crate::spec::InstanceId;
+use crate::spec::{HostName, InstanceId};
+
+/// Which host is asked.
+#[derive(Clone, Debug, Default, Args)]
+pub struct At {
+    /// Only what this host says. Default: all of the cluster that concerns this.
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<HostName>,
+}
+
+impl At {
+    /// A path with what narrows it.
+    pub fn path(&self, path: &str, narrowed: &[Option<String>]) -> String {
+        let host = self.host.as_ref().map(|host| format!("host={host}"));
+        let query: Vec<String> = narrowed.iter().flatten().cloned().chain(host).collect();
+        if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
+    }
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The status of this host. Default: that of the agent that is asked.
+    #[arg(long, value_name = "HOST")]
+    host: Option<HostName>,
+}
 
 /// `ps`
 #[derive(Debug, Args)]
 pub struct PsArgs {
+    #[command(flatten)]
+    at: At,
     /// Only this process (zone) or instance (zone.3).
     #[arg(value_name = "NAME")]
     name: Option<Name>,
@@ -22,6 +52,8 @@ pub struct PsArgs {
 /// `events`
 #[derive(Debug, Args)]
 pub struct EventsArgs {
+    #[command(flatten)]
+    at: At,
     /// Go on with what happens, until interrupted.
     #[arg(long, short)]
     follow: bool,
@@ -33,6 +65,8 @@ pub struct EventsArgs {
 /// `logs`
 #[derive(Debug, Args)]
 pub struct LogsArgs {
+    #[command(flatten)]
+    at: At,
     /// Go on with what is written, until interrupted.
     #[arg(long, short)]
     follow: bool,
@@ -53,6 +87,8 @@ pub struct LogsArgs {
 /// `hang-report`
 #[derive(Debug, Args)]
 pub struct HangReportArgs {
+    #[command(flatten)]
+    at: At,
     /// Of which instance.
     #[arg(value_name = "INSTANCE")]
     instance: InstanceId,
@@ -79,19 +115,24 @@ pub struct HangReportView {
 }
 
 /// `status`: exit code 1 when something is not healthy.
-pub async fn status(api: &Api, out: &Output) -> Result<Exit, Failure> {
-    let status: StatusView = api.get("/v1/status").await?;
+pub async fn status(args: &StatusArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
+    let at = At { host: args.host.clone() };
+    let status: StatusView = api.get(&at.path("/v1/status", &[])).await?;
     out.answer(&status, |page| render::status(&status, page))?;
     Ok(if render::complaints(&status).is_empty() { Exit::Ok } else { Exit::NotSo })
 }
 
+/// The query that names a process or an instance.
+pub fn named(name: &Name) -> String {
+    match name {
+        Name::Process(process) => format!("process={process}"),
+        Name::Instance(instance) => format!("instance={instance}"),
+    }
+}
+
 /// `ps`: exit code 1 when there is nothing of that name.
 pub async fn ps(args: &PsArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
-    let path = match &args.name {
-        None => "/v1/instances".to_owned(),
-        Some(Name::Process(process)) => format!("/v1/instances?process={process}"),
-        Some(Name::Instance(instance)) => format!("/v1/instances?instance={instance}"),
-    };
+    let path = args.at.path("/v1/instances", &[args.name.as_ref().map(named)]);
     let list: Vec<InstanceView> = api.get(&path).await?;
     match &args.name {
         Some(name) if list.is_empty() && !out.json => {
@@ -108,23 +149,24 @@ pub async fn ps(args: &PsArgs, api: &Api, out: &Output) -> Result<Exit, Failure>
 
 /// `events`
 pub async fn events(args: &EventsArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
-    let filter = args.instance.as_ref().map(|i| format!("instance={i}")).unwrap_or_default();
-    let query = if filter.is_empty() { String::new() } else { format!("?{filter}") };
-    if !args.follow {
-        let past: Vec<EventView> = api.get(&format!("/v1/events{query}")).await?;
-        past.iter().try_for_each(|event| print_event(event, out))?;
-        return Ok(Exit::Ok);
-    }
+    let path = args.at.path("/v1/events", &[args.instance.as_ref().map(|i| format!("instance={i}"))]);
     // The stream is opened before the past is asked for, so that nothing falls in between.
-    let mut stream = EventStream::open(api, args.instance.as_ref()).await?;
-    let past: Vec<EventView> = api.get(&format!("/v1/events{query}")).await?;
+    let stream = match args.follow {
+        true => Some(EventStream::open(api, args.instance.as_ref(), args.at.host.as_ref()).await?),
+        false => None,
+    };
+    let (past, missing) = api.get_noting::<Vec<EventView>>(&path, UNREACHABLE).await?;
     past.iter().try_for_each(|event| print_event(event, out))?;
-    let newest = past.last().map(|event| event.seq);
+    if let Some(hosts) = missing {
+        eprintln!("no events of {hosts}: not reachable");
+    }
+    let Some(mut stream) = stream else { return Ok(Exit::Ok) };
+    let mark = |event: &EventView| (event.host.clone(), event.seq, event.at.clone());
+    // The stream begins with the past, too: what was shown is not shown again.
+    let shown: BTreeSet<_> = past.iter().map(mark).collect();
     loop {
-        for event in stream.next().await? {
-            if Some(event.seq) > newest {
-                print_event(&event, out)?;
-            }
+        for event in stream.next().await?.iter().filter(|event| !shown.contains(&mark(event))) {
+            print_event(event, out)?;
         }
     }
 }
@@ -145,9 +187,14 @@ impl EventStream {
     const PATH: &str = "/v1/events?follow=true";
 
     /// Starts to follow; what happens from now on is seen.
-    pub async fn open(api: &Api, instance: Option<&InstanceId>) -> Result<EventStream, ApiError> {
+    pub async fn open(
+        api: &Api,
+        instance: Option<&InstanceId>,
+        host: Option<&HostName>,
+    ) -> Result<EventStream, ApiError> {
         let filter = instance.map(|i| format!("&instance={i}")).unwrap_or_default();
-        let stream = api.stream(&format!("{}{filter}", Self::PATH)).await?;
+        let host = host.map(|host| format!("&host={host}")).unwrap_or_default();
+        let stream = api.stream(&format!("{}{filter}{host}", Self::PATH)).await?;
         Ok(EventStream { api: api.clone(), stream, parser: lines::Events::default() })
     }
 
@@ -174,10 +221,12 @@ impl EventStream {
 /// `logs`
 pub async fn logs(args: &LogsArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
     let stream = if args.stderr { "stderr" } else { "stdout" };
-    let mut path = format!("/v1/instances/{}/logs?stream={stream}&lines={}", args.instance, args.lines);
-    if args.follow {
-        path.push_str("&follow=true");
-    }
+    let narrowed = [
+        Some(format!("stream={stream}")),
+        Some(format!("lines={}", args.lines)),
+        args.follow.then(|| "follow=true".to_owned()),
+    ];
+    let path = args.at.path(&format!("/v1/instances/{}/logs", args.instance), &narrowed);
     let print = |line: String| {
         out.line(&LogLineView { instance: args.instance.clone(), stream: stream.to_owned(), line })
     };
@@ -196,7 +245,8 @@ pub async fn logs(args: &LogsArgs, api: &Api, out: &Output) -> Result<Exit, Fail
 
 /// `hang-report`
 pub async fn hang_report(args: &HangReportArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
-    let report = api.text(&format!("/v1/instances/{}/hang-report", args.instance)).await?;
+    let path = args.at.path(&format!("/v1/instances/{}/hang-report", args.instance), &[]);
+    let report = api.text(&path).await?;
     let view = HangReportView { instance: args.instance.clone(), report };
     out.answer(&view, |_| view.report.clone())?;
     Ok(Exit::Ok)

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::Color;
 
-use crate::http::view::{ExitView, InstanceView, PlanView, StatusView};
+use crate::http::view::{ExitView, HostCounts, InstanceView, PlanView, StatusView};
 
 pub mod event;
+pub mod hosts;
 #[cfg(test)]
 pub mod sample;
 pub mod table;
@@ -84,7 +85,8 @@ pub fn counted(count: usize, noun: &str) -> String {
 pub fn state_colour(state: &str) -> Option<Color> {
     match state {
         "ready" => Some(Color::Green),
-        "failed" => Some(Color::Red),
+        "failed" | "unreachable" => Some(Color::Red),
+        "superseded" => Some(Color::Yellow),
         "waiting" | "starting" | "draining" | "stopping" | "backoff" => Some(Color::Yellow),
         "paused" | "stopped" => Some(Color::DarkGrey),
         _ => None,
@@ -176,8 +178,18 @@ pub fn complaints(status: &StatusView) -> Vec<String> {
     } else if status.keeper.is_none() {
         all.push("the agent has no keeper: nothing can be started".to_owned());
     }
+    if let Some(why) = &status.broken {
+        all.push(format!("nothing changes here until the agent is started again: {why}"));
+    }
     if !status.quorum {
         all.push("there is no quorum: nothing can be changed".to_owned());
+    }
+    if !status.brake.is_empty() {
+        let hosts = status.brake.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        all.push(format!(
+            "so many hosts are silent that none is declared down: {hosts}; `bigbrother hosts declare-down HOST` \
+             goes on by hand"
+        ));
     }
     match status.instances.get("failed") {
         None | Some(0) => {}
@@ -201,6 +213,9 @@ pub fn status(status: &StatusView, page: &Page) -> String {
         None => " (no primary known)".to_owned(),
     };
     line("host", format!("{}{primary}", status.host));
+    if status.role != "alone" {
+        line("hosts", hosts_of(status));
+    }
     let starting = if status.starting.is_some() { ", starting" } else { "" };
     line("agent", format!("version {}, up {}{starting}", status.version, page.since(&status.started_at)));
     line(
@@ -221,6 +236,15 @@ pub fn status(status: &StatusView, page: &Page) -> String {
         "instances",
         if states.is_empty() { "0".to_owned() } else { format!("{total}: {}", states.join(", ")) },
     );
+    for (instance, why) in &status.unplaced {
+        line("unplaced", format!("{instance}: {why}"));
+    }
+    if status.superseded > 0 {
+        line(
+            "superseded",
+            format!("{} (`bigbrother ps` shows them)", counted(status.superseded as usize, "run")),
+        );
+    }
     if let Some(drift) = &status.spec_drift {
         line("drift", page.paint(drift, Some(Color::Yellow)));
     }
@@ -228,6 +252,20 @@ pub fn status(status: &StatusView, page: &Page) -> String {
         line("unhealthy", page.paint(&complaint, Some(Color::Red)));
     }
     text
+}
+
+/// `3 up, 1 down; this is a peer`
+fn hosts_of(status: &StatusView) -> String {
+    let HostCounts { up, down, silent } = status.hosts;
+    let of = |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}"));
+    let counts = [Some(format!("{up} up")), of(silent.unwrap_or(0), "silent"), of(down, "down")];
+    let counts = counts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let place = match (&status.peer, status.role.as_str()) {
+        (Some(peer), _) => format!("this one is attached to {peer}"),
+        (None, "attached") => "this one is attached to nobody now".to_owned(),
+        (None, role) => format!("this one is a {role}"),
+    };
+    format!("{counts}; {place}, term {}", status.term)
 }
 
 /// `plan` and what `apply` did.

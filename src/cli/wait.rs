@@ -114,7 +114,7 @@ pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Ver
     }
 }
 
-/// The instances of this host that any of the targets means.
+/// The instances that any of the targets means.
 pub async fn targeted(api: &Api, targets: &[Target]) -> Result<Instances, Failure> {
     let all: Vec<InstanceView> = api.get("/v1/instances").await?;
     let meant = |id: &InstanceId| {
@@ -124,7 +124,9 @@ pub async fn targeted(api: &Api, targets: &[Target]) -> Result<Instances, Failur
             Target::Instance(instance) => id == instance,
         })
     };
-    Ok(all.into_iter().filter(|i| meant(&i.instance)).map(|i| (i.instance.clone(), i)).collect())
+    // One that is superseded comes after the one that belongs, which counts.
+    let meant = all.into_iter().rev().filter(|i| meant(&i.instance));
+    Ok(meant.map(|i| (i.instance.clone(), i)).collect())
 }
 
 /// Waits until every targeted instance is as wanted, or will not be, or the time is over.

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -35,6 +35,7 @@ use super::session::desk::Desk;
 use super::session::message::Members;
 use super::session::trail::{self, Recorder};
 use super::tls::{Tls, TlsError};
+use super::tunnel::Entrance;
 use super::wire::hello::Ours;
 use super::wire::{Dialer, Exchange, Server, Target};
 use crate::config::TlsFiles;
@@ -129,6 +130,8 @@ struct Shared {
     vigil: mpsc::Sender<vigil::Ask>,
     /// What hosts tell the primary beside the state.
     liveness: watch::Sender<Arc<Liveness>>,
+    /// Where requests of other agents go; empty: the API is not up yet.
+    tunnel: OnceLock<Entrance>,
     /// One change of the peers at a time.
     changing: tokio::sync::Mutex<()>,
     /// With `number`: the key of a proposal. Random per life of this peer.
@@ -209,6 +212,7 @@ impl Node {
             led: watch::channel(None).0,
             vigil,
             liveness: watch::channel(Arc::default()).0,
+            tunnel: OnceLock::new(),
             changing: tokio::sync::Mutex::default(),
             origin: fastrand::u64(..),
             number: AtomicU64::new(0),
@@ -281,6 +285,16 @@ impl Peer {
     /// The peers as this one knows them; only the primary knows who answers.
     pub fn peers(&self) -> Vec<Member> {
         self.shared.raft().map(|raft| self.shared.members(&raft)).unwrap_or_default()
+    }
+
+    /// Lets other agents into the API of this one from now on; the first entrance is the only one.
+    pub fn open_tunnel(&self, entrance: Entrance) {
+        let _ = self.shared.tunnel.set(entrance);
+    }
+
+    /// The lines to other agents.
+    pub fn exchange(&self) -> &Exchange {
+        &self.shared.exchange
     }
 
     /// True while this peer is the primary and a quorum hears it.

@@ -1,24 +1,33 @@
-//! `GET /v1/events`: the last events of this host, and with `follow` those that come, as they come.
+//! `GET /v1/events`: the last events of all hosts, and with `follow` those that come, as they come.
 
 use std::convert::Infallible;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::http::{HeaderName, Uri};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::sync::broadcast;
+use tokio::time::Instant;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
-use tokio_stream::wrappers::{BroadcastStream, WatchStream};
+use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 
+use super::elsewhere::Place;
+use super::instances::path_of;
 use super::names::Names;
+use super::news::{self, Told};
+use super::piece::{NEXT, Wait};
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostRequest;
 use crate::http::view::EventView;
-use crate::spec::InstanceId;
+use crate::spec::{HostName, InstanceId};
+
+/// Names the hosts that did not answer, of which no events are told.
+pub(crate) const UNREACHABLE: &str = "bigbrother-unreachable";
 
 /// Which events.
 #[derive(Deserialize)]
@@ -27,56 +36,139 @@ pub(super) struct Wanted {
     instance: Option<InstanceId>,
     #[serde(default)]
     follow: bool,
+    host: Option<HostName>,
+    /// A piece, from this place on; see `piece`.
+    after: Option<String>,
+    #[serde(default)]
+    wait_ms: Wait,
 }
 
-/// `GET /v1/events?instance=&follow=`
+/// `GET /v1/events?instance=&follow=&host=`
 pub(super) async fn read(
-    api: State<Api>,
+    State(api): State<Api>,
+    uri: Uri,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(wanted) = wanted?;
-    let place = if wanted.follow { Some(api.follow()?) } else { None };
-    // Listen first and ask then, so that nothing falls between; what is in both is told once.
-    let live = api.handle.events.subscribe();
-    let recent = api.handle.ask(|reply| HostRequest::Events(wanted.instance.clone(), reply)).await?;
-    if let (Some(id), true) = (&wanted.instance, recent.is_empty()) {
-        Names::read(&api).await?.instance(id)?;
+    if let Some(after) = &wanted.after {
+        return piece(&api, &wanted, after).await;
     }
-    Ok(match place {
-        None => Json(recent).into_response(),
-        Some(place) => Sse::new(follow(&api, wanted.instance, recent, live, place))
-            .keep_alive(KeepAlive::default())
-            .into_response(),
+    match api.place_of_host(wanted.host.as_ref())? {
+        Place::There(host) if wanted.follow => {
+            stream(&api, tokio_stream::empty(), wanted.instance, Some(host))
+        }
+        Place::There(host) => api.pass_on_get(&host, &path_of(&uri)).await,
+        Place::Here if wanted.follow => {
+            let only = wanted.host.clone();
+            // Listen first and ask then, so that nothing falls between; what is in both is told once.
+            let live = api.handle.events.subscribe();
+            let recent = recent(&api, wanted.instance.as_ref()).await?;
+            known(&api, wanted.instance.as_ref(), recent.is_empty()).await?;
+            let own = own_stream(live, recent, wanted.instance.clone());
+            stream(&api, own, wanted.instance, only)
+        }
+        Place::Here => all(&api, &wanted).await,
+    }
+}
+
+async fn recent(api: &Api, instance: Option<&InstanceId>) -> Result<Vec<EventView>, Refusal> {
+    Ok(api.handle.ask(|reply| HostRequest::Events(instance.cloned(), reply)).await?)
+}
+
+/// Refuses an instance that nobody knows, when there are no events of it.
+async fn known(api: &Api, instance: Option<&InstanceId>, none: bool) -> Result<(), Refusal> {
+    match instance {
+        Some(id) if none => Names::read(api).await?.instance(id),
+        _ => Ok(()),
+    }
+}
+
+/// The last events: of this host, or of every host, in the order of their times.
+async fn all(api: &Api, wanted: &Wanted) -> Result<Response, Refusal> {
+    let mut events = recent(api, wanted.instance.as_ref()).await?;
+    let others = if wanted.host.is_none() { api.others() } else { Default::default() };
+    let instance = wanted.instance.as_ref().map(|id| format!("?instance={id}")).unwrap_or_default();
+    let mut missing = Vec::new();
+    for (host, said) in api.ask_each::<Vec<EventView>>(others, &format!("/v1/events{instance}")).await {
+        match said {
+            Ok(said) => events.extend(said),
+            Err(_) => missing.push(host.to_string()),
+        }
+    }
+    known(api, wanted.instance.as_ref(), events.is_empty()).await?;
+    events.sort_by(|a, b| (&a.at, &a.host, a.seq).cmp(&(&b.at, &b.host, b.seq)));
+    let missing = Some(missing.join(", ")).filter(|missing| !missing.is_empty());
+    let told = missing.map(|missing| [(HeaderName::from_static(UNREACHABLE), missing)]);
+    Ok(match told {
+        Some(told) => (told, Json(events)).into_response(),
+        None => Json(events).into_response(),
     })
 }
 
-/// The recent events, then live ones until the agent stops; `reset` where some were missed.
-fn follow(
+/// What happened here after a place, and the place after it: `SEQ@LIFE`, where the life is this agent's.
+async fn piece(api: &Api, wanted: &Wanted, after: &str) -> Result<Response, Refusal> {
+    let life = &api.handle.started_at;
+    let seen = after.split_once('@').filter(|(_, known)| known == life);
+    let seen: u64 = seen.and_then(|(seq, _)| seq.parse().ok()).unwrap_or(0);
+    let deadline = Instant::now() + wanted.wait_ms.span();
+    loop {
+        let mut live = api.handle.events.subscribe();
+        let mut events = recent(api, wanted.instance.as_ref()).await?;
+        events.retain(|event| event.seq > seen);
+        if !events.is_empty() || Instant::now() >= deadline {
+            let last = events.last().map_or(seen, |event| event.seq);
+            let next = [(HeaderName::from_static(NEXT), format!("{last}@{life}"))];
+            return Ok((next, Json(events)).into_response());
+        }
+        // Something happens, or nothing does in time; a lag is something, too.
+        let _ = tokio::time::timeout_at(deadline, live.recv()).await;
+    }
+}
+
+/// This host's events, and those of the others, until the agent stops.
+fn stream(
     api: &Api,
+    own: impl Stream<Item = sse::Event> + Send + 'static,
     instance: Option<InstanceId>,
-    recent: Vec<EventView>,
+    only: Option<HostName>,
+) -> Result<Response, Refusal> {
+    let place = api.follow()?;
+    let others = ReceiverStream::new(news::of_others(api.clone(), instance, only));
+    let others = others.map(|told| match told {
+        Told::Event(event) => line(&event),
+        Told::Missed(missed) => reset(missed),
+    });
+    let stop = WatchStream::new(api.shutdown.clone()).filter(|stop| *stop).map(|_| None);
+    let all = own.merge(others).map(Some).merge(stop).map_while(move |event| {
+        // Held here, given back when the reader is gone.
+        let _ = &place;
+        event.map(Ok::<_, Infallible>)
+    });
+    Ok(Sse::new(all).keep_alive(KeepAlive::default()).into_response())
+}
+
+/// The recent events of this host, then live ones; `reset` where some were missed.
+fn own_stream(
     live: broadcast::Receiver<EventView>,
-    place: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<sse::Event, Infallible>> + use<> {
+    recent: Vec<EventView>,
+    instance: Option<InstanceId>,
+) -> impl Stream<Item = sse::Event> + use<> {
     let told = recent.last().map(|event| event.seq);
     let live = BroadcastStream::new(live).filter_map(move |event| match event {
         Ok(event) if told.is_some_and(|told| event.seq <= told) => None,
         Ok(event) if instance.as_ref().is_some_and(|id| event.instance != *id) => None,
         Ok(event) => Some(line(&event)),
-        Err(BroadcastStreamRecvError::Lagged(missed)) => {
-            Some(sse::Event::default().event("reset").data(format!("{{\"missed\":{missed}}}")))
-        }
+        Err(BroadcastStreamRecvError::Lagged(missed)) => Some(reset(missed)),
     });
-    let stop = WatchStream::new(api.shutdown.clone()).filter(|stop| *stop).map(|_| None);
     let recent: Vec<sse::Event> = recent.iter().map(line).collect();
-    tokio_stream::iter(recent).chain(live).map(Some).merge(stop).map_while(move |event| {
-        // Held here, given back when the reader is gone.
-        let _ = &place;
-        event.map(Ok)
-    })
+    tokio_stream::iter(recent).chain(live)
 }
 
 fn line(event: &EventView) -> sse::Event {
     // Strings and numbers always become JSON.
     sse::Event::default().data(serde_json::to_string(event).unwrap_or_default())
+}
+
+fn reset(missed: u64) -> sse::Event {
+    sse::Event::default().event("reset").data(format!("{{\"missed\":{missed}}}"))
 }

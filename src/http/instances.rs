@@ -1,87 +1,98 @@
-//! Reading the host: status, instances, hang reports.
-
-use std::collections::BTreeMap;
+//! Reading instances: all of the cluster, one, its last hang report.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
+use super::elsewhere::Place;
+use super::muster::{Filter, concerned, muster};
 use super::names::{Id, Names};
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostRequest;
-use crate::cluster::node::Standing;
-use crate::http::view::{InstanceView, StatusView};
-use crate::spec::{InstanceId, ProcessName};
+use crate::http::view::InstanceView;
+use crate::spec::HostName;
 
-/// `GET /v1/status`. One host alone: it is its own primary and always has a quorum.
-pub(super) async fn status(api: State<Api>) -> Result<Json<StatusView>, Refusal> {
-    let snapshot = api.snapshots.get().await?;
-    let state = api.handle.state.borrow().clone();
-    let alone = || Standing { primary: Some(api.handle.host.clone()), quorum: true, ..Standing::default() };
-    let standing = api.handle.ring.standing().unwrap_or_else(alone);
-    let mut instances = BTreeMap::new();
-    for view in &snapshot.instances {
-        *instances.entry(view.state.clone()).or_insert(0) += 1;
-    }
-    Ok(Json(StatusView {
-        cluster: api.handle.cluster.clone(),
-        host: api.handle.host.clone(),
-        primary: standing.primary,
-        term: standing.term,
-        index: state.index,
-        quorum: standing.quorum,
-        revision: state.revision,
-        spec_drift: snapshot.spec_drift.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: api.handle.started_at.clone(),
-        starting: api.starting.borrow().clone(),
-        keeper: snapshot.keeper.clone(),
-        instances,
-    }))
+/// The path of a request with its query.
+pub(super) fn path_of(uri: &Uri) -> String {
+    uri.path_and_query().map_or_else(|| uri.path().to_owned(), |path| path.as_str().to_owned())
 }
 
-/// What `GET /v1/instances` may be narrowed to.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Filter {
-    process: Option<ProcessName>,
-    instance: Option<InstanceId>,
-}
-
-/// `GET /v1/instances?process=&instance=`
+/// `GET /v1/instances?process=&instance=&host=`
 pub(super) async fn list(
     api: State<Api>,
+    uri: Uri,
     filter: Result<Query<Filter>, QueryRejection>,
-) -> Result<Json<Vec<InstanceView>>, Refusal> {
+) -> Result<Response, Refusal> {
     let Query(filter) = filter?;
-    let snapshot = api.snapshots.get().await?;
-    let names = Names::of(&api.handle.state.borrow(), &snapshot);
-    filter.process.as_ref().map_or(Ok(()), |name| names.process(name))?;
-    filter.instance.as_ref().map_or(Ok(()), |id| names.instance(id))?;
-    let wanted = |view: &&InstanceView| {
-        filter.process.as_ref().is_none_or(|name| view.process == *name)
-            && filter.instance.as_ref().is_none_or(|id| view.instance == *id)
-    };
-    Ok(Json(snapshot.instances.iter().filter(wanted).cloned().collect()))
+    if let Place::There(host) = api.place_of_host(filter.host.as_ref())? {
+        return api.pass_on_get(&host, &path_of(&uri)).await;
+    }
+    Ok(Json(everywhere(&api, &filter).await?).into_response())
 }
 
-/// `GET /v1/instances/{id}`
-pub(super) async fn one(api: State<Api>, Id(id): Id) -> Result<Json<InstanceView>, Refusal> {
+/// Every instance that the filter takes: of the whole cluster, unless it names a host or another agent asks.
+pub(super) async fn everywhere(api: &Api, filter: &Filter) -> Result<Vec<InstanceView>, Refusal> {
+    let snapshot = api.snapshots.get().await?;
+    let state = api.handle.state.borrow().clone();
+    let names = Names::of(&state, &snapshot);
+    filter.process.as_ref().map_or(Ok(()), |name| names.process(name))?;
+    filter.instance.as_ref().map_or(Ok(()), |id| names.instance(id))?;
+    let own = snapshot.instances.iter().filter(|view| filter.takes(&view.instance)).cloned().collect();
+    if !api.reaches() || filter.host.is_some() {
+        return Ok(own);
+    }
+    let primary = api.handle.ring.standing().and_then(|standing| standing.primary);
+    let asked = concerned(&state, filter, primary.as_ref(), api.others());
+    let heard = api.ask_each(asked, &filter.path()).await;
+    // What was placed meanwhile is as it is now, not as it was before they were asked.
+    let state = api.handle.state.borrow().clone();
+    Ok(muster(&state, filter, own, heard))
+}
+
+/// On which host it is looked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct On {
+    pub(super) host: Option<HostName>,
+}
+
+/// `GET /v1/instances/{id}?host=`
+pub(super) async fn one(
+    api: State<Api>,
+    Id(id): Id,
+    uri: Uri,
+    on: Result<Query<On>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(On { host }) = on?;
+    if let Place::There(host) = api.place_of(&id, host.as_ref())? {
+        return api.pass_on_get(&host, &path_of(&uri)).await;
+    }
     let snapshot = api.snapshots.get().await?;
     if let Some(view) = snapshot.instances.iter().find(|view| view.instance == id) {
-        return Ok(Json(view.clone()));
+        return Ok(Json(view.clone()).into_response());
     }
     Names::of(&api.handle.state.borrow(), &snapshot).instance(&id)?;
     Err(Refusal::nothing_there(format!("{id} is placed, but this host does not know it yet: try again")))
 }
 
-/// `GET /v1/instances/{id}/hang-report`, as text. The report may outlive the instance.
-pub(super) async fn hang_report(api: State<Api>, Id(id): Id) -> Result<String, Refusal> {
+/// `GET /v1/instances/{id}/hang-report?host=`, as text. The report may outlive the instance.
+pub(super) async fn hang_report(
+    api: State<Api>,
+    Id(id): Id,
+    uri: Uri,
+    on: Result<Query<On>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(On { host }) = on?;
+    if let Place::There(host) = api.place_of(&id, host.as_ref())? {
+        return api.pass_on_get(&host, &path_of(&uri)).await;
+    }
     let report = api.handle.ask(|reply| HostRequest::HangReport(id.clone(), reply)).await?;
     if let Some(report) = report {
-        return Ok(report);
+        return Ok(report.into_response());
     }
     Names::read(&api).await?.instance(&id)?;
     Err(Refusal::nothing_there(format!("{id} was not seen to hang: there is no report")))

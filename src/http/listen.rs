@@ -13,12 +13,16 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
+
+use crate::cluster::tunnel::Tunnelled;
 
 /// What the API listens on. Made by [`Listeners::bind`], served by [`super::serve`].
 pub struct Listeners {
     pub(super) unix: UnixListener,
     pub(super) tcp: Option<TcpListener>,
     pub(super) socket: PathBuf,
+    pub(super) tunnel: Option<mpsc::Receiver<Tunnelled>>,
 }
 
 /// Why the API cannot listen.
@@ -83,7 +87,12 @@ impl Listeners {
         let unix = bind_unix(socket, mode)
             .and_then(UnixListener::from_std)
             .map_err(|source| ListenError::Socket { path: socket.to_owned(), source })?;
-        Ok(Listeners { unix, tcp, socket: socket.to_owned() })
+        Ok(Listeners { unix, tcp, socket: socket.to_owned(), tunnel: None })
+    }
+
+    /// What other agents ask is answered, too.
+    pub fn with_tunnel(self, tunnelled: mpsc::Receiver<Tunnelled>) -> Listeners {
+        Listeners { tunnel: Some(tunnelled), ..self }
     }
 
     /// The TCP address in use; the port is the one that was given for 0.

@@ -1,6 +1,7 @@
 //! `GET /v1/instances/{id}/logs`: what an instance wrote, as text.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,69 +11,152 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::elsewhere::Place;
 use super::names::{Id, Names};
+use super::piece::{NEXT, START, Wait};
 use super::problem::Refusal;
 use super::router::Api;
 use super::server::stopped;
-use super::tail::Tail;
-use crate::spec::{InstanceId, Logs};
+use super::tail::{GAP, Tail};
+use super::trail::Trail;
+use crate::spec::{HostName, InstanceId, Logs};
 
 /// How often a follower looks for new bytes.
 const LOOK: Duration = Duration::from_millis(100);
+/// Bytes of a piece, about.
+pub(super) const PIECE: usize = 1 << 20;
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Which lines.
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     #[serde(default)]
-    stream: Stream,
+    pub(super) stream: Stream,
     #[serde(default = "hundred")]
-    lines: usize,
+    pub(super) lines: usize,
     #[serde(default)]
-    follow: bool,
+    pub(super) follow: bool,
+    pub(super) host: Option<HostName>,
+    /// A piece, from this place on; see `piece`.
+    pub(super) after: Option<String>,
+    #[serde(default)]
+    wait_ms: Wait,
+}
+
+impl Wanted {
+    /// The piece after a place, waiting for something to come for so long.
+    pub(super) fn piece(&self, after: &str, wait: Duration) -> Wanted {
+        Wanted { after: Some(after.to_owned()), wait_ms: wait.into(), ..self.clone() }
+    }
 }
 
 fn hundred() -> usize {
     100
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Stream {
+pub(super) enum Stream {
     #[default]
     Stdout,
     Stderr,
 }
 
-/// `GET /v1/instances/{id}/logs?stream=stdout|stderr&lines=100&follow=`. Logs may outlive the instance.
+impl Stream {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+/// `GET /v1/instances/{id}/logs?stream=stdout|stderr&lines=100&follow=&host=`. Logs may outlive the instance.
 pub(super) async fn read(
-    api: State<Api>,
+    State(api): State<Api>,
     Id(id): Id,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(Wanted { stream, lines, follow }) = wanted?;
+    let Query(wanted) = wanted?;
+    if wanted.after.is_some() {
+        let (bytes, next) = piece(&api, &id, &wanted).await?;
+        return Ok(([(header::CONTENT_TYPE.as_str(), TEXT), (NEXT, next.as_str())], bytes).into_response());
+    }
+    let place = api.place_of(&id, wanted.host.as_ref())?;
+    let permit = if wanted.follow { Some(api.follow()?) } else { None };
+    let shutdown = api.shutdown.clone();
+    let (chunks, body) = mpsc::channel(2);
+    match place {
+        // It may go to another host, and is followed there.
+        Place::Here if wanted.follow && api.reaches() => {
+            let own = api.handle.host.clone();
+            let (trail, first) = Trail::begin(api, own, id, wanted).await?;
+            tokio::spawn(trail.follow(first, chunks, permit, shutdown));
+        }
+        Place::Here => {
+            let newest = files(&api, &id, wanted.stream).await?;
+            let shown = newest.display().to_string();
+            let tail = blocking(move || Tail::open(&newest, wanted.lines, wanted.follow))
+                .await
+                .map_err(|e| Refusal::internal(format!("cannot read {shown}: {e}")))?;
+            // It ends with the files, with its reader (who drops `body`), or with the agent.
+            tokio::spawn(copy(tail, chunks, permit, shutdown));
+        }
+        Place::There(host) => {
+            let (trail, first) = Trail::begin(api, host, id, wanted).await?;
+            tokio::spawn(trail.follow(first, chunks, permit, shutdown));
+        }
+    }
+    Ok(([(header::CONTENT_TYPE, TEXT)], Body::from_stream(ReceiverStream::new(body))).into_response())
+}
+
+/// The newest file of a stream; it may not be there yet.
+async fn files(api: &Api, id: &InstanceId, stream: Stream) -> Result<PathBuf, Refusal> {
     let folder = api.handle.logs.join(id.to_string());
     if !folder.is_dir() {
-        Names::read(&api).await?.instance(&id)?;
-        elsewhere(&api, &id)?;
+        Names::read(api).await?.instance(id)?;
+        elsewhere(api, id)?;
     }
-    let place = if follow { Some(api.follow()?) } else { None };
-    let newest = folder.join(match stream {
-        Stream::Stdout => "stdout.log",
-        Stream::Stderr => "stderr.log",
-    });
-    let shown = newest.display().to_string();
-    let tail = blocking(move || Tail::open(&newest, lines, follow))
-        .await
-        .map_err(|e| Refusal::internal(format!("cannot read {shown}: {e}")))?;
+    Ok(folder.join(format!("{}.log", stream.name())))
+}
 
-    let (chunks, body) = mpsc::channel(2);
-    // It ends with the files, with its reader (who drops `body`), or with the agent.
-    tokio::spawn(copy(tail, chunks, place, api.shutdown.clone()));
-    let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
-    Ok((text, Body::from_stream(ReceiverStream::new(body))).into_response())
+/// What this host has after a place, and the place after it.
+pub(super) async fn piece(api: &Api, id: &InstanceId, wanted: &Wanted) -> Result<(Vec<u8>, String), Refusal> {
+    let newest = files(api, id, wanted.stream).await?;
+    let mut after = wanted.after.clone().unwrap_or_else(|| START.to_owned());
+    let mut lines = Some(wanted.lines).filter(|_| after == START);
+    let deadline = Instant::now() + wanted.wait_ms.span();
+    loop {
+        let (path, from) = (newest.clone(), after.clone());
+        let read = blocking(move || one_piece(path, &from, lines)).await;
+        let (bytes, next) =
+            read.map_err(|e| Refusal::internal(format!("cannot read {}: {e}", newest.display())))?;
+        if let Some(next) = next {
+            (after, lines) = (next, None);
+        }
+        if !bytes.is_empty() || Instant::now() >= deadline {
+            return Ok((bytes, after));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn one_piece(newest: PathBuf, after: &str, lines: Option<usize>) -> io::Result<(Vec<u8>, Option<String>)> {
+    let (mut tail, lost) = match lines {
+        Some(lines) => (Tail::open(&newest, lines, true)?, false),
+        None => Tail::resume(&newest, after)?,
+    };
+    let mut bytes = if lost { GAP.to_vec() } else { Vec::new() };
+    while bytes.len() < PIECE
+        && let Some(chunk) = tail.next()?
+    {
+        bytes.extend(chunk);
+    }
+    Ok((bytes, tail.place()))
 }
 
 /// Refuses an instance whose output does not go into files.

@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostSnapshot;
-use crate::spec::{InstanceId, ProcessName};
+use crate::spec::{HostName, InstanceId, ProcessName};
 use crate::state::{State, Target};
 
 /// Names less alike than this are not what was meant (0 to 1, Jaro-Winkler).
@@ -56,7 +56,8 @@ impl Names {
     /// All names known to these.
     pub(super) fn of(state: &State, snapshot: &HostSnapshot) -> Names {
         let here: Vec<InstanceId> = snapshot.instances.iter().map(|i| i.instance.clone()).collect();
-        let instances: BTreeSet<InstanceId> = here.iter().chain(state.placements.keys()).cloned().collect();
+        let cluster = state.placements.keys().chain(state.directory.keys()).chain(state.superseded.keys());
+        let instances: BTreeSet<InstanceId> = here.iter().chain(cluster).cloned().collect();
         let processes = state.spec.processes.keys().chain(instances.iter().map(|i| &i.process));
         Names { processes: processes.cloned().collect(), instances, here }
     }
@@ -81,20 +82,43 @@ impl Names {
         Err(Refusal::unknown("instance", &name, nearest(&name, known).as_deref()))
     }
 
-    /// The instances on this host that the target names.
+    /// The instances that the target names: of the whole cluster.
     pub(super) fn target(&self, target: &Target) -> Result<Vec<InstanceId>, Refusal> {
+        self.known(target)?;
+        Ok(self.instances.iter().filter(|id| names(target, id)).cloned().collect())
+    }
+
+    /// The instances on this host that the target names.
+    pub(super) fn here(&self, target: &Target) -> Result<Vec<InstanceId>, Refusal> {
+        self.known(target)?;
+        Ok(self.here.iter().filter(|id| names(target, id)).cloned().collect())
+    }
+
+    fn known(&self, target: &Target) -> Result<(), Refusal> {
         match target {
-            Target::All => Ok(self.here.clone()),
-            Target::Process(name) => {
-                self.process(name)?;
-                Ok(self.here.iter().filter(|id| id.process == *name).cloned().collect())
-            }
-            Target::Instance(id) => {
-                self.instance(id)?;
-                Ok(self.here.iter().filter(|here| *here == id).cloned().collect())
-            }
+            Target::All => Ok(()),
+            Target::Process(name) => self.process(name),
+            Target::Instance(id) => self.instance(id),
         }
     }
+}
+
+/// Whether the target names the instance.
+pub(super) fn names(target: &Target, id: &InstanceId) -> bool {
+    match target {
+        Target::All => true,
+        Target::Process(name) => id.process == *name,
+        Target::Instance(wanted) => id == wanted,
+    }
+}
+
+/// Refuses a host that nobody knows; `own` is always known.
+pub(super) fn host(state: &State, own: &HostName, name: &HostName) -> Result<(), Refusal> {
+    if name == own || state.hosts.contains_key(name) {
+        return Ok(());
+    }
+    let known = state.hosts.keys().map(ToString::to_string);
+    Err(Refusal::unknown("host", name.as_str(), nearest(name.as_str(), known).as_deref()))
 }
 
 fn nearest(name: &str, known: impl Iterator<Item = String>) -> Option<String> {

@@ -1,19 +1,26 @@
 //! What operators do: restart, stop, start, scale, launch, announce, reload.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, StatusCode};
 
-use super::idempotency;
-use super::names::Names;
+use tokio::task::JoinSet;
+
+use super::elsewhere::Place;
+use super::muster::{Filter, SUPERSEDED};
+use super::names::{Names, names};
 use super::problem::Refusal;
 use super::router::Api;
+use super::{idempotency, instances};
 use crate::agent::handle::HostRequest;
 use crate::http::view::{
-    AffectedView, AnnounceRequest, DoneView, LaunchRequest, LaunchedView, RestartRequest, RestartedView,
-    ScaleRequest, TargetRequest,
+    AffectedView, AnnounceRequest, DoneView, InstanceView, LaunchRequest, LaunchedView, RestartRequest,
+    RestartedView, ScaleRequest, TargetRequest,
 };
+use crate::spec::{InstanceId, ProcessName};
 use crate::state::{Command, Response, Target};
 
 type Body<T> = Result<Json<T>, JsonRejection>;
@@ -28,26 +35,72 @@ pub(super) async fn restart(
     let key = idempotency::key(&headers, request.key.clone())?;
     let request = RestartRequest { key: None, ..request };
     let keys = api.keys.clone();
-    keys.once(key, &request.clone(), replace(api, request)).await.map(Json)
+    keys.once(key.clone(), &request.clone(), replace(api, request, key)).await.map(Json)
 }
 
-async fn replace(api: Api, request: RestartRequest) -> Result<RestartedView, Refusal> {
-    let RestartRequest { target, rolling, .. } = request;
+async fn replace(api: Api, request: RestartRequest, key: Option<String>) -> Result<RestartedView, Refusal> {
+    match (request.rolling, &request.target) {
+        (false, _) => replace_at_once(&api, request, key).await,
+        (true, Target::Process(process)) => roll(&api, process.clone()).await,
+        (true, _) => Err(Refusal::not_rolling()),
+    }
+}
+
+/// Each host replaces its own.
+async fn replace_at_once(
+    api: &Api,
+    request: RestartRequest,
+    key: Option<String>,
+) -> Result<RestartedView, Refusal> {
     let snapshot = api.snapshots.get().await?;
     let state = api.handle.state.borrow().clone();
-    let instances = Names::of(&state, &snapshot).target(&target)?;
-    let living = snapshot.instances.iter().filter(|view| view.pid.is_some());
-    let runs = living.filter_map(|view| Some((view.instance.clone(), view.run?)));
-    let runs = runs.filter(|(id, _)| instances.contains(id)).collect();
-    match (rolling, target) {
-        (false, _) => api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?,
-        (true, Target::Process(process)) => {
-            let epoch = state.epochs.get(&process).map_or(1, |epoch| epoch.saturating_add(1));
-            api.handle.propose(Command::Roll { process, epoch }).await?;
-        }
-        (true, _) => return Err(Refusal::not_rolling()),
+    let instances = Names::of(&state, &snapshot).here(&request.target)?;
+    let others = api.others().into_iter().filter(|host| {
+        let mut placed = state.placements.iter().filter(|(id, _)| names(&request.target, id));
+        placed.any(|(_, placement)| placement.host == *host)
+    });
+    let mut asking = JoinSet::new();
+    for host in others {
+        let (api, request, key) = (api.clone(), request.clone(), key.clone());
+        asking.spawn(async move {
+            // The same key there: what is asked for again, through whichever agent, is done once.
+            let key = key.as_deref().map(|key| ("idempotency-key", key));
+            api.tell::<RestartedView>(&host, "/v1/restart", key.as_slice(), &request).await
+        });
     }
+    let runs = living(&snapshot.instances, &instances);
+    api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?;
+    let mut done = RestartedView { instances, runs };
+    for told in asking.join_all().await {
+        let told = told?;
+        done.instances.extend(told.instances);
+        done.runs.extend(told.runs);
+    }
+    done.instances.sort();
+    Ok(done)
+}
+
+/// The plan does it, wherever they are.
+async fn roll(api: &Api, process: ProcessName) -> Result<RestartedView, Refusal> {
+    let instances = targeted(api, &Target::Process(process.clone())).await?;
+    let filter = Filter { process: Some(process.clone()), ..Filter::default() };
+    let runs = living(&instances::everywhere(api, &filter).await?, &instances);
+    let state = api.handle.state.borrow().clone();
+    let epoch = state.epochs.get(&process).map_or(1, |epoch| epoch.saturating_add(1));
+    api.handle.propose(Command::Roll { process, epoch }).await?;
     Ok(RestartedView { instances, runs })
+}
+
+fn living(views: &[InstanceView], of: &[InstanceId]) -> BTreeMap<InstanceId, u64> {
+    let living = views.iter().filter(|view| view.pid.is_some() && view.state != SUPERSEDED);
+    let runs = living.filter_map(|view| Some((view.instance.clone(), view.run?)));
+    runs.filter(|(id, _)| of.contains(id)).collect()
+}
+
+/// The instances that a target names: in the whole cluster, or of this host for another agent.
+async fn targeted(api: &Api, target: &Target) -> Result<Vec<InstanceId>, Refusal> {
+    let names = Names::read(api).await?;
+    if api.reaches() { names.target(target) } else { names.here(target) }
 }
 
 /// `POST /v1/stop`: they end and stay down until started.
@@ -66,7 +119,7 @@ async fn pause_or_resume(
     command: impl FnOnce(Target) -> Command,
 ) -> Result<Json<AffectedView>, Refusal> {
     let Json(TargetRequest { target }) = body?;
-    let instances = Names::read(api).await?.target(&target)?;
+    let instances = targeted(api, &target).await?;
     api.handle.propose(command(target)).await?;
     Ok(Json(AffectedView { instances }))
 }
@@ -100,8 +153,12 @@ pub(super) async fn announce(
     api: State<Api>,
     body: Body<AnnounceRequest>,
 ) -> Result<Json<DoneView>, Refusal> {
-    let Json(AnnounceRequest { instance, text }) = body?;
-    Names::read(&api).await?.instance(&instance)?;
+    let Json(request) = body?;
+    Names::read(&api).await?.instance(&request.instance)?;
+    if let Place::There(host) = api.place_of(&request.instance, None)? {
+        return Ok(Json(api.tell(&host, "/v1/announce", &[], &request).await?));
+    }
+    let AnnounceRequest { instance, text } = request;
     let detail = format!("announced for {instance}");
     api.handle.ask(|reply| HostRequest::Announce(instance, text, reply)).await?;
     Ok(Json(DoneView { detail }))

@@ -1,28 +1,95 @@
 //! Refusals: the one place where an error becomes an HTTP status and RFC 9457 problem details.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection, StringRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::agent::handle::AskError;
-use crate::cluster::node::ProposeError;
+use crate::agent::ring::RingError;
+use crate::cluster::node::{PeersError, ProposeError};
 use crate::http::view::Problem;
-use crate::spec::InvalidName;
+use crate::spec::{HostName, InvalidName};
 use crate::state::Rejected;
 
 /// A request that was not carried out. Detail says why and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     status: StatusCode,
-    kind: &'static str,
-    title: &'static str,
+    kind: Cow<'static, str>,
+    title: Cow<'static, str>,
     detail: String,
 }
 
 impl Refusal {
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Refusal { status, kind, title, detail: detail.into() }
+        Refusal { status, kind: kind.into(), title: title.into(), detail: detail.into() }
+    }
+
+    /// Why, in words.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Another host does not answer.
+    pub(super) fn unreachable(host: &HostName, why: &str) -> Self {
+        let detail = format!("{host} does not answer ({why}): `bigbrother hosts` shows how it stands");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "host-unreachable", "the host does not answer", detail)
+    }
+
+    /// What another host's agent refused, as it did.
+    pub(super) fn of_another(host: &HostName, problem: Problem) -> Self {
+        Refusal {
+            status: StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_GATEWAY),
+            kind: problem.kind.into(),
+            title: problem.title.into(),
+            detail: format!("{} (says {host})", problem.detail),
+        }
+    }
+
+    /// A signal that kill-test does not send.
+    pub(super) fn bad_signal(signal: &str) -> Self {
+        let detail = format!("{signal:?} is none of SIGKILL, SIGSTOP, SIGCONT, SIGSEGV");
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-signal", "not that signal", detail)
+    }
+
+    /// A change while nobody can make one.
+    pub(super) fn no_quorum() -> Self {
+        let detail =
+            "the cluster has no quorum: `bigbrother status` and `bigbrother hosts` show who is missing";
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
+    }
+
+    /// A host that is down already.
+    pub(super) fn down_already(host: &HostName) -> Self {
+        let detail = format!("{host} was declared down already: nothing belongs to it");
+        Refusal::new(StatusCode::CONFLICT, "down-already", "down already", detail)
+    }
+
+    /// A peer to be added that nobody would find.
+    pub(super) fn no_address(host: &HostName) -> Self {
+        let detail = format!("where does the agent of {host} listen? Give its \"address\", host:port");
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "no-address", "an address is missing", detail)
+    }
+
+    /// A change of the peers that takes longer than a request may.
+    pub(super) fn under_way() -> Self {
+        let detail =
+            "the peer has much to catch up with; it goes on: `bigbrother peers list` shows when it is done";
+        Refusal::new(StatusCode::GATEWAY_TIMEOUT, "under-way", "not through yet", detail)
+    }
+
+    /// A request of another agent that is not about this host.
+    pub(super) fn not_here(own: &HostName, host: &HostName) -> Self {
+        let detail = format!("this is {own}; what another agent asks is not passed on to {host}");
+        Refusal::new(StatusCode::MISDIRECTED_REQUEST, "not-here", "another host", detail)
+    }
+
+    /// A request of another agent that is no request.
+    pub(super) fn bad_tunnel(why: &str) -> Self {
+        Refusal::new(StatusCode::BAD_REQUEST, "bad-request", "the request cannot be read", why)
     }
 
     /// A path that is no route.
@@ -41,6 +108,7 @@ impl Refusal {
     pub(super) fn unknown(what: &'static str, name: &str, nearest: Option<&str>) -> Self {
         let (kind, title) = match what {
             "process" => ("no-process", "no such process"),
+            "host" => ("no-host", "no such host"),
             _ => ("no-instance", "no such instance"),
         };
         let mut detail = format!("there is no {what} {name}");
@@ -59,11 +127,6 @@ impl Refusal {
     /// Something of a known instance that is not there.
     pub(super) fn nothing_there(detail: String) -> Self {
         Refusal::new(StatusCode::NOT_FOUND, "nothing-there", "nothing to show", detail)
-    }
-
-    /// A read that has to be as new as any, where no primary answers.
-    pub(super) fn no_quorum(detail: String) -> Self {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
     }
 
     /// A query that means nothing.
@@ -170,8 +233,8 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let problem = Problem {
-            kind: self.kind.to_owned(),
-            title: self.title.to_owned(),
+            kind: self.kind.into_owned(),
+            title: self.title.into_owned(),
             status: self.status.as_u16(),
             detail: self.detail,
         };
@@ -204,12 +267,28 @@ impl From<AskError> for Refusal {
     }
 }
 
+impl From<RingError> for Refusal {
+    fn from(error: RingError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RingError::Alone => Refusal::new(StatusCode::CONFLICT, "alone", "there is no other host", detail),
+            RingError::Peers(PeersError::Refused(_)) => {
+                Refusal::new(StatusCode::CONFLICT, "peers", "the peers stay as they are", detail)
+            }
+            RingError::NotPrimary(_) | RingError::Peers(PeersError::NoPrimary(_)) => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
+            }
+        }
+    }
+}
+
 impl From<Rejected> for Refusal {
     fn from(rejected: Rejected) -> Self {
         let detail = rejected.to_string();
         let (status, kind, title) = match rejected {
             Rejected::Revision { .. } => (StatusCode::CONFLICT, "revision", "another revision"),
             Rejected::NoProcess(_) => (StatusCode::NOT_FOUND, "no-process", "no such process"),
+            Rejected::NoHost(_) => (StatusCode::NOT_FOUND, "no-host", "no such host"),
             Rejected::NoInstance(_) => (StatusCode::NOT_FOUND, "no-instance", "no such instance"),
             Rejected::NotCounted(_) => (StatusCode::CONFLICT, "not-counted", "not a counted process"),
             Rejected::NotOnDemand(_) => (StatusCode::CONFLICT, "not-on-demand", "not an on-demand process"),

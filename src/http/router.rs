@@ -17,7 +17,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
-use super::{directory, events, instances, logs, operate, spec};
+use super::{directory, events, hosts, instances, logs, operate, peers, spec, status, strike};
 use crate::agent::Handle;
 use crate::metrics::{self, Metrics};
 
@@ -34,6 +34,8 @@ const SCRAPE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) handle: Handle,
+    /// How its requests come.
+    pub(super) transport: Transport,
     pub(super) metrics: Arc<Metrics>,
     pub(super) snapshots: Snapshots,
     /// What a starting agent waits for; `None`: it is at work.
@@ -54,7 +56,8 @@ impl Api {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
-        Api { handle, metrics, snapshots, starting, keys: Keys::default(), shutdown, followers }
+        let (transport, keys) = (Transport::Unix, Keys::default());
+        Api { handle, transport, metrics, snapshots, starting, keys, shutdown, followers }
     }
 
     /// A place among those who follow, held while the permit lives.
@@ -70,10 +73,14 @@ pub(super) enum Transport {
     Unix,
     /// Open to all on this machine, web browsers included.
     Tcp,
+    /// From another agent, which shows a certificate of the cluster's CA and may do what the Unix socket allows. Not
+    /// passed on to a third one.
+    Tunnel,
 }
 
 /// All routes.
 pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
+    let api = Api { transport, ..api };
     let in_time = move |request: Request, next: Next| async move {
         tokio::time::timeout(limits.request, next.run(request))
             .await
@@ -82,7 +89,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
     let routes = Router::new()
         .route("/metrics", get(scrape))
         .route("/v1/healthz", get(healthz))
-        .route("/v1/status", get(instances::status))
+        .route("/v1/status", get(status::read))
         .route("/v1/directory", get(directory::list))
         .route("/v1/directory/{id}", get(directory::one))
         .route("/v1/directory/{id}/leader", get(directory::leader))
@@ -91,6 +98,16 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/instances/{id}", get(instances::one))
         .route("/v1/instances/{id}/hang-report", get(instances::hang_report))
         .route("/v1/instances/{id}/logs", get(logs::read))
+        .route("/v1/hosts", get(hosts::list))
+        .route("/v1/hosts/{host}/drain", post(hosts::drain))
+        .route("/v1/hosts/{host}/undrain", post(hosts::undrain))
+        .route("/v1/hosts/{host}/declare-down", post(hosts::declare_down))
+        .route("/v1/hosts/{host}/strike", post(strike::host))
+        .route("/v1/strike", post(strike::run))
+        .route("/v1/peers", get(peers::list))
+        .route("/v1/peers/add", post(peers::add))
+        .route("/v1/peers/remove", post(peers::remove))
+        .route("/v1/peers/promote", post(peers::promote))
         .route("/v1/events", get(events::read))
         .route("/v1/spec", get(spec::current))
         .route("/v1/apply", post(spec::apply))
@@ -109,7 +126,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(in_time));
     let routes = match transport {
-        Transport::Unix => routes,
+        Transport::Unix | Transport::Tunnel => routes,
         Transport::Tcp => routes.layer(middleware::from_fn(guard_tcp)),
     };
     routes.layer(middleware::from_fn_with_state(api.metrics.clone(), counted)).with_state(api)
@@ -177,7 +194,7 @@ fn names_loopback(host: &str) -> bool {
 }
 
 async fn healthz() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "ok": true }))
+    Json(serde_json::json!({ "ok": true, "version": env!("CARGO_PKG_VERSION") }))
 }
 
 async fn scrape(State(api): State<Api>) -> Result<Response, Refusal> {

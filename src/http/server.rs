@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::entrance;
 use super::listen::Listeners;
 use super::router::{self, Api, Transport};
 use super::snapshots;
@@ -76,13 +77,21 @@ async fn serve_within(
     starting: watch::Receiver<Option<String>>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let Listeners { unix, tcp, socket } = listeners;
+    let Listeners { unix, tcp, socket, tunnel } = listeners;
     let ours = inode(&socket);
     let (snapshots, answering) = snapshots::shared(handle.clone());
     let api = Api::new(handle, metrics, snapshots, starting, shutdown.clone());
 
     let on_unix =
         accept_all(unix, router::router(api.clone(), Transport::Unix, limits), limits, shutdown.clone());
+    let inner = router::router(api.clone(), Transport::Tunnel, limits);
+    let on_tunnel = async {
+        match tunnel {
+            Some(tunnelled) => entrance::answer_all(tunnelled, inner, shutdown.clone()).await,
+            None => drop(inner),
+        }
+        Ok(())
+    };
     let on_tcp = async {
         match tcp {
             Some(tcp) => {
@@ -91,7 +100,7 @@ async fn serve_within(
             None => Ok(()),
         }
     };
-    let mut serving = pin!(async { tokio::try_join!(on_unix, on_tcp) });
+    let mut serving = pin!(async { tokio::try_join!(on_unix, on_tcp, on_tunnel) });
     let served = tokio::select! {
         served = &mut serving => served,
         // It ends when both routers, which hold the asking ends, are gone.

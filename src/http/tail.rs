@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 64 * 1024;
 
 /// Said in place of what was rotated away before it could be read.
-const GAP: &[u8] = b"[bigbrother: some lines were rotated away before they could be read]\n";
+pub(super) const GAP: &[u8] = b"[bigbrother: some lines were rotated away before they could be read]\n";
 
 /// A place in the files of one stream; see the module.
 pub(super) struct Tail {
@@ -68,6 +68,30 @@ impl Tail {
         let mut next = last_lines(open_all(newest)?, lines)?;
         let reading = next.pop_front();
         Ok(Tail { newest: newest.to_owned(), follow, reading, next })
+    }
+
+    /// Goes on from a [`Tail::place`] of an earlier tail, with `follow`; true: what came after it is not there any more.
+    pub(super) fn resume(newest: &Path, place: &str) -> io::Result<(Tail, bool)> {
+        let mut numbers = place.splitn(3, '.').map(|number| number.parse::<u64>().ok());
+        let mut number = || numbers.next().flatten();
+        let place = number().zip(number()).zip(number());
+        let mut next: VecDeque<Open> = open_all(newest)?.into();
+        let known = place.and_then(|(id, at)| Some((next.iter().position(|open| open.id == id)?, at)));
+        if let Some((position, at)) = known {
+            next.drain(..position);
+            if let Some(open) = next.front_mut() {
+                open.at = at;
+            }
+        }
+        let lost = place.is_some() && known.is_none();
+        let reading = next.pop_front();
+        Ok((Tail { newest: newest.to_owned(), follow: true, reading, next }, lost))
+    }
+
+    /// Where it stands, in words that [`Tail::resume`] takes; `None`: nothing was there to read.
+    pub(super) fn place(&self) -> Option<String> {
+        let open = self.reading.as_ref()?;
+        Some(format!("{}.{}.{}", open.id.0, open.id.1, open.at))
     }
 
     /// The next bytes, at most 64 KiB; `None`: there are none now, which without `follow` is the end.
@@ -321,6 +345,28 @@ mod tests {
         }
         let gap = String::from_utf8(GAP.to_vec()).unwrap();
         assert_eq!(drain(&mut tail), format!("{gap}three\nfour\n"));
+    }
+
+    #[test]
+    fn a_tail_goes_on_where_another_one_stood() {
+        let logs = Logs::new(&[]);
+        let (tail, lost) = Tail::resume(&logs.newest(), "start").unwrap();
+        assert_eq!((tail.place(), lost), (None, false));
+        logs.append("one\n");
+        let (mut tail, lost) = Tail::resume(&logs.newest(), "start").unwrap();
+        assert_eq!((drain(&mut tail), lost), ("one\n".to_owned(), false));
+        let place = tail.place().unwrap();
+        logs.append("two\n");
+        logs.rotate(3);
+        logs.append("three\n");
+        let (mut tail, lost) = Tail::resume(&logs.newest(), &place).unwrap();
+        assert_eq!((drain(&mut tail), lost), ("two\nthree\n".to_owned(), false));
+        for number in 0..5 {
+            logs.rotate(1);
+            logs.append(&format!("{number}\n"));
+        }
+        let (mut tail, lost) = Tail::resume(&logs.newest(), &place).unwrap();
+        assert_eq!((drain(&mut tail), lost), ("3\n4\n".to_owned(), true));
     }
 
     #[test]

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 use crate::state::Target;
 
+mod cluster;
+
+pub use cluster::{HostCounts, HostView, PeerRequest, PeerView};
+
 /// `GET /v1/status`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusView {
@@ -27,6 +31,27 @@ pub struct StatusView {
     pub index: u64,
     /// Whether changes can be made.
     pub quorum: bool,
+    /// What this host is: `peer`, `attached`, or `alone`.
+    #[serde(default)]
+    pub role: String,
+    /// The peer that serves it, of an attached host; null while none does.
+    #[serde(default)]
+    pub peer: Option<HostName>,
+    /// How many hosts there are.
+    #[serde(default)]
+    pub hosts: HostCounts,
+    /// So many hosts are silent at once that none is declared down: these.
+    #[serde(default)]
+    pub brake: Vec<HostName>,
+    /// Runs that do not belong where they are: their host was cut off, and they end when they can.
+    #[serde(default)]
+    pub superseded: u64,
+    /// Instances that fit nowhere, and why.
+    #[serde(default)]
+    pub unplaced: BTreeMap<InstanceId, String>,
+    /// Why nothing changes on this host until its agent is started again; null: all is well.
+    #[serde(default)]
+    pub broken: Option<String>,
     /// The revision of the spec.
     pub revision: u64,
     /// The file and the cluster's spec differ: what `bigbrother plan` would show. Null when they agree.
@@ -61,9 +86,10 @@ pub struct InstanceView {
     pub instance: InstanceId,
     /// `zone`
     pub process: ProcessName,
-    /// Where it is placed.
+    /// Where it is.
     pub host: HostName,
-    /// `waiting`, `starting`, `ready`, `draining`, `stopping`, `stopped`, `backoff`, `failed`, `paused`.
+    /// `waiting`, `starting`, `ready`, `draining`, `stopping`, `stopped`, `backoff`, `failed`, `paused`;
+    /// `unreachable`: its host does not answer; `superseded`: it belongs to another host now.
     pub state: String,
     /// Why it is in this state, when that is not plain: "waits for login", "exec: No such file or directory (/x)".
     pub reason: Option<String>,
@@ -219,7 +245,7 @@ pub struct RestartRequest {
 /// The answer to `POST /v1/restart`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartedView {
-    /// The instances on this host that the target names, in order. They change after the answer, not before.
+    /// The instances that the target names, in order. They change after the answer, not before.
     pub instances: Vec<InstanceId>,
     /// The living runs among them, which are replaced.
     pub runs: BTreeMap<InstanceId, u64>,
@@ -237,7 +263,7 @@ pub struct TargetRequest {
 /// The answer to `POST /v1/stop` and `/v1/start`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AffectedView {
-    /// The instances on this host that the target names, in order. They change after the answer, not before.
+    /// The instances that the target names, in order. They change after the answer, not before.
     pub instances: Vec<InstanceId>,
 }
 
@@ -280,6 +306,28 @@ pub struct AnnounceRequest {
     pub instance: InstanceId,
     /// What is about to be done to it.
     pub text: String,
+}
+
+/// The body of `POST /v1/strike`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StrikeRequest {
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Which run; another one is not struck.
+    pub run: u64,
+    /// `SIGKILL`, `SIGSTOP`, `SIGCONT` or `SIGSEGV`.
+    pub signal: String,
+    /// Where it runs, if that is not where it belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+}
+
+/// The answer to `POST /v1/strike`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StruckView {
+    /// The signal was sent; false: the run is not there any more.
+    pub struck: bool,
 }
 
 /// The answer to `POST /v1/announce` and `/v1/reload`.

@@ -12,7 +12,8 @@ use super::server::{Answer, DEADLINE, Server};
 #[tokio::test]
 async fn the_host_can_be_read() {
     let server = Server::start().await;
-    assert_eq!(server.get("/v1/healthz").await.json(), serde_json::json!({ "ok": true }));
+    let health = serde_json::json!({ "ok": true, "version": env!("CARGO_PKG_VERSION") });
+    assert_eq!(server.get("/v1/healthz").await.json(), health);
 
     let status: StatusView = serde_json::from_value(server.get("/v1/status").await.json()).unwrap();
     assert_eq!((status.cluster.as_str(), status.host.as_str()), ("pirates", "alpha"));

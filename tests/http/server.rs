@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use bigbrother::agent::Handle;
 use bigbrother::agent::handle::{HostRequest, HostSnapshot, Proposal};
+use bigbrother::agent::ring::Ring;
+use bigbrother::cluster::tunnel::Tunnelled;
 use bigbrother::http::view::{EventView, Problem};
 use bigbrother::http::{Listeners, serve};
 use bigbrother::metrics::Metrics;
+use bigbrother::state::State;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
@@ -55,21 +58,38 @@ impl Server {
         snapshot: watch::Sender<Option<Arc<HostSnapshot>>>,
         asked: mpsc::UnboundedReceiver<Asked>,
     ) -> Server {
-        let events = broadcast::channel(4).0;
         // The sender may go: the last value stays.
-        let state = watch::channel(Arc::new(state())).1;
+        let ring = (Ring::Alone(proposals), watch::channel(Arc::new(state())).1);
+        Server::of(dir, requests, ring, None, agent, snapshot, asked).await
+    }
+
+    /// One of a cluster; what other agents ask is answered, too.
+    pub async fn of(
+        dir: tempfile::TempDir,
+        requests: mpsc::Sender<HostRequest>,
+        (ring, state): (Ring, watch::Receiver<Arc<State>>),
+        tunnelled: Option<mpsc::Receiver<Tunnelled>>,
+        agent: JoinHandle<()>,
+        snapshot: watch::Sender<Option<Arc<HostSnapshot>>>,
+        asked: mpsc::UnboundedReceiver<Asked>,
+    ) -> Server {
+        let events = broadcast::channel(4).0;
         let handle = Handle {
             host: "alpha".parse().unwrap(),
             cluster: "pirates".into(),
             started_at: "2026-01-01T00:00:00Z".into(),
             logs: dir.path().join("logs"),
             requests,
-            ring: bigbrother::agent::ring::Ring::Alone(proposals),
+            ring,
             state,
             events: events.clone(),
         };
         let listeners =
             Listeners::bind(&dir.path().join("api.sock"), 0o600, Some("127.0.0.1:0")).await.unwrap();
+        let listeners = match tunnelled {
+            Some(tunnelled) => listeners.with_tunnel(tunnelled),
+            None => listeners,
+        };
         let tcp = listeners.tcp_address().unwrap();
         let metrics = Arc::new(Metrics::new());
         let (shutdown, stop) = watch::channel(false);

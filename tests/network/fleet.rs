@@ -314,7 +314,7 @@ restart = {{ backoff = false, give_up = false }}
 
     /// What a host tells of its own instances.
     pub fn own(&self, host: &str) -> Vec<Value> {
-        let list = self.get(host, "/v1/instances").unwrap();
+        let list = self.get(host, &format!("/v1/instances?host={host}")).unwrap();
         list.as_array().unwrap().iter().filter(|instance| instance["host"] == host).cloned().collect()
     }
 

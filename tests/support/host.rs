@@ -23,6 +23,8 @@ use tempfile::TempDir;
 mod api;
 #[path = "host/cgroups.rs"]
 mod cgroups;
+#[path = "host/cluster.rs"]
+mod cluster;
 #[path = "host/ports.rs"]
 mod ports;
 #[path = "host/surroundings.rs"]
@@ -46,6 +48,10 @@ pub enum Cgroups {
 }
 
 pub struct Host {
+    pub name: String,
+    /// The section `[cluster]`, and the agent's port; "" and `None`: a host alone.
+    cluster: String,
+    listen: Option<u16>,
     pub root: PathBuf,
     pub runtime: PathBuf,
     pub data: PathBuf,
@@ -93,6 +99,9 @@ impl Host {
         witness::write(&root);
         let block = PortBlock::take();
         Host {
+            name: "alpha".to_owned(),
+            cluster: String::new(),
+            listen: None,
             runtime: root.join("run"),
             data: root.join("data"),
             cgroup,
@@ -122,9 +131,10 @@ impl Host {
 
     /// The same into another file.
     pub fn write_config_to(&self, file: &Path, processes: &str) {
-        let Host { data, runtime, ports: (low, high), .. } = self;
+        let Host { name, cluster, data, runtime, ports: (low, high), .. } = self;
+        let listen = self.listen.map(|port| format!("listen = \"127.0.0.1:{port}\"\n")).unwrap_or_default();
         let head = format!(
-            "[host]\nname = \"alpha\"\ndata_dir = {data:?}\nruntime_dir = {runtime:?}\napi = \"\"\n\
+            "{cluster}[host]\nname = {name:?}\n{listen}data_dir = {data:?}\nruntime_dir = {runtime:?}\napi = \"\"\n\
              address = \"127.0.0.1\"\nports = \"{low}-{high}\"\n\n"
         );
         fs::write(file, head + processes).unwrap();

@@ -13,6 +13,7 @@ use crate::agent::replica::{self, Replica};
 use crate::cluster::node::{self, Node};
 use crate::cluster::raft::SNAPSHOT_EVERY;
 use crate::cluster::session::{self, Session};
+use crate::cluster::tunnel::{self, Entrance};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -32,6 +33,9 @@ pub enum OpenError {
     /// Of an attached host.
     #[error(transparent)]
     Session(#[from] session::OpenError),
+    /// Of an attached host: where other agents reach its API.
+    #[error(transparent)]
+    Listen(#[from] tunnel::ListenError),
 }
 
 /// The owner; see the module.
@@ -43,14 +47,14 @@ pub enum Copy {
     /// A peer.
     Peer(Box<Node>),
     /// An attached host.
-    Attached(Session),
+    Attached(Session, JoinHandle<()>),
 }
 
 /// The way to the state, the state, and who keeps it.
 pub type Opened = (Ring, watch::Receiver<Arc<State>>, Copy);
 
-/// Opens the copy that cluster.toml asks for.
-pub async fn open(config: &Config) -> Result<Opened, OpenError> {
+/// Opens the copy that cluster.toml asks for; other agents come in by the entrance.
+pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenError> {
     let (host, cluster) = (&config.host, &config.cluster);
     if cluster.peers.is_empty() {
         let (proposals, proposed) = mpsc::channel(1024);
@@ -69,7 +73,10 @@ pub async fn open(config: &Config) -> Result<Opened, OpenError> {
         });
         let session = session.await?;
         let attached = session.attached();
-        return Ok((Ring::Attached(attached.clone()), attached.states(), Copy::Attached(session)));
+        let tls = cluster.tls.as_ref();
+        let listening = tunnel::listen(&host.listen, tls, attached.greets_as(), entrance).await?;
+        let copy = Copy::Attached(session, tokio::spawn(listening));
+        return Ok((Ring::Attached(attached.clone()), attached.states(), copy));
     }
     let node = Node::open(node::Settings {
         cluster: cluster.name.clone(),
@@ -82,6 +89,7 @@ pub async fn open(config: &Config) -> Result<Opened, OpenError> {
         snapshot_every: SNAPSHOT_EVERY,
     });
     let node = node.await?;
+    node.open_tunnel(entrance);
     Ok((Ring::Peer(node.peer()), node.states(), Copy::Peer(Box::new(node))))
 }
 
@@ -104,7 +112,8 @@ impl Copy {
                     tracing::warn!("left without a word to the other peers");
                 }
             }
-            Copy::Attached(session) => {
+            Copy::Attached(session, listening) => {
+                listening.abort();
                 let _ = tokio::time::timeout(LEAVE, session.close()).await;
             }
         }

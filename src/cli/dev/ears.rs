@@ -32,7 +32,7 @@ impl Ears {
         let mut listeners = JoinSet::new();
         for host in hosts {
             // The first one is open before this returns: nothing that happens from here on is missed.
-            let stream = EventStream::open(&host.api, None).await.ok();
+            let stream = EventStream::open(&host.api, None, None).await.ok();
             listeners.spawn(listen(host.clone(), stream, tell.clone()));
         }
         Ears { heard, _listeners: listeners }
@@ -51,7 +51,7 @@ async fn listen(host: Seen, mut stream: Option<EventStream>, tell: mpsc::Sender<
     loop {
         let Some(open) = &mut stream else {
             tokio::time::sleep(AGAIN).await;
-            stream = EventStream::open(&host.api, None).await.ok();
+            stream = EventStream::open(&host.api, None, None).await.ok();
             continue;
         };
         match open.next().await {

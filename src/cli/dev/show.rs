@@ -67,7 +67,8 @@ impl Show {
     async fn instances(&self) -> Vec<InstanceView> {
         let mut all = Vec::new();
         for host in &self.hosts {
-            let list: Vec<InstanceView> = host.api.get("/v1/instances").await.unwrap_or_default();
+            let path = format!("/v1/instances?host={}", host.name);
+            let list: Vec<InstanceView> = host.api.get(&path).await.unwrap_or_default();
             // Each host tells of its own.
             all.extend(list.into_iter().filter(|instance| instance.host == host.name));
         }

@@ -36,7 +36,9 @@ impl Comeback {
     }
 
     fn event(&mut self, event: &EventView, victim: &Victim, after: Duration) {
-        let Some(run) = event.run.filter(|run| event.instance == victim.instance && *run > victim.run) else {
+        // Runs are counted by each host.
+        let same = event.instance == victim.instance && event.host == victim.host;
+        let Some(run) = event.run.filter(|run| same && *run > victim.run) else {
             return;
         };
         self.run = self.run.max(Some(run));
@@ -48,7 +50,8 @@ impl Comeback {
     }
 
     fn listed(&mut self, instance: &InstanceView, victim: &Victim, after: Duration) {
-        let Some(run) = instance.run.filter(|run| *run != victim.run) else { return };
+        let another = instance.run != Some(victim.run) || instance.host != victim.host;
+        let Some(run) = instance.run.filter(|_| another && instance.state != "superseded") else { return };
         self.run = Some(run);
         self.restarted.get_or_insert(after);
         if instance.state == "ready" {
@@ -86,7 +89,7 @@ pub async fn await_it(
                 let after = struck.elapsed();
                 list.iter().filter(|i| i.instance == victim.instance).for_each(|i| seen.listed(i, victim, after));
                 if events.is_none() {
-                    *events = EventStream::open(api, None).await.ok();
+                    *events = EventStream::open(api, None, None).await.ok();
                 }
                 next_poll = Instant::now() + if events.is_some() { POLL_BESIDE_EVENTS } else { POLL_ALONE };
             }

@@ -36,27 +36,42 @@ impl Figures {
     }
 }
 
-const COLUMNS: [Column; 5] = [
-    Column { head: "SIGNAL TO", weight: 5, least: 9, right: false },
-    Column { head: "MIN", weight: 2, least: 8, right: true },
-    Column { head: "MEDIAN", weight: 4, least: 8, right: true },
-    Column { head: "P95", weight: 3, least: 8, right: true },
-    Column { head: "MAX", weight: 1, least: 8, right: true },
-];
+const fn columns(from: &'static str) -> [Column; 5] {
+    [
+        Column { head: from, weight: 5, least: 9, right: false },
+        Column { head: "MIN", weight: 2, least: 8, right: true },
+        Column { head: "MEDIAN", weight: 4, least: 8, right: true },
+        Column { head: "P95", weight: 3, least: 8, right: true },
+        Column { head: "MAX", weight: 1, least: 8, right: true },
+    ]
+}
 
-/// The whole result as text.
-pub fn render(view: &KillTestView, page: &Page) -> String {
-    let mut table = Table::new(&COLUMNS);
-    for (name, figures) in [("restarted", view.restarted), ("ready", view.ready)] {
+const SIGNALLED: [Column; 5] = columns("SIGNAL TO");
+pub(super) const KILLED: [Column; 5] = columns("KILLED TO");
+
+/// What was measured.
+pub(super) fn table(
+    columns: &'static [Column],
+    restarted: Option<Figures>,
+    ready: Option<Figures>,
+    page: &Page,
+) -> String {
+    let mut table = Table::new(columns);
+    for (name, figures) in [("restarted", restarted), ("ready", ready)] {
         if let Some(f) = figures {
             let mut row = vec![cell(name.to_owned())];
             row.extend([f.min_ms, f.median_ms, f.p95_ms, f.max_ms].map(|ms| cell(span(ms))));
             table.row(row);
         }
     }
+    table.render(page)
+}
+
+/// The whole result as text.
+pub fn render(view: &KillTestView, page: &Page) -> String {
     let mut text = format!("{} to {}, seed {}\n", view.signal, counted(view.kills.len(), "run"), view.seed);
     if view.restarted.is_some() {
-        text.push_str(&table.render(page));
+        text.push_str(&table(&SIGNALLED, view.restarted, view.ready, page));
     }
     for kill in view.kills.iter().filter(|k| !k.ok) {
         let why = kill.detail.as_deref().unwrap_or("");

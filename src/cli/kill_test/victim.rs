@@ -7,41 +7,64 @@ use nix::sys::signal::Signal;
 use crate::cli::api::Api;
 use crate::cli::exit::Failure;
 use crate::cli::pidfd::Pidfd;
-use crate::http::view::InstanceView;
-use crate::spec::InstanceId;
+use crate::http::view::{InstanceView, StrikeRequest, StruckView};
+use crate::spec::{HostName, InstanceId};
 
-/// A run that is held by its process.
+/// A run that is held by its process, or known by its number to the agent of its host.
 #[derive(Debug)]
 pub struct Victim {
     /// Whose run.
     pub instance: InstanceId,
+    /// Where.
+    pub host: HostName,
     /// Which run.
     pub run: u64,
     /// Its main process.
     pub pid: i32,
-    process: Pidfd,
+    process: Hold,
 }
 
-/// Takes hold of the process, then asks again whether it still is the chosen run's and ready. In this order
+#[derive(Debug)]
+enum Hold {
+    /// On this machine.
+    Here(Pidfd),
+    /// On another one, whose agent strikes.
+    There(Api),
+}
+
+/// Takes hold of the process if it is on the host that is `here`, then asks again whether it still is the chosen run's and ready. In this order
 /// the held process is the right one, whatever happens to the pid. `None`: it is not any more.
-pub async fn aim(chosen: &InstanceView, api: &Api) -> Result<Option<Victim>, Failure> {
+pub async fn aim(chosen: &InstanceView, here: &HostName, api: &Api) -> Result<Option<Victim>, Failure> {
     let (Some(run), Some(pid)) = (chosen.run, chosen.pid) else { return Ok(None) };
     let process = match Pidfd::open(pid) {
-        Ok(process) => process,
+        _ if chosen.host != *here => Hold::There(api.clone()),
+        Ok(process) => Hold::Here(process),
         Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
         Err(source) => return Err(Failure::Local { what: format!("cannot take hold of pid {pid}"), source }),
     };
     let now: Vec<InstanceView> = api.get(&format!("/v1/instances?instance={}", chosen.instance)).await?;
     let same = now.iter().any(|i| {
-        i.instance == chosen.instance && i.run == Some(run) && i.pid == Some(pid) && i.state == "ready"
+        let same = i.instance == chosen.instance && i.host == chosen.host && i.run == Some(run);
+        same && i.pid == Some(pid) && i.state == "ready"
     });
-    Ok(same.then(|| Victim { instance: chosen.instance.clone(), run, pid, process }))
+    Ok(same.then(|| {
+        let (instance, host) = (chosen.instance.clone(), chosen.host.clone());
+        Victim { instance, host, run, pid, process }
+    }))
 }
 
 impl Victim {
     /// Sends the signal; false when the process is gone.
-    pub fn strike(&self, signal: Signal) -> Result<bool, Failure> {
-        match self.process.send(signal) {
+    pub async fn strike(&self, signal: Signal) -> Result<bool, Failure> {
+        let process = match &self.process {
+            Hold::Here(process) => process,
+            Hold::There(api) => {
+                let (instance, host) = (self.instance.clone(), Some(self.host.clone()));
+                let request = StrikeRequest { instance, run: self.run, signal: signal.to_string(), host };
+                return Ok(api.post::<StruckView>("/v1/strike", &request).await?.struck);
+            }
+        };
+        match process.send(signal) {
             Ok(()) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
             Err(source) => Err(self.refused(signal, source)),

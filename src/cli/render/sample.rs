@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::http::view::{
-    ChangedView, EventView, ExitView, HeartbeatView, InstanceView, KeeperView, PlanView, PortView, StatusView,
+    ChangedView, EventView, ExitView, HeartbeatView, HostCounts, HostView, InstanceView, KeeperView,
+    PeerView, PlanView, PortView, StatusView,
 };
 use crate::spec::{InstanceId, Protocol};
 
@@ -44,6 +45,13 @@ pub fn status() -> StatusView {
         term: 0,
         index: 42,
         quorum: true,
+        role: "alone".to_owned(),
+        peer: None,
+        hosts: HostCounts { up: 1, down: 0, silent: Some(0) },
+        brake: vec![],
+        superseded: 0,
+        unplaced: BTreeMap::new(),
+        broken: None,
         revision: 3,
         spec_drift: None,
         version: "0.1.0".to_owned(),
@@ -80,5 +88,36 @@ pub fn event() -> EventView {
         kind: "exited".to_owned(),
         cause: Some("hang".to_owned()),
         detail: Some("no heartbeat for 1s".to_owned()),
+    }
+}
+
+/// A host that is well.
+pub fn host() -> HostView {
+    HostView {
+        host: "alpha".parse().unwrap(),
+        up: true,
+        drained: false,
+        incarnation: 4,
+        role: "primary".to_owned(),
+        address: "10.0.0.1".to_owned(),
+        agent: "10.0.0.1:7600".to_owned(),
+        labels: BTreeMap::from([("region".to_owned(), "eu".to_owned())]),
+        capacity: BTreeMap::from([("slots".to_owned(), 200)]),
+        instances: 3,
+        silent_ms: Some(120),
+        version: Some("0.1.0".to_owned()),
+    }
+}
+
+/// A peer that has not answered for a moment.
+pub fn peer() -> PeerView {
+    PeerView {
+        host: "beta".parse().unwrap(),
+        address: "10.0.0.2:7600".to_owned(),
+        id: 3,
+        role: "voter".to_owned(),
+        primary: false,
+        silent_ms: Some(2_500),
+        index: Some(42),
     }
 }

@@ -1,7 +1,7 @@
 //! Tests of what tables and lines look like.
 
 use super::*;
-use crate::http::view::StatusView;
+use crate::http::view::{HostCounts, HostView, StatusView};
 
 fn page(width: Option<u16>) -> Page {
     let now = humantime::parse_rfc3339("2026-01-02T03:03:20Z").unwrap();
@@ -85,6 +85,63 @@ fn a_starting_agent_says_what_it_waits_for_and_nothing_else_is_wrong() {
 }
 
 #[test]
+fn a_host_of_a_cluster_says_how_that_stands() {
+    let peer = StatusView {
+        role: "peer".to_owned(),
+        hosts: HostCounts { up: 3, down: 1, silent: Some(2) },
+        brake: vec!["beta".parse().unwrap(), "gamma".parse().unwrap()],
+        superseded: 1,
+        unplaced: [("zone.9".parse().unwrap(), "no host has room".to_owned())].into(),
+        term: 7,
+        ..sample::status()
+    };
+    let text = status(&peer, &page(None));
+    for line in [
+        "hosts      3 up, 2 silent, 1 down; this one is a peer, term 7\n",
+        "unplaced   zone.9: no host has room\n",
+        "superseded 1 run (`bigbrother ps` shows them)\n",
+        "unhealthy  so many hosts are silent that none is declared down: beta, gamma; ",
+    ] {
+        assert!(text.contains(line), "{line:?} in {text}");
+    }
+    let attached = StatusView {
+        role: "attached".to_owned(),
+        peer: Some("beta".parse().unwrap()),
+        hosts: HostCounts { up: 2, down: 0, silent: None },
+        ..sample::status()
+    };
+    let line = "hosts      2 up; this one is attached to beta, term 0\n";
+    assert!(status(&attached, &page(None)).contains(line));
+}
+
+#[test]
+fn hosts_and_peers_are_tables() {
+    let down = HostView {
+        host: "beta".parse().unwrap(),
+        up: false,
+        role: "attached".to_owned(),
+        silent_ms: None,
+        version: None,
+        ..sample::host()
+    };
+    assert_eq!(
+        super::hosts::hosts(&[sample::host(), down], &page(None)),
+        "\
+HOST   STATE  ROLE      INSTANCES  HEARD  ADDRESS   VERSION  LABELS     CAPACITY   JOINED
+alpha  up     primary           3    now  10.0.0.1  0.1.0    region=eu  slots=200       4
+beta   down   attached          3         10.0.0.1           region=eu  slots=200       4
+"
+    );
+    assert_eq!(
+        super::hosts::peers(&[sample::peer()], &page(None)),
+        "\
+HOST  ROLE   HEARD  ADDRESS        INDEX  NUMBER
+beta  voter     2s  10.0.0.2:7600     42       3
+"
+    );
+}
+
+#[test]
 fn every_illness_is_told() {
     let ill = StatusView {
         keeper: None,
@@ -138,7 +195,7 @@ fn spans_and_ages_are_short() {
 /// A sample of everything that `--json` prints, by its heading in docs/cli.md.
 fn shapes() -> Vec<(&'static str, serde_json::Value)> {
     use crate::cli::kill_test::{Figures, KillTestView, KillView};
-    use crate::cli::{declare, look, operate, wait};
+    use crate::cli::{declare, hosts, look, operate, wait};
     use serde_json::to_value;
 
     let figures = Figures::of([1.0].into_iter());
@@ -157,6 +214,9 @@ fn shapes() -> Vec<(&'static str, serde_json::Value)> {
     vec![
         ("status", to_value(sample::status())),
         ("ps", to_value(sample::instance("zone.3", "ready"))),
+        ("hosts", to_value(sample::host())),
+        ("peers", to_value(sample::peer())),
+        ("drain", to_value(hosts::DrainedView { host: "alpha".parse().unwrap(), empty: true, running: 0 })),
         ("events", to_value(sample::event())),
         ("plan", to_value(sample::plan())),
         ("plan.changed", to_value(&sample::plan().changed[0])),
@@ -208,7 +268,9 @@ fn every_json_field_is_documented() {
     for (name, shape) in shapes() {
         let section = section(doc, name);
         // Keys of these maps are names that users give.
-        let own = |key: &str| matches!(key, "ports" | "instances" | "status" | "scaled");
+        let own = |key: &str| {
+            matches!(key, "ports" | "instances" | "status" | "scaled" | "unplaced" | "labels" | "capacity")
+        };
         let mut keys = Vec::new();
         collect("", &shape, &own, &mut keys);
         for key in keys {

@@ -70,6 +70,10 @@ impl Service for Answers {
                 }
                 encode(&self.join(host, address).await).map_err(words)
             }
+            Kind::Tunnel if from.purpose == Purpose::Api => {
+                let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
+                entrance.answer(from, &body).await
+            }
             Kind::Report | Kind::GiveUp | Kind::Roll if from.purpose.is_for_peers() => {
                 self.shared.answer_vigil(kind, &body).await
             }

@@ -276,8 +276,14 @@ impl Attached {
         &self.0.settings
     }
 
-    pub(super) fn exchange(&self) -> &Exchange {
+    /// The lines to other agents.
+    pub fn exchange(&self) -> &Exchange {
         &self.0.exchange
+    }
+
+    /// Whom a hello is held against.
+    pub fn greets_as(&self) -> watch::Receiver<Ours> {
+        self.0.ours.subscribe()
     }
 
     pub(super) fn ours(&self) -> Ours {

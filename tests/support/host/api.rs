@@ -28,6 +28,11 @@ impl Host {
     }
 
     fn ask(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
+        self.whole(method, path, body).map(|(status, _, body)| (status, body))
+    }
+
+    /// Status, head and body of an answer.
+    pub fn whole(&self, method: &str, path: &str, body: &str) -> Result<(u16, String, String), String> {
         let words = |e: std::io::Error| format!("{method} {path}: {e}");
         let mut stream = UnixStream::connect(self.runtime.join("api.sock")).map_err(words)?;
         stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(words)?;
@@ -41,7 +46,7 @@ impl Host {
         stream.read_to_string(&mut answer).map_err(words)?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("no answer: {answer:?}"))?;
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
-        Ok((status, body.to_owned()))
+        Ok((status, head.to_owned(), body.to_owned()))
     }
 
     pub fn status(&self) -> Result<StatusView, String> {

@@ -1,0 +1,92 @@
+//! `hosts` and `peers` as tables.
+
+use std::time::Duration;
+
+use comfy_table::Color;
+
+use super::table::{Column, Table, cell};
+use super::{Page, age};
+use crate::http::view::{HostView, PeerView};
+
+const HOSTS: [Column; 10] = [
+    Column { head: "HOST", weight: 100, least: 10, right: false },
+    Column { head: "STATE", weight: 95, least: 7, right: false },
+    Column { head: "ROLE", weight: 90, least: 7, right: false },
+    Column { head: "INSTANCES", weight: 80, least: 9, right: true },
+    Column { head: "HEARD", weight: 85, least: 6, right: true },
+    Column { head: "ADDRESS", weight: 70, least: 9, right: false },
+    Column { head: "VERSION", weight: 60, least: 7, right: false },
+    Column { head: "LABELS", weight: 50, least: 8, right: false },
+    Column { head: "CAPACITY", weight: 40, least: 8, right: false },
+    Column { head: "JOINED", weight: 20, least: 6, right: true },
+];
+
+/// `hosts`
+pub fn hosts(list: &[HostView], page: &Page) -> String {
+    if list.is_empty() {
+        return "no host has joined yet".to_owned();
+    }
+    let mut table = Table::new(&HOSTS);
+    for host in list {
+        let (state, colour) = match (host.up, host.drained) {
+            (false, _) => ("down", Color::Red),
+            (true, true) => ("drained", Color::Yellow),
+            (true, false) => ("up", Color::Green),
+        };
+        table.row(vec![
+            cell(host.host.to_string()),
+            cell(state.to_owned()).colour(Some(colour)),
+            cell(host.role.clone()),
+            cell(host.instances.to_string()),
+            cell(heard(host.silent_ms)),
+            cell(host.address.clone()),
+            cell(host.version.clone().unwrap_or_default()),
+            cell(pairs(host.labels.iter())),
+            cell(pairs(host.capacity.iter())),
+            cell(host.incarnation.to_string()),
+        ]);
+    }
+    table.render(page)
+}
+
+const PEERS: [Column; 6] = [
+    Column { head: "HOST", weight: 100, least: 10, right: false },
+    Column { head: "ROLE", weight: 95, least: 7, right: false },
+    Column { head: "HEARD", weight: 90, least: 6, right: true },
+    Column { head: "ADDRESS", weight: 80, least: 12, right: false },
+    Column { head: "INDEX", weight: 70, least: 5, right: true },
+    Column { head: "NUMBER", weight: 60, least: 6, right: true },
+];
+
+/// `peers`
+pub fn peers(list: &[PeerView], page: &Page) -> String {
+    if list.is_empty() {
+        return "nobody who knows the peers answers".to_owned();
+    }
+    let mut table = Table::new(&PEERS);
+    for peer in list {
+        let role = if peer.primary { "primary".to_owned() } else { peer.role.clone() };
+        table.row(vec![
+            cell(peer.host.to_string()),
+            cell(role),
+            cell(heard(peer.silent_ms)),
+            cell(peer.address.clone()),
+            cell(peer.index.map(|index| index.to_string()).unwrap_or_default()),
+            cell(peer.id.to_string()),
+        ]);
+    }
+    table.render(page)
+}
+
+/// How long ago; a host that reports is never more than a moment away.
+fn heard(silent_ms: Option<u64>) -> String {
+    match silent_ms {
+        None => String::new(),
+        Some(..1_000) => "now".to_owned(),
+        Some(ms) => age(Duration::from_millis(ms)),
+    }
+}
+
+fn pairs<'a, V: std::fmt::Display + 'a>(pairs: impl Iterator<Item = (&'a String, &'a V)>) -> String {
+    pairs.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+}

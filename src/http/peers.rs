@@ -1,0 +1,94 @@
+//! The peers: who keeps the replicated state, and changing that.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+
+use super::elsewhere::{PATIENTLY, read};
+use super::problem::Refusal;
+use super::router::{Api, Transport};
+use crate::agent::ring::RingError;
+use crate::cluster::raft::membership::{Member, Role};
+use crate::cluster::tunnel::Asked;
+use crate::http::view::{DoneView, PeerRequest, PeerView};
+use crate::spec::HostName;
+
+type Body = Result<Json<PeerRequest>, JsonRejection>;
+
+/// `GET /v1/peers`: as the primary sees them, if it answers.
+pub(super) async fn list(api: State<Api>) -> Result<Json<Vec<PeerView>>, Refusal> {
+    if api.handle.ring.is_alone() {
+        return Err(RingError::Alone.into());
+    }
+    Ok(Json(known(&api).await))
+}
+
+/// The peers by whoever knows most of them; none: nobody who knows answers.
+pub(super) async fn known(api: &Api) -> Vec<PeerView> {
+    let ring = &api.handle.ring;
+    let primary = ring.standing().and_then(|standing| standing.primary);
+    let knows = primary.clone().or_else(|| ring.served_by()).filter(|host| *host != api.handle.host);
+    if let Some(host) = knows.filter(|_| api.transport != Transport::Tunnel) {
+        let asked = api.ask(&host, &Asked::get("/v1/peers"), Duration::from_secs(1)).await;
+        if let Ok(peers) = asked.and_then(|answered| read(&host, &answered)) {
+            return peers;
+        }
+    }
+    let members = ring.peers().unwrap_or_default();
+    members.into_iter().filter_map(|member| view(member, primary.as_ref())).collect()
+}
+
+fn view(member: Member, primary: Option<&HostName>) -> Option<PeerView> {
+    let host: HostName = member.peer.name.parse().ok()?;
+    let role = match member.role {
+        Role::Voter => "voter",
+        Role::Learner => "learner",
+    };
+    Some(PeerView {
+        primary: primary == Some(&host),
+        address: member.peer.address.clone(),
+        id: member.id,
+        role: role.to_owned(),
+        silent_ms: member.silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        index: member.matched,
+        host,
+    })
+}
+
+/// `POST /v1/peers/add`
+pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
+    let Json(PeerRequest { host, address }) = body?;
+    let address = address.ok_or_else(|| Refusal::no_address(&host))?;
+    let detail = format!(
+        "{host} may become a peer: give it a cluster.toml with the same `peers` and `{host} = \"{address}\"`, and start \
+         its agent"
+    );
+    change(detail, async move { api.handle.ring.add_peer(host, address).await }).await
+}
+
+/// `POST /v1/peers/remove`
+pub(super) async fn remove(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
+    let Json(PeerRequest { host, .. }) = body?;
+    let detail = format!("{host} is a peer no more; what runs there goes on until it is drained or stopped");
+    change(detail, async move { api.handle.ring.remove_peer(host).await }).await
+}
+
+/// `POST /v1/peers/promote`
+pub(super) async fn promote(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
+    let Json(PeerRequest { host, .. }) = body?;
+    let detail = format!("{host} votes now");
+    change(detail, async move { api.handle.ring.promote_peer(host).await }).await
+}
+
+/// Carried out to its end, also when nobody waits for it any more: a newcomer may have much to catch up with.
+async fn change(
+    detail: String,
+    work: impl Future<Output = Result<(), RingError>> + Send + 'static,
+) -> Result<Json<DoneView>, Refusal> {
+    let changed = tokio::time::timeout(PATIENTLY, tokio::spawn(work)).await;
+    let changed = changed.map_err(|_| Refusal::under_way())?;
+    changed.map_err(|error| Refusal::internal(format!("the peers were not changed: {error}")))??;
+    Ok(Json(DoneView { detail }))
+}

@@ -1,0 +1,78 @@
+//! What `kill-test` asks of an agent: a signal to a run of its host, or the end of the whole host.
+//!
+//! Whoever may use the Unix socket may run and stop programs anyway; announced first, like a blow from outside.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use nix::sys::signal::Signal;
+
+use super::elsewhere::Place;
+use super::names::Names;
+use super::problem::Refusal;
+use super::router::Api;
+use crate::agent::handle::{HostRequest, HostSnapshot};
+use crate::agent::strike::{self, Held};
+use crate::http::view::{AffectedView, StrikeRequest, StruckView};
+use crate::spec::HostName;
+
+/// By then whoever asked has the answer.
+const AFTERWARDS: Duration = Duration::from_millis(100);
+/// Signals that a game day needs.
+const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGCONT, Signal::SIGSEGV];
+
+/// `POST /v1/strike`: a signal to the main process of exactly this run.
+pub(super) async fn run(
+    api: State<Api>,
+    body: Result<Json<StrikeRequest>, JsonRejection>,
+) -> Result<Json<StruckView>, Refusal> {
+    let Json(request) = body?;
+    let signal = request.signal.parse::<Signal>().ok().filter(|signal| SIGNALS.contains(signal));
+    let signal = signal.ok_or_else(|| Refusal::bad_signal(&request.signal))?;
+    Names::read(&api).await?.instance(&request.instance)?;
+    if let Place::There(host) = api.place_of(&request.instance, request.host.as_ref())? {
+        return Ok(Json(api.tell(&host, "/v1/strike", &[], &request).await?));
+    }
+    let failed = |error: std::io::Error| Refusal::internal(format!("cannot send {signal}: {error}"));
+    let missed = Ok(Json(StruckView { struck: false }));
+    let Some(pid) = main_process(&*api.snapshots.get().await?, &request) else { return missed };
+    let Some(held) = Held::take(pid).map_err(failed)? else { return missed };
+    // Asked once more: what is held now is the run's process, whatever became of the pid before.
+    if main_process(&*api.snapshots.get().await?, &request) != Some(pid) {
+        return missed;
+    }
+    Ok(Json(StruckView { struck: held.strike(signal).map_err(failed)? }))
+}
+
+fn main_process(snapshot: &HostSnapshot, request: &StrikeRequest) -> Option<i32> {
+    let mut views = snapshot.instances.iter();
+    views.find(|view| view.instance == request.instance && view.run == Some(request.run))?.pid
+}
+
+/// `POST /v1/hosts/{host}/strike`: kills all runs, keeper and agent of the host at once. The answer comes before.
+pub(super) async fn host(
+    api: State<Api>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<AffectedView>, Refusal> {
+    let name: HostName = name?.0.parse()?;
+    if let Place::There(host) = api.place_of_host(Some(&name))? {
+        return Ok(Json(api.tell(&host, &format!("/v1/hosts/{host}/strike"), &[], &()).await?));
+    }
+    let snapshot = api.snapshots.get().await?;
+    let runs: Vec<_> =
+        snapshot.instances.iter().filter_map(|view| Some((view.instance.clone(), view.pid?))).collect();
+    for (instance, _) in &runs {
+        let text = format!("kill-test kills the host {name}");
+        api.handle.ask(|reply| HostRequest::Announce(instance.clone(), text, reply)).await?;
+    }
+    let keeper = snapshot.keeper.as_ref().map(|keeper| keeper.pid);
+    tracing::warn!("kill-test kills this host: all runs, the keeper and this agent");
+    let instances = runs.iter().map(|(instance, _)| instance.clone()).collect();
+    tokio::spawn(async move {
+        tokio::time::sleep(AFTERWARDS).await;
+        tokio::task::spawn_blocking(move || strike::everything(&runs, keeper)).await
+    });
+    Ok(Json(AffectedView { instances }))
+}

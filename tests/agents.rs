@@ -1,0 +1,19 @@
+//! Agents of three hosts that are one cluster, as an operator sees them: from whichever host it is asked.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/host.rs"]
+mod host;
+#[path = "support/agent/ran.rs"]
+mod ran;
+
+use host::PATIENCE;
+
+#[path = "agents/cluster.rs"]
+mod cluster;
+#[path = "agents/looking.rs"]
+mod looking;
+#[path = "agents/losing.rs"]
+mod losing;
+#[path = "agents/operating.rs"]
+mod operating;

@@ -1,0 +1,28 @@
+//! Hosts under test that are one cluster: each a peer, with agent, keeper and folders of its own, on loopback.
+
+use super::{Cgroups, Host};
+
+/// The shortest spans that `check` allows.
+pub const SPANS: &str = "fence_after = \"3250ms\"\nfence_kill = \"250ms\"\nhost_timeout = \"4500ms\"\n";
+
+impl Host {
+    /// Hosts of these names, none of them started; the first so many are peers, the others attach to them.
+    pub fn cluster(names: &[&str], peers: usize, cgroups: Cgroups) -> Vec<Host> {
+        let mut hosts: Vec<Host> = names.iter().map(|_| Host::new(cgroups)).collect();
+        let entry = |(name, host): (&&str, &Host)| format!("{name} = \"127.0.0.1:{}\"", host.ports.0);
+        let peers: Vec<String> = names.iter().zip(&hosts).take(peers).map(entry).collect();
+        let cluster = format!("[cluster]\nname = \"test\"\npeers = {{ {} }}\n{SPANS}\n", peers.join(", "));
+        for (host, name) in hosts.iter_mut().zip(names) {
+            host.join(name, &cluster);
+        }
+        hosts
+    }
+
+    /// Makes this host one of a cluster: its first port is its agent's.
+    pub fn join(&mut self, name: &str, cluster: &str) {
+        self.name = name.to_owned();
+        self.cluster = cluster.to_owned();
+        self.listen = Some(self.ports.0);
+        self.ports.0 += 1;
+    }
+}
