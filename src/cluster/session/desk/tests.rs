@@ -1,3 +1,5 @@
+//! The desk by itself: who waits is told, who lacks much gets it in parts, who does not belong is sent away.
+
 use super::*;
 use crate::cluster::session::message::{Place, open};
 use crate::cluster::session::trail::{Recorder, Step, trail};
