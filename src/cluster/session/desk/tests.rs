@@ -1,4 +1,4 @@
-//! The desk by itself: who waits is told, who lacks much gets it in parts, who does not belong is sent away.
+//! The desk, with hosts and a machine that the test plays.
 
 use super::*;
 use crate::cluster::session::message::{Place, open};
