@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
-use bigbrother::cluster::node::{self, Node};
+use bigbrother::cluster::node::{self, Node, ProposeError};
 use bigbrother::cluster::raft::SNAPSHOT_EVERY;
 use bigbrother::cluster::session::{self, Attached, MOVE_AFTER, Session};
 use bigbrother::keeper::protocol::RunId;
@@ -113,11 +113,23 @@ fn spread(hosts: &[Attached]) -> String {
     counts.iter().map(|(peer, count)| format!("{peer} {count}")).collect::<Vec<_>>().join(", ")
 }
 
+/// A machine that is too slow for so many hosts at once is asked again, as agents do.
+async fn insist(host: &Attached, command: Command) -> Result<Response, String> {
+    for _ in 0..20 {
+        match host.propose(command.clone()).await {
+            Ok(response) => return Ok(response),
+            Err(ProposeError::NoPrimary(_)) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err("no primary".to_owned())
+}
+
 /// A host joins and says what runs on it.
 async fn move_in(host: Attached, name: HostName) -> Result<(), String> {
     let facts = HostFacts { version: Version(1), ..HostFacts::default() };
     let join = Command::JoinHost { host: name.clone(), facts };
-    let Response::Incarnation(incarnation) = host.propose(join).await.map_err(|e| e.to_string())? else {
+    let Response::Incarnation(incarnation) = insist(&host, join).await? else {
         return Err("no incarnation".to_owned());
     };
     host.set_incarnation(incarnation);
@@ -128,7 +140,7 @@ async fn move_in(host: Attached, name: HostName) -> Result<(), String> {
         events.push(Event { instance, run: RunId(number + 1), kind });
     }
     let events = Command::Events { host: name, incarnation, first_seq: 1, events };
-    host.propose(events).await.map(drop).map_err(|error| error.to_string())
+    insist(&host, events).await.map(drop)
 }
 
 async fn changes(hosts: &[Attached]) -> Result<(), Fault> {
@@ -136,7 +148,7 @@ async fn changes(hosts: &[Attached]) -> Result<(), Fault> {
     for number in 0..CHANGES {
         let proposer = &hosts[number % hosts.len()];
         let proposed = Instant::now();
-        proposer.propose(Command::Pause { target: Target::All }).await?;
+        insist(proposer, Command::Pause { target: Target::All }).await?;
         let known = Instant::now();
         let index = proposer.standing().borrow().index;
         for host in hosts {

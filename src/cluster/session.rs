@@ -29,6 +29,7 @@ mod pulse;
 pub mod rights;
 mod search;
 pub mod trail;
+mod twin;
 
 pub use handle::Attached;
 

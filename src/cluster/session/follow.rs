@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::handle::Attached;
 use super::message::{self, Follow, Followed, News, Place};
 use super::search::{End, Found};
+use super::twin::Twin;
 use crate::cluster::node::Standing;
 use crate::cluster::wire::codec::decode_front;
 use crate::cluster::wire::serve::MAX_SNAPSHOT;
@@ -49,13 +50,14 @@ struct Follower<'a> {
     attached: &'a Attached,
     peer: &'a Found,
     incoming: Option<Incoming>,
+    twin: Twin,
     /// The copy is not gone on from: what came for it could not be used.
     anew: bool,
 }
 
 /// Until the peer is of no use; `unreachable` shows whether there is a connection.
 pub(super) async fn run(attached: &Attached, peer: &Found, unreachable: watch::Sender<bool>) -> End {
-    let mut follower = Follower { attached, peer, incoming: None, anew: false };
+    let mut follower = Follower { attached, peer, incoming: None, twin: Twin::default(), anew: false };
     let mut faults = 0;
     loop {
         let answer = follower.ask().await;
@@ -117,17 +119,18 @@ impl Follower<'_> {
     }
 
     fn apply(&mut self, to: Place, count: u64, mut raw: &[u8]) -> Result<(), Fault> {
-        let (_, mut state) = self.attached.copy();
+        let mut envelopes = Vec::new();
         for _ in 0..count {
             let (envelope, used) = decode_front::<Envelope>(raw).map_err(garbled)?;
-            // The same commands in the same order; what came of one is its proposer's business.
-            let _ = Arc::make_mut(&mut state).apply(&envelope);
+            envelopes.push(envelope);
             raw = &raw[used..];
         }
         if !raw.is_empty() {
             return Err(garbled("something is left over"));
         }
-        self.attached.take(to, state);
+        let (_, now) = self.attached.copy();
+        let next = if envelopes.is_empty() { now } else { self.twin.after(now, envelopes) };
+        self.attached.take(to, next);
         Ok(())
     }
 
@@ -149,6 +152,7 @@ impl Follower<'_> {
         let state = tokio::task::spawn_blocking(move || decode::<State>(&bytes)).await;
         let state = state.map_err(garbled)?.map_err(garbled)?;
         self.anew = false;
+        self.twin.forget();
         self.attached.take_whole(of, Arc::new(state));
         Ok(())
     }

@@ -15,6 +15,8 @@ use super::search::{self, End, Found};
 const LOOK: Duration = Duration::from_millis(100);
 /// A peer that was not heard for this long is asked something; reports come more often.
 const BEAT: Duration = Duration::from_millis(300);
+/// The longest pause between two searches for a quorum, when there is none anywhere.
+const BLIND: Duration = Duration::from_secs(10);
 
 /// Asks the peer for its load where nothing else is asked.
 pub(super) async fn beat(attached: &Attached, peer: &Found) {
@@ -23,12 +25,8 @@ pub(super) async fn beat(attached: &Attached, peer: &Found) {
         if attached.heard().elapsed() < BEAT {
             continue;
         }
-        if let Ok(load) = search::load(attached, &peer.target).await {
-            // One whose log has stopped says so to `run` in this way: it has no quorum.
-            let mut sight = load.sight;
-            sight.quorum &= load.formed;
-            attached.told(sight, Some(load.members));
-        }
+        // What it says of the cluster comes by the other line, in order.
+        let _ = search::load(attached, &peer.target).await;
     }
 }
 
@@ -38,6 +36,7 @@ pub(super) async fn run(attached: &Attached, peer: &Found, unreachable: watch::R
     let silence = attached.settings().peer_silence;
     let standing = attached.standing();
     let (mut silent, mut blind) = (Duration::ZERO, Duration::ZERO);
+    let mut bearable = choice::patience(silence, false, chance);
     let (mut heard, mut looked) = (attached.heard(), Instant::now());
     loop {
         tokio::time::sleep(LOOK).await;
@@ -49,11 +48,16 @@ pub(super) async fn run(attached: &Attached, peer: &Found, unreachable: watch::R
         if silent > choice::patience(silence, *unreachable.borrow(), chance) {
             return End::Left(format!("it is silent for {} ms", silent.as_millis()));
         }
-        blind = if standing.borrow().quorum { Duration::ZERO } else { blind + passed };
-        if blind > choice::patience(silence, false, chance) {
+        if standing.borrow().quorum {
+            (blind, bearable) = (Duration::ZERO, choice::patience(silence, false, chance));
+            continue;
+        }
+        blind += passed;
+        if blind > bearable {
             if others_have_a_quorum(attached, peer).await {
                 return End::Left("it hears no quorum, and another peer does".to_owned());
             }
+            bearable = BLIND.max(bearable).min(2 * bearable);
             (blind, looked) = (Duration::ZERO, Instant::now());
         }
     }

@@ -14,7 +14,7 @@ use crate::state::State;
 
 /// The longest trail: entries of the log, and bytes of their commands.
 const ENTRIES: usize = 16 * 1024;
-const BYTES: usize = 32 * 1024 * 1024;
+const BYTES: usize = 16 * 1024 * 1024;
 
 /// An entry of the log as it was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
