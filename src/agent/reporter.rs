@@ -228,3 +228,92 @@ impl Reporter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::broadcast;
+
+    use super::*;
+    use crate::agent::handle::Proposal;
+    use crate::agent::ring::Ring;
+    use crate::state::State;
+
+    const WAIT: Duration = Duration::from_secs(10);
+
+    struct Cluster {
+        proposals: mpsc::Receiver<Proposal>,
+        state: watch::Sender<Arc<State>>,
+    }
+
+    impl Cluster {
+        /// What the host proposes next, which must be to join; it is given this incarnation.
+        async fn joins(&mut self, incarnation: u64) {
+            let asked = tokio::time::timeout(WAIT, self.proposals.recv()).await.expect("a proposal");
+            let Proposal { command, reply } = asked.unwrap();
+            assert!(matches!(command, Command::JoinHost { .. }), "{command:?}");
+            reply.send(Ok(Response::Incarnation(incarnation))).unwrap();
+        }
+
+        /// The state shows this life of the host.
+        fn shows(&self, incarnation: u64, up: bool) {
+            let facts = HostFacts::default();
+            let host = crate::state::Host {
+                incarnation,
+                facts,
+                up,
+                planned: true,
+                drained: false,
+                last_seq: 0,
+                down_ms: 0,
+            };
+            self.state.send_modify(|state| {
+                Arc::make_mut(state).hosts.insert("alpha".parse().unwrap(), host);
+            });
+        }
+    }
+
+    fn cluster() -> (Handle, Cluster) {
+        let ((to, proposals), (state, seen)) = (mpsc::channel(8), watch::channel(Arc::default()));
+        let handle = Handle {
+            host: "alpha".parse().unwrap(),
+            cluster: String::new(),
+            started_at: String::new(),
+            logs: Default::default(),
+            requests: mpsc::channel(1).0,
+            ring: Ring::Alone(to),
+            state: seen,
+            events: broadcast::channel(1).0,
+        };
+        (handle, Cluster { proposals, state })
+    }
+
+    #[tokio::test]
+    async fn a_host_that_was_given_up_joins_again_and_one_that_shares_its_name_does_not_so_in_turn_for_ever()
+    {
+        let (handle, mut cluster) = cluster();
+        let (incarnation, mut incarnations) = watch::channel(0);
+        let mut reporter = Reporter::new(handle, mpsc::channel(1).0, incarnation);
+        let (_reports, reported) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            reporter.join(HostFacts::default()).await.unwrap();
+            reporter.run(reported).await;
+        });
+        cluster.joins(5).await;
+        incarnations.wait_for(|known| *known == 5).await.unwrap();
+        cluster.shows(5, true);
+        // It lives on in the state of others as it does here: nothing is to be done.
+        cluster.shows(5, false);
+        cluster.joins(6).await;
+        incarnations.wait_for(|known| *known == 6).await.unwrap();
+        cluster.shows(6, true);
+        // Somebody else has joined under this name.
+        cluster.shows(7, true);
+        cluster.joins(8).await;
+        cluster.shows(9, true);
+        let again = tokio::time::timeout(Duration::from_millis(300), cluster.proposals.recv()).await;
+        assert!(again.is_err(), "it joins again at once: {:?}", again.map(|asked| asked.map(|a| a.command)));
+        task.abort();
+    }
+}

@@ -239,11 +239,10 @@ fn handle(
     Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, ring, state, events }
 }
 
-async fn assemble(
-    options: &AgentOptions,
-    config: &Config,
-    entrance: Entrance,
-) -> Result<(Handle, Tasks, Parts), AgentError> {
+/// What the agent is made of.
+type Made = (Handle, Tasks, Parts);
+
+async fn assemble(options: &AgentOptions, config: &Config, entrance: Entrance) -> Result<Made, AgentError> {
     let host = &config.host;
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
