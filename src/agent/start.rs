@@ -239,11 +239,9 @@ fn handle(
     Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, ring, state, events }
 }
 
-async fn assemble(
-    options: &AgentOptions,
-    config: &Config,
-    entrance: Entrance,
-) -> Result<(Handle, Tasks, Parts), AgentError> {
+type Assembled = Result<(Handle, Tasks, Parts), AgentError>;
+
+async fn assemble(options: &AgentOptions, config: &Config, entrance: Entrance) -> Assembled {
     let host = &config.host;
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
