@@ -26,6 +26,10 @@ use crate::state::State;
 const BRIEFLY: Duration = Duration::from_secs(1);
 /// How long the host is waited for that a request is about: less than the request may take.
 pub(super) const PATIENTLY: Duration = Duration::from_secs(9);
+/// How long one question waits for something new to come.
+pub(super) const WAIT: Duration = Duration::from_secs(2);
+/// Before a host that does not answer, or may have nothing new, is asked again.
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
 /// Headers of a request that the API reads.
 const PASSED: [&str; 2] = ["content-type", "idempotency-key"];
 
@@ -99,6 +103,18 @@ impl Api {
         let to = Target { host: host.clone(), id: None, address };
         let answered = tunnel::ask(exchange, &to, asked, ttl).await;
         answered.map_err(|error| Refusal::unreachable(host, &error.to_string()))
+    }
+
+    /// Asks for what comes after a place (`path` names it in its query), and waits there until something does, unless
+    /// too many wait already: then a moment is waited here.
+    pub(super) async fn ask_for_more(&self, host: &HostName, path: &str) -> Result<Answered, Refusal> {
+        let slot = self.waiting.clone().try_acquire_owned().ok();
+        let wait = if slot.is_some() { WAIT } else { Duration::ZERO };
+        if slot.is_none() {
+            tokio::time::sleep(AGAIN).await;
+        }
+        let asked = Asked::get(format!("{path}&wait_ms={}", wait.as_millis()));
+        self.ask(host, &asked, PATIENTLY).await
     }
 
     /// Has another host's agent answer a request in place of this one.

@@ -16,7 +16,7 @@ use super::server::stopped;
 use crate::cluster::tunnel::{Answered, Asked, MAX_ANSWER, Tunnelled};
 
 /// Requests at work at once.
-const AT_WORK: usize = 64;
+const AT_WORK: usize = 256;
 /// Headers of an answer that mean something to whoever asked.
 const TOLD: [&str; 4] = ["content-type", "retry-after", "allow", super::piece::NEXT];
 

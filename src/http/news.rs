@@ -4,22 +4,16 @@
 //! `events`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::elsewhere::{PATIENTLY, read};
+use super::elsewhere::{AGAIN, read};
 use super::piece::{NEXT, START};
 use super::router::Api;
-use crate::cluster::tunnel::Asked;
 use crate::http::view::EventView;
 use crate::spec::{HostName, InstanceId};
 
-/// How long one question waits for something new.
-const WAIT: Duration = Duration::from_secs(2);
-/// Before a host that does not answer is asked again, and how often it is looked which hosts there are.
-const AGAIN: Duration = Duration::from_millis(500);
 /// Events on their way to a reader; one that is slower is waited for.
 const QUEUE: usize = 256;
 
@@ -76,8 +70,8 @@ async fn follow_one(api: Api, host: HostName, instance: Option<InstanceId>, told
     let filter = instance.as_ref().map(|id| format!("&instance={id}")).unwrap_or_default();
     let mut after = START.to_owned();
     loop {
-        let path = format!("/v1/events?after={after}&wait_ms={}{filter}", WAIT.as_millis());
-        let answered = match api.ask(&host, &Asked::get(path), PATIENTLY).await {
+        let path = format!("/v1/events?after={after}{filter}");
+        let answered = match api.ask_for_more(&host, &path).await {
             Ok(answered) if answered.status == 200 => answered,
             _ => {
                 tokio::time::sleep(AGAIN).await;

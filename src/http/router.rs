@@ -27,6 +27,9 @@ pub(super) const MAX_BODY: usize = 1024 * 1024;
 /// Readers that follow events or logs at once.
 const MAX_FOLLOWERS: usize = 64;
 
+/// Questions of this agent that wait at other hosts at once: less than one connection takes, so that others pass.
+const MAX_WAITING: usize = 32;
+
 /// How long /metrics waits for the supervision loop before it shows what it has.
 const SCRAPE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -45,6 +48,8 @@ pub(super) struct Api {
     /// True: streams end.
     pub(super) shutdown: watch::Receiver<bool>,
     followers: Arc<Semaphore>,
+    /// Questions to other hosts that wait there for something to come.
+    pub(super) waiting: Arc<Semaphore>,
 }
 
 impl Api {
@@ -56,8 +61,9 @@ impl Api {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
+        let waiting = Arc::new(Semaphore::new(MAX_WAITING));
         let (transport, keys) = (Transport::Unix, Keys::default());
-        Api { handle, transport, metrics, snapshots, starting, keys, shutdown, followers }
+        Api { handle, transport, metrics, snapshots, starting, keys, shutdown, followers, waiting }
     }
 
     /// A place among those who follow, held while the permit lives.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
-use super::elsewhere::{PATIENTLY, host_of, refusal};
+use super::elsewhere::{AGAIN, PATIENTLY, WAIT, host_of, refusal};
 use super::logs::{PIECE, Wanted, piece};
 use super::piece::{NEXT, START};
 use super::problem::Refusal;
@@ -16,10 +16,6 @@ use super::server::stopped;
 use crate::cluster::tunnel::Asked;
 use crate::spec::{HostName, InstanceId};
 
-/// How long one question waits for something new.
-const WAIT: Duration = Duration::from_secs(2);
-/// Before a host that does not answer is asked again.
-const AGAIN: Duration = Duration::from_millis(500);
 /// As many pieces of what is there already; a writer faster than this reader is not read for ever.
 const PIECES: usize = 256;
 
@@ -125,13 +121,15 @@ impl Trail {
             return Ok(bytes);
         }
         let path = format!(
-            "/v1/instances/{}/logs?stream={}&lines={lines}&after={}&wait_ms={}",
+            "/v1/instances/{}/logs?stream={}&lines={lines}&after={}",
             self.id,
             stream.name(),
-            self.after,
-            wait.as_millis()
+            self.after
         );
-        let answered = self.api.ask(&self.host, &Asked::get(path), PATIENTLY).await?;
+        let answered = match wait {
+            Duration::ZERO => self.api.ask(&self.host, &Asked::get(path), PATIENTLY).await?,
+            _ => self.api.ask_for_more(&self.host, &path).await?,
+        };
         if answered.status != 200 {
             return Err(refusal(&self.host, &answered));
         }

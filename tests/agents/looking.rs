@@ -17,8 +17,8 @@ fn still(views: &[InstanceView]) -> Vec<String> {
 fn every_agent_shows_the_whole_cluster() {
     let cluster = Cluster::start(zones);
     let seen = still(&cluster.ready(0, &ZONES));
-    for host in 1..3 {
-        assert_eq!(still(&cluster.ready(host, &ZONES)), seen, "as {} sees it", NAMES[host]);
+    for (host, name) in NAMES[..3].iter().enumerate().skip(1) {
+        assert_eq!(still(&cluster.ready(host, &ZONES)), seen, "as {name} sees it");
     }
     // Spread evenly, and each host by itself says so, whoever asks.
     for name in &NAMES[..3] {
@@ -26,7 +26,9 @@ fn every_agent_shows_the_whole_cluster() {
         let own: Vec<InstanceView> = serde_json::from_value(own).unwrap();
         assert_eq!(own.len(), 2, "{own:?}");
         assert!(
-            own.iter().all(|view| view.host.as_str() == *name && seen.contains(&still(&[view.clone()])[0]))
+            own.iter()
+                .all(|view| view.host.as_str() == *name
+                    && seen.contains(&still(std::slice::from_ref(view))[0]))
         );
     }
 

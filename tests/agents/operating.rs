@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cluster::{Cluster, NAMES, ZONES, zones};
 use crate::host::{expect, until};
 
-fn of<'a>(views: &'a [InstanceView], host: usize) -> Vec<&'a InstanceView> {
+fn of(views: &[InstanceView], host: usize) -> Vec<&InstanceView> {
     views.iter().filter(|view| view.host.as_str() == NAMES[host]).collect()
 }
 

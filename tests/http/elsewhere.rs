@@ -54,7 +54,8 @@ async fn beta(address: &str, script: Script, asked: Arc<Mutex<Vec<Request>>>) {
             asked.lock().unwrap().push(request.asked);
             match script.lock().unwrap().get(&key).cloned() {
                 Some((status, body)) => {
-                    let answered = Answered { status, headers: vec![], body: body.into_bytes() };
+                    let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+                    let answered = Answered { status, headers, body: body.into_bytes() };
                     drop(request.reply.send(answered));
                 }
                 None => unanswered.push(request.reply),
