@@ -11,6 +11,7 @@
 //! here serves them. [`raft`] keeps the state by Raft (openraft), [`wire`] carries messages, [`tls`] says who is who.
 //! [`tunnel`] carries requests of the API from one agent to another.
 
+pub mod feed;
 pub mod node;
 pub mod raft;
 pub mod session;

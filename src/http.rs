@@ -31,6 +31,7 @@ mod status;
 mod strike;
 mod tail;
 mod trail;
+mod watchers;
 
 pub use listen::{ListenError, Listeners};
 pub use server::{ServeError, serve};

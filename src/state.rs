@@ -23,6 +23,7 @@ mod command;
 mod directory;
 mod epoch;
 mod hosts;
+mod journal;
 mod leader;
 mod placing;
 mod rest;
@@ -31,6 +32,7 @@ mod settings;
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
 };
+pub use journal::{Change, Changed};
 pub use leader::Leader;
 pub use settings::{MARGIN, Pending, Settings, Version};
 

@@ -22,3 +22,5 @@ mod metrics;
 mod reading;
 #[path = "http/refusals.rs"]
 mod refusals;
+#[path = "http/watching.rs"]
+mod watching;

@@ -147,7 +147,7 @@ fn reconcile(before: &HostSettings, file: &HostSettings) -> (HostSettings, Vec<&
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::ring::Ring;
+    use crate::agent::ring::{Alone, Ring};
 
     #[tokio::test]
     async fn what_a_new_keeper_can_do_is_told_without_a_reload() {
@@ -162,7 +162,7 @@ mod tests {
             started_at: String::new(),
             logs: PathBuf::new(),
             requests: handle_requests,
-            ring: Ring::Alone(proposals),
+            ring: Ring::Alone(Alone::to(proposals)),
             state: watch::channel(Default::default()).1,
             events: tokio::sync::broadcast::channel(1).0,
         };

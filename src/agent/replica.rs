@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::disk::Saving;
 use super::handle::Proposal;
+use crate::cluster::feed::{self, Feed};
 use crate::metrics::{Metrics, SavedFile};
 use crate::spec::HostName;
 use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
@@ -61,6 +62,15 @@ pub struct Replica {
     saving: Saving,
     proposals: mpsc::Receiver<Proposal>,
     out: watch::Sender<Arc<State>>,
+    feed: feed::Recorder,
+}
+
+/// What follows the state.
+pub struct Copies {
+    /// The newest state.
+    pub states: watch::Receiver<Arc<State>>,
+    /// The last changes of the directory.
+    pub feed: Feed,
 }
 
 impl Replica {
@@ -69,14 +79,16 @@ impl Replica {
         data_dir: &Path,
         host: &HostName,
         proposals: mpsc::Receiver<Proposal>,
-    ) -> Result<(Replica, watch::Receiver<Arc<State>>), OpenError> {
+    ) -> Result<(Replica, Copies), OpenError> {
         let file = data_dir.join("state.bin");
         let mut state = read(&file)?;
         state.begin_alone(host);
         let state = Arc::new(state);
         let (out, states) = watch::channel(state.clone());
         let saving = Saving::new(file, SavedFile::State);
-        Ok((Replica { state, saving, proposals, out }, states))
+        let (mut recorder, feed) = feed::feed();
+        recorder.begin_anew(&state);
+        Ok((Replica { state, saving, proposals, out, feed: recorder }, Copies { states, feed }))
     }
 
     /// Applies proposals until the last proposer is gone.
@@ -99,12 +111,15 @@ impl Replica {
             for Proposal { command, reply } in batch.drain(..) {
                 durable |= is_durable(&self.state, &command);
                 let envelope = Envelope { stamp_ms: wall_ms(), command };
-                answers.push((reply, Arc::make_mut(&mut self.state).apply(&envelope)));
+                let (answer, changes) = Arc::make_mut(&mut self.state).apply_and_tell(&envelope);
+                self.feed.note(changes);
+                answers.push((reply, answer));
             }
             if durable {
                 self.save().await;
             }
             self.out.send_replace(self.state.clone());
+            self.feed.tell(&self.state);
             answer(answers);
         }
     }
@@ -198,7 +213,8 @@ mod tests {
         propose(&send, Command::Pause { target: Target::All }).await.unwrap();
         task.abort();
         let (_, proposals) = mpsc::channel(8);
-        let (_, states) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
+        let (_, Copies { states, .. }) =
+            Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().paused.all);
     }
 
@@ -245,7 +261,8 @@ mod tests {
         state.directory.insert("zone.0".parse().unwrap(), entry);
         write(&dir.path().join("state.bin"), &state);
         let (_, proposals) = mpsc::channel(8);
-        let (_, states) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
+        let (_, Copies { states, .. }) =
+            Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().directory.is_empty());
     }
 

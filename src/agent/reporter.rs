@@ -237,7 +237,7 @@ mod tests {
 
     use super::*;
     use crate::agent::handle::Proposal;
-    use crate::agent::ring::Ring;
+    use crate::agent::ring::{Alone, Ring};
     use crate::state::State;
 
     const WAIT: Duration = Duration::from_secs(10);
@@ -282,7 +282,7 @@ mod tests {
             started_at: String::new(),
             logs: Default::default(),
             requests: mpsc::channel(1).0,
-            ring: Ring::Alone(to),
+            ring: Ring::Alone(Alone::to(to)),
             state: seen,
             events: broadcast::channel(1).0,
         };

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::{AskError, Proposal};
+use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing, Watched};
 use crate::cluster::raft::membership::Member;
 use crate::cluster::session::Attached;
@@ -25,11 +26,29 @@ pub mod copy;
 #[derive(Clone)]
 pub enum Ring {
     /// No other host: the state is this host's own.
-    Alone(mpsc::Sender<Proposal>),
+    Alone(Alone),
     /// One of the peers.
     Peer(Peer),
     /// Attached to a peer.
     Attached(Attached),
+}
+
+/// The way to the state of a host alone.
+#[derive(Clone)]
+pub struct Alone {
+    /// Into the replica.
+    pub proposals: mpsc::Sender<Proposal>,
+    /// The last changes of the directory.
+    pub feed: Feed,
+    /// Names this life of the agent: what a host alone knows of runs does not outlive it.
+    pub history: u64,
+}
+
+impl Alone {
+    /// A way that leads to whoever takes these proposals; nothing changes in the directory.
+    pub fn to(proposals: mpsc::Sender<Proposal>) -> Alone {
+        Alone { proposals, feed: feed::feed().1, history: 0 }
+    }
 }
 
 /// Why the cluster did not answer.
@@ -50,9 +69,9 @@ impl Ring {
     /// Applies a command to the replicated state. When it returns, this host's own copy has the change.
     pub async fn propose(&self, command: Command) -> Result<Response, AskError> {
         match self {
-            Ring::Alone(proposals) => {
+            Ring::Alone(alone) => {
                 let (reply, answer) = oneshot::channel();
-                proposals.try_send(Proposal { command, reply })?;
+                alone.proposals.try_send(Proposal { command, reply })?;
                 Ok(answer.await.map_err(|_| AskError::Stopping)??)
             }
             Ring::Peer(peer) => Ok(peer.propose(command).await?),
@@ -160,6 +179,24 @@ impl Ring {
             Ring::Alone(_) => None,
             Ring::Peer(peer) => Some(peer.liveness()),
             Ring::Attached(_) => Some(watch::channel(Arc::default()).1),
+        }
+    }
+
+    /// The last changes of the directory, on this host's copy.
+    pub fn feed(&self) -> Feed {
+        match self {
+            Ring::Alone(alone) => alone.feed.clone(),
+            Ring::Peer(peer) => peer.feed(),
+            Ring::Attached(attached) => attached.feed(),
+        }
+    }
+
+    /// Names what the numbers of changes belong to; 0: nothing yet.
+    pub fn history(&self) -> u64 {
+        match self {
+            Ring::Alone(alone) => alone.history,
+            Ring::Peer(peer) => peer.history().unwrap_or(0),
+            Ring::Attached(attached) => attached.history().unwrap_or(0),
         }
     }
 

@@ -28,6 +28,7 @@ pub use propose::{NotPrimary, PeersError, Primary, ProposeError};
 pub use standing::Standing;
 pub use vigil::Watched;
 
+use super::feed::{self, Feed};
 use super::raft::log_store::{Disk, OpenError as LogError};
 use super::raft::machine::{Applied, DiskShelf};
 use super::raft::membership::{Member, Raft, members};
@@ -116,6 +117,7 @@ struct Shared {
     raft: watch::Sender<Option<Raft>>,
     states: watch::Receiver<Arc<State>>,
     applies: watch::Receiver<Applied>,
+    feed: Feed,
     standing: watch::Sender<Standing>,
     /// The peers, for attached hosts.
     known: watch::Sender<Members>,
@@ -165,6 +167,7 @@ struct Outlets {
     states: watch::Sender<Arc<State>>,
     applies: watch::Sender<Applied>,
     trail: Recorder,
+    feed: feed::Recorder,
 }
 
 impl Node {
@@ -195,6 +198,7 @@ impl Node {
         let (states, states_seen) = watch::channel(Arc::default());
         let (applies, applies_seen) = watch::channel(Applied::default());
         let (trail, trail_seen) = trail::trail();
+        let (recorder, feed) = feed::feed();
         let shared = Arc::new(Shared {
             exchange: Exchange::new(Dialer::new(ours_seen, tls), connected),
             settings,
@@ -204,6 +208,7 @@ impl Node {
             raft: watch::channel(None).0,
             states: states_seen,
             applies: applies_seen,
+            feed,
             standing: watch::channel(Standing::default()).0,
             known: watch::channel(Members::default()).0,
             desk: Desk::new(trail_seen),
@@ -226,7 +231,7 @@ impl Node {
         node.tasks.spawn(standing::reconnect(shared.clone(), connections));
         node.tasks.spawn(standing::tidy(shared.clone()));
         node.tasks.spawn(vigil::watch(shared.clone(), asks));
-        let settler = settle::Settler::new(shared, Outlets { states, applies, trail });
+        let settler = settle::Settler::new(shared, Outlets { states, applies, trail, feed: recorder });
         // A peer that has its number is up when this returns; a newcomer looks around first.
         if let Some(settler) = settler.resume().await? {
             node.tasks.spawn(settler.run());
@@ -265,6 +270,16 @@ impl Peer {
     /// How the cluster stands, as far as this peer knows.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.shared.standing.subscribe()
+    }
+
+    /// The last changes of the directory.
+    pub fn feed(&self) -> Feed {
+        self.shared.feed.clone()
+    }
+
+    /// Which founding of the cluster this peer belongs to; `None`: none yet.
+    pub fn history(&self) -> Option<u64> {
+        self.shared.ours.borrow().history
     }
 
     /// This peer's number; `None` until it has one.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use super::names::{Id, Name};
 use super::problem::Refusal;
 use super::router::Api;
+use super::watchers;
 use crate::http::view::{DirectoryView, LeaderView, PortView, ProcessView};
 use crate::spec::{HostName, InstanceId, Population, ProcessName};
 use crate::state::{self, Entry};
@@ -40,6 +42,9 @@ pub(super) struct Filter {
     /// Those behind this instance, in order.
     after: Option<InstanceId>,
     consistent: Option<String>,
+    /// Answered when something has changed after this index, or after `wait`.
+    index: Option<u64>,
+    wait: Option<String>,
 }
 
 /// Whether the copy has to be as new as any.
@@ -96,6 +101,10 @@ pub(super) async fn list(
     let Query(filter) = filter?;
     let label = filter.label.as_deref().map(parse_label).transpose()?;
     let fields = filter.fields.as_deref().map(parse_fields).transpose()?;
+    if let Some(index) = filter.index {
+        let wait = filter.wait.as_deref().map_or(Ok(watchers::LONGEST), parse_wait)?;
+        watchers::poll(&api.handle.ring.feed(), index, wait).await;
+    }
     let copy = Copy::get(&api, filter.consistent.as_deref(), &headers).await?;
     let mut next = None;
     let mut response = copy.answer(|state| {
@@ -210,7 +219,7 @@ fn labels<'a>(state: &'a state::State, id: &InstanceId) -> Option<&'a BTreeMap<S
     state.spec.processes.get(&id.process).map(|process| &process.labels)
 }
 
-fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -> DirectoryView {
+pub(super) fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -> DirectoryView {
     let ports = entry.ports.iter();
     let ports =
         ports.map(|(name, (protocol, port))| (name.clone(), PortView { protocol: *protocol, port: *port }));
@@ -232,6 +241,15 @@ const FIELDS: &[&str] =
 
 fn parse_label(text: &str) -> Result<(&str, &str), Refusal> {
     text.split_once('=').ok_or_else(|| Refusal::query(format!("label={text}: it is written label=KEY=VALUE")))
+}
+
+fn parse_wait(text: &str) -> Result<Duration, Refusal> {
+    text.parse::<humantime::Duration>().map(Into::into).map_err(|_| {
+        Refusal::query(format!(
+            "wait={text}: a time such as 30s, at most {}",
+            humantime::format_duration(watchers::LONGEST)
+        ))
+    })
 }
 
 fn parse_fields(text: &str) -> Result<Vec<&str>, Refusal> {

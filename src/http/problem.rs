@@ -171,6 +171,18 @@ impl Refusal {
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many followers", detail)
     }
 
+    /// As many watch the directory as are allowed.
+    pub(super) fn too_many_watchers(max: usize) -> Self {
+        let detail = format!("{max} readers watch the directory here already: ask another host");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many watchers", detail)
+    }
+
+    /// A watcher that has seen more than this host knows.
+    pub(super) fn behind(index: u64) -> Self {
+        let detail = format!("this host's copy has not reached {index} yet: try again, or ask another host");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "behind", "not as new yet", detail)
+    }
+
     /// Neither the request nor its answer was complete in time.
     pub(super) fn timeout() -> Self {
         let detail = "the request or its answer took too long; a change may still be carried out: look before you try again";

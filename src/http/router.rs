@@ -17,7 +17,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
-use super::{directory, events, hosts, instances, logs, operate, peers, spec, status, strike};
+use super::{directory, events, hosts, instances, logs, operate, peers, spec, status, strike, watchers};
 use crate::agent::Handle;
 use crate::metrics::{self, Metrics};
 
@@ -26,6 +26,9 @@ pub(super) const MAX_BODY: usize = 1024 * 1024;
 
 /// Readers that follow events or logs at once.
 const MAX_FOLLOWERS: usize = 64;
+
+/// Readers that watch the directory at once.
+const MAX_WATCHERS: usize = 6_000;
 
 /// Questions of this agent that wait at other hosts at once: less than one connection takes, so that others pass.
 const MAX_WAITING: usize = 32;
@@ -48,6 +51,7 @@ pub(super) struct Api {
     /// True: streams end.
     pub(super) shutdown: watch::Receiver<bool>,
     followers: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
     /// Questions to other hosts that wait there for something to come.
     pub(super) waiting: Arc<Semaphore>,
 }
@@ -61,9 +65,15 @@ impl Api {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
+        let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
         let (transport, keys) = (Transport::Unix, Keys::default());
-        Api { handle, transport, metrics, snapshots, starting, keys, shutdown, followers, waiting }
+        Api { handle, transport, metrics, snapshots, starting, keys, shutdown, followers, watchers, waiting }
+    }
+
+    /// A place among those who watch the directory, held while the permit lives.
+    pub(super) fn watch(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.watchers.clone().try_acquire_owned().map_err(|_| Refusal::too_many_watchers(MAX_WATCHERS))
     }
 
     /// A place among those who follow, held while the permit lives.
@@ -88,7 +98,10 @@ pub(super) enum Transport {
 pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
     let api = Api { transport, ..api };
     let in_time = move |request: Request, next: Next| async move {
-        tokio::time::timeout(limits.request, next.run(request))
+        // A long poll waits as it was asked to.
+        let waits = request.uri().query().is_some_and(|query| query.contains("wait="));
+        let allowed = if waits { limits.request + watchers::LONGEST } else { limits.request };
+        tokio::time::timeout(allowed, next.run(request))
             .await
             .unwrap_or_else(|_| Refusal::timeout().into_response())
     };
@@ -97,6 +110,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/healthz", get(healthz))
         .route("/v1/status", get(status::read))
         .route("/v1/directory", get(directory::list))
+        .route("/v1/directory/watch", get(watchers::follow))
         .route("/v1/directory/{id}", get(directory::one))
         .route("/v1/directory/{id}/leader", get(directory::leader))
         .route("/v1/processes", get(directory::processes))

@@ -41,7 +41,7 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) const DEFAULT: Limits = Limits {
-        connections: 256,
+        connections: 8_192,
         head: Duration::from_secs(30),
         request: Duration::from_secs(10),
         grace: Duration::from_secs(2),
@@ -220,7 +220,7 @@ pub(super) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
 mod tests {
     use super::*;
     use crate::agent::handle::HostRequest;
-    use crate::agent::ring::Ring;
+    use crate::agent::ring::{Alone, Ring};
     use crate::state::State;
     use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -247,7 +247,7 @@ mod tests {
             started_at: String::new(),
             logs: dir.path().into(),
             requests,
-            ring: Ring::Alone(mpsc::channel(1).0),
+            ring: Ring::Alone(Alone::to(mpsc::channel(1).0)),
             state: watch::channel(Arc::new(State::default())).1,
             events: broadcast::channel(1).0,
         };

@@ -52,7 +52,7 @@ impl Snapshots {
 mod tests {
     use super::*;
     use crate::agent::handle::HostRequest;
-    use crate::agent::ring::Ring;
+    use crate::agent::ring::{Alone, Ring};
     use crate::state::State;
     use std::time::Duration;
     use tokio::sync::{broadcast, watch};
@@ -68,7 +68,7 @@ mod tests {
             started_at: String::new(),
             logs: "/nonexistent".into(),
             requests,
-            ring: Ring::Alone(proposals),
+            ring: Ring::Alone(Alone::to(proposals)),
             state,
             events: broadcast::channel(1).0,
         };

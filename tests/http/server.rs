@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bigbrother::agent::Handle;
 use bigbrother::agent::handle::{HostRequest, HostSnapshot, Proposal};
-use bigbrother::agent::ring::Ring;
+use bigbrother::agent::ring::{Alone, Ring};
 use bigbrother::cluster::tunnel::Tunnelled;
 use bigbrother::http::view::{EventView, Problem};
 use bigbrother::http::{Listeners, serve};
@@ -59,7 +59,7 @@ impl Server {
         asked: mpsc::UnboundedReceiver<Asked>,
     ) -> Server {
         // The sender may go: the last value stays.
-        let ring = (Ring::Alone(proposals), watch::channel(Arc::new(state())).1);
+        let ring = (Ring::Alone(Alone::to(proposals)), watch::channel(Arc::new(state())).1);
         Server::of(dir, requests, ring, None, agent, snapshot, asked).await
     }
 

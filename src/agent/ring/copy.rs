@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::Ring;
-use crate::agent::replica::{self, Replica};
+use super::{Alone, Ring};
+use crate::agent::replica::{self, Copies, Replica};
 use crate::cluster::node::{self, Node};
 use crate::cluster::raft::SNAPSHOT_EVERY;
 use crate::cluster::session::{self, Session};
@@ -58,8 +58,12 @@ pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenErr
     let (host, cluster) = (&config.host, &config.cluster);
     if cluster.peers.is_empty() {
         let (proposals, proposed) = mpsc::channel(1024);
-        let (replica, states) = Replica::open(&host.data_dir, &host.name, proposed)?;
-        return Ok((Ring::Alone(proposals), states, Copy::Replica(Box::new(replica))));
+        let (replica, Copies { states, feed }) = Replica::open(&host.data_dir, &host.name, proposed)?;
+        return Ok((
+            Ring::Alone(Alone { proposals, feed, history: fastrand::u64(1..) }),
+            states,
+            Copy::Replica(Box::new(replica)),
+        ));
     }
     if !cluster.peers.contains_key(&host.name) {
         let session = Session::open(session::Settings {

@@ -188,7 +188,7 @@ impl Settler {
             .validate()
             .map_err(|error| senseless(error.to_string()))?;
         let log = LogStore::new(shared.disk.clone())?;
-        let machine = Machine::new(shared.shelf(), outlets.states, outlets.applies);
+        let machine = Machine::new(shared.shelf(), outlets.states, outlets.applies).telling(outlets.feed);
         let machine = machine.recording(outlets.trail);
         let network = Network::new(id, shared.exchange.clone(), shared.quorum.subscribe());
         let raft = Raft::new(id, Arc::new(settings), network, log, machine).await;

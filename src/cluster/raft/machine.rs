@@ -18,11 +18,12 @@ use tokio_stream::{Stream, StreamExt};
 
 use super::change::{Change, Outcome, Recent, Roll};
 use super::{Entry, LeaderId, LogId, Peer, PeerId, SnapshotMeta, StoredMembership, Types};
+use crate::cluster::feed;
 use crate::cluster::session::message::Place;
 use crate::cluster::session::trail::{Recorder, Step};
 use crate::cluster::wire::codec::encode_unbounded;
 use crate::cluster::wire::decode;
-use crate::state::State;
+use crate::state::{Envelope, State};
 
 pub mod shelf;
 
@@ -74,6 +75,7 @@ pub struct Machine<S> {
     states: watch::Sender<Arc<State>>,
     applies: watch::Sender<Applied>,
     trail: Option<Recorder>,
+    feed: Option<feed::Recorder>,
     shelf: S,
 }
 
@@ -87,6 +89,7 @@ impl<S: Shelf> Machine<S> {
             states,
             applies,
             trail: None,
+            feed: None,
             shelf,
         }
     }
@@ -97,27 +100,38 @@ impl<S: Shelf> Machine<S> {
         self
     }
 
+    /// Tells what it changes in the directory, too.
+    pub fn telling(mut self, feed: feed::Recorder) -> Machine<S> {
+        self.feed = Some(feed);
+        self
+    }
+
+    fn apply_envelope(&mut self, envelope: &Envelope) -> Outcome {
+        let (result, changes) = Arc::make_mut(&mut self.content.state).apply_and_tell(envelope);
+        self.feed.iter_mut().for_each(|feed| feed.note(changes.clone()));
+        Outcome::State(result)
+    }
+
     fn apply_change(&mut self, change: &Change) -> Outcome {
-        let content = &mut self.content;
         match change {
-            Change::State(envelope) => Outcome::State(Arc::make_mut(&mut content.state).apply(envelope)),
+            Change::State(envelope) => self.apply_envelope(envelope),
             Change::Once { key, envelope } => {
-                if let Some(outcome) = content.recent.outcome(*key) {
+                if let Some(outcome) = self.content.recent.outcome(*key) {
                     return outcome.clone();
                 }
-                let outcome = Outcome::State(Arc::make_mut(&mut content.state).apply(envelope));
-                Arc::make_mut(&mut content.recent).remember(*key, outcome.clone());
+                let outcome = self.apply_envelope(envelope);
+                Arc::make_mut(&mut self.content.recent).remember(*key, outcome.clone());
                 outcome
             }
             Change::HandOut { host, address } => {
-                Outcome::Number(Arc::make_mut(&mut content.roll).hand_out(host, address))
+                Outcome::Number(Arc::make_mut(&mut self.content.roll).hand_out(host, address))
             }
             Change::Expect { host, address } => {
-                Arc::make_mut(&mut content.roll).expected.insert(host.clone(), address.clone());
+                Arc::make_mut(&mut self.content.roll).expected.insert(host.clone(), address.clone());
                 Outcome::Nothing
             }
             Change::Forget { host } => {
-                let roll = Arc::make_mut(&mut content.roll);
+                let roll = Arc::make_mut(&mut self.content.roll);
                 roll.expected.remove(host);
                 roll.pending.retain(|_, peer| peer.name != host.as_str());
                 Outcome::Nothing
@@ -125,8 +139,9 @@ impl<S: Shelf> Machine<S> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         self.states.send_replace(self.content.state.clone());
+        self.feed.iter_mut().for_each(|feed| feed.tell(&self.content.state));
         self.applies.send_replace(Applied { log: self.applied, roll: self.content.roll.clone() });
     }
 

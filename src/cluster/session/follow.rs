@@ -129,8 +129,11 @@ impl Follower<'_> {
             return Err(garbled("something is left over"));
         }
         let (_, now) = self.attached.copy();
-        let next = if envelopes.is_empty() { now } else { self.twin.after(now, envelopes) };
-        self.attached.take(to, next);
+        let (next, changes) = match envelopes.is_empty() {
+            true => (now, Vec::new()),
+            false => self.twin.after(now, envelopes),
+        };
+        self.attached.take(to, next, changes);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! asked once: it is worthless later.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -14,6 +14,7 @@ use super::Settings;
 use super::kept::Kept;
 use super::message::{Members, PeersChanged, Place, Proposed, Sight};
 use crate::agent::replica::wall_ms;
+use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::{NotPrimary, PeersError, ProposeError, Standing};
 use crate::cluster::raft::membership::PeersChange;
 use crate::cluster::raft::{Change, Outcome};
@@ -22,7 +23,7 @@ use crate::cluster::wire::hello::Ours;
 use crate::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, decode, encode};
 use crate::plan::liveness::{Attendance, Confirm};
 use crate::spec::HostName;
-use crate::state::{Command, Envelope, Response, State};
+use crate::state::{Change as Told, Command, Envelope, Response, State};
 
 /// How long a change is tried, as on a peer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,6 +51,9 @@ struct Shared {
     peer: watch::Sender<Option<Target>>,
     served_by: watch::Sender<Option<HostName>>,
     trouble: watch::Sender<Option<String>>,
+    /// The last changes of the directory; locked by the one task that follows the peer.
+    recorder: Mutex<feed::Recorder>,
+    feed: Feed,
     /// When the peer was last heard, whatever it said.
     heard: Mutex<Instant>,
     /// With `number`: the key of a proposal. Random per life of this session.
@@ -88,6 +92,8 @@ impl Attached {
         // Nobody waits to hear that a peer can be reached again: it is asked.
         let (connected, _) = mpsc::channel(1);
         let standing = Standing { index: kept.place.index, ..Standing::default() };
+        let (mut recorder, feed) = feed::feed();
+        recorder.begin_anew(&kept.state);
         Attached(Arc::new(Shared {
             settings,
             ours,
@@ -99,6 +105,8 @@ impl Attached {
             peer: watch::channel(None).0,
             served_by: watch::channel(None).0,
             trouble: watch::channel(None).0,
+            recorder: Mutex::new(recorder),
+            feed,
             heard: Mutex::new(Instant::now()),
             origin: fastrand::u64(..),
             number: AtomicU64::new(0),
@@ -109,6 +117,16 @@ impl Attached {
     /// This host's copy of the replicated state, newest first; at the beginning that of the disk.
     pub fn states(&self) -> watch::Receiver<Arc<State>> {
         self.0.states.subscribe()
+    }
+
+    /// The last changes of the directory.
+    pub fn feed(&self) -> Feed {
+        self.0.feed.clone()
+    }
+
+    /// Which founding of the cluster this host follows; `None`: none yet.
+    pub fn history(&self) -> Option<u64> {
+        self.0.ours.borrow().history
     }
 
     /// How the cluster stands, as the peer tells it; `index` is that of this host's copy.
@@ -303,8 +321,21 @@ impl Attached {
     }
 
     /// The copy is this now.
-    pub(super) fn take(&self, place: Place, state: Arc<State>) {
+    pub(super) fn take(&self, place: Place, state: Arc<State>, changes: Vec<Told>) {
+        let mut recorder = self.0.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.note(changes);
+        self.go_out(place, state, |recorder, state| recorder.tell(state), recorder);
+    }
+
+    fn go_out(
+        &self,
+        place: Place,
+        state: Arc<State>,
+        tell: impl FnOnce(&mut feed::Recorder, &State),
+        mut recorder: MutexGuard<'_, feed::Recorder>,
+    ) {
         self.0.states.send_replace(state.clone());
+        tell(&mut recorder, &state);
         self.0.standing.send_modify(|standing| standing.index = place.index);
         self.0.copy.send_replace((place, state));
     }
@@ -312,7 +343,8 @@ impl Attached {
     /// The copy is this now, whatever it was before.
     pub(super) fn take_whole(&self, place: Place, state: Arc<State>) {
         self.0.wholes.fetch_add(1, Ordering::Relaxed);
-        self.take(place, state);
+        let recorder = self.0.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        self.go_out(place, state, |recorder, state| recorder.begin_anew(state), recorder);
     }
 
     /// What the peer says of the cluster.

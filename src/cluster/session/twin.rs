@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::state::{Envelope, State};
+use crate::state::{Change, Envelope, State};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -16,8 +16,8 @@ pub struct Twin {
 }
 
 impl Twin {
-    /// The state after these commands; `now` is the one that is out.
-    pub fn after(&mut self, now: Arc<State>, envelopes: Vec<Envelope>) -> Arc<State> {
+    /// The state after these commands, and what they changed in the directory; `now` is the one that is out.
+    pub fn after(&mut self, now: Arc<State>, envelopes: Vec<Envelope>) -> (Arc<State>, Vec<Change>) {
         let mut next = match self.before.take() {
             Some((mut before, lacks)) => match Arc::get_mut(&mut before) {
                 Some(state) => {
@@ -29,9 +29,10 @@ impl Twin {
             },
             None => now.clone(),
         };
-        apply(Arc::make_mut(&mut next), &envelopes);
+        let state = Arc::make_mut(&mut next);
+        let told = envelopes.iter().flat_map(|envelope| state.apply_and_tell(envelope).1).collect();
         self.before = Some((now, envelopes));
-        next
+        (next, told)
     }
 
     /// The state that is out came from elsewhere.
@@ -65,7 +66,7 @@ mod tests {
         let mut places = Vec::new();
         for round in 0..40 {
             apply(&mut plain, &envelopes(3 * round));
-            now = twin.after(now, envelopes(3 * round));
+            now = twin.after(now, envelopes(3 * round)).0;
             assert_eq!(*now, plain, "round {round}");
             // Some are read for a while.
             if (10..20).contains(&round) && round % 3 == 0 {
@@ -86,10 +87,10 @@ mod tests {
     #[test]
     fn what_came_from_elsewhere_is_gone_on_from() {
         let mut twin = Twin::default();
-        twin.after(Arc::default(), envelopes(0));
+        let _ = twin.after(Arc::default(), envelopes(0));
         let mut other = State { index: 77, ..State::default() };
         twin.forget();
-        let after = twin.after(Arc::new(other.clone()), envelopes(9));
+        let (after, _) = twin.after(Arc::new(other.clone()), envelopes(9));
         apply(&mut other, &envelopes(9));
         assert_eq!(*after, other);
     }

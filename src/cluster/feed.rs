@@ -1,0 +1,165 @@
+//! The last changes of the directory, for those who watch it.
+//!
+//! Owns a ring of changes beside the state, filled by whoever applies commands here. A watcher asks for what
+//! came after the change that it has seen; what has left the ring, or was never told here because a whole state
+//! came, it must begin anew. Numbers are the same on every host ([`crate::state::Change`]). Called by the owner of
+//! this host's copy and by `http`.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+
+use crate::state::{Change, State};
+
+/// Changes that are kept.
+const KEPT: usize = 10_000;
+
+/// A place among the changes: a state index, and a place within it.
+pub type At = (u64, u32);
+
+/// The last place of an index.
+pub const END: u32 = u32::MAX;
+
+#[derive(Debug, Default)]
+struct Ring {
+    /// All later changes are in the ring.
+    since: At,
+    changes: VecDeque<Arc<Change>>,
+}
+
+/// The filling end.
+#[derive(Debug)]
+pub struct Recorder {
+    ring: Arc<RwLock<Ring>>,
+    newest: watch::Sender<Newest>,
+    /// Told with the next state that goes out.
+    waiting: Vec<Change>,
+}
+
+/// How far the ring reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// The state index of this host's copy.
+    pub index: u64,
+    /// That of the last change of the directory.
+    pub modified: u64,
+}
+
+/// The asking end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    ring: Arc<RwLock<Ring>>,
+    newest: watch::Receiver<Newest>,
+}
+
+/// Both ends of an empty ring.
+pub fn feed() -> (Recorder, Feed) {
+    let (newest, seen) = watch::channel(Newest::default());
+    let ring = Arc::new(RwLock::new(Ring::default()));
+    (Recorder { ring: ring.clone(), newest, waiting: Vec::new() }, Feed { ring, newest: seen })
+}
+
+impl Recorder {
+    /// A command has changed this.
+    pub fn note(&mut self, changes: Vec<Change>) {
+        self.waiting.extend(changes);
+    }
+
+    /// The state with all that was noted is out.
+    pub fn tell(&mut self, state: &State) {
+        let noted = std::mem::take(&mut self.waiting);
+        let modified = noted.last().map(|change| change.index);
+        if !noted.is_empty() {
+            let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+            ring.changes.extend(noted.into_iter().map(Arc::new));
+            while ring.changes.len() > KEPT
+                && let Some(oldest) = ring.changes.pop_front()
+            {
+                ring.since = (oldest.index, oldest.offset);
+            }
+        }
+        let index = state.index;
+        self.newest.send_if_modified(|newest| {
+            let next = Newest { index, modified: modified.unwrap_or(newest.modified) };
+            std::mem::replace(newest, next) != next
+        });
+    }
+
+    /// A whole state came: what led to it is not known.
+    pub fn begin_anew(&mut self, state: &State) {
+        self.waiting.clear();
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        *ring = Ring { since: (state.index, END), changes: VecDeque::new() };
+        drop(ring);
+        self.newest.send_replace(Newest { index: state.index, modified: state.index });
+    }
+}
+
+impl Feed {
+    /// How far the ring reaches; changes with each state that goes out.
+    pub fn newest(&self) -> watch::Receiver<Newest> {
+        self.newest.clone()
+    }
+
+    /// What came after a place, in order; `None`: not all of it is known here any more.
+    pub fn after(&self, at: At) -> Option<Vec<Arc<Change>>> {
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        if at < ring.since {
+            return None;
+        }
+        let first = ring.changes.partition_point(|change| (change.index, change.offset) <= at);
+        Some(ring.changes.range(first..).cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Changed;
+
+    fn change(index: u64, offset: u32) -> Change {
+        Change { index, offset, what: Changed::Leader("zone".parse().unwrap(), None) }
+    }
+
+    fn state(index: u64) -> State {
+        State { index, ..State::default() }
+    }
+
+    fn places(changes: Option<Vec<Arc<Change>>>) -> Vec<At> {
+        changes.expect("known").iter().map(|change| (change.index, change.offset)).collect()
+    }
+
+    #[test]
+    fn what_came_after_a_place_is_told_once_it_is_out() {
+        let (mut recorder, feed) = feed();
+        recorder.note(vec![change(3, 0), change(3, 1)]);
+        assert_eq!(places(feed.after((0, END))), [], "not out yet");
+        recorder.tell(&state(4));
+        assert_eq!(*feed.newest().borrow(), Newest { index: 4, modified: 3 });
+        recorder.note(vec![change(6, 0)]);
+        recorder.tell(&state(6));
+        recorder.tell(&state(9));
+        assert_eq!(*feed.newest().borrow(), Newest { index: 9, modified: 6 });
+        assert_eq!(places(feed.after((0, 0))), [(3, 0), (3, 1), (6, 0)]);
+        assert_eq!(places(feed.after((3, 0))), [(3, 1), (6, 0)]);
+        assert_eq!(places(feed.after((3, END))), [(6, 0)]);
+        assert_eq!(places(feed.after((6, 0))), []);
+    }
+
+    #[test]
+    fn what_has_left_the_ring_or_was_never_in_it_is_not_known() {
+        let (mut recorder, feed) = feed();
+        for index in 1..=KEPT as u64 + 2 {
+            recorder.note(vec![change(index, 0)]);
+        }
+        recorder.tell(&state(KEPT as u64 + 2));
+        assert_eq!(feed.after((1, 0)), None);
+        assert_eq!(places(feed.after((2, 0))).len(), KEPT);
+        recorder.note(vec![change(20_000, 0)]);
+        recorder.begin_anew(&state(30_000));
+        assert_eq!(feed.after((29_999, 7)), None);
+        assert_eq!(places(feed.after((30_000, END))), []);
+        assert_eq!(*feed.newest().borrow(), Newest { index: 30_000, modified: 30_000 });
+    }
+}

@@ -1,0 +1,193 @@
+//! Watching the directory: every change in order and once, over agents, or a reset.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bigbrother::agent::ring::{Alone, Ring};
+use bigbrother::cluster::feed::{Recorder, feed};
+use bigbrother::keeper::protocol::{End, RunId};
+use bigbrother::state::{Command, Ended, Envelope, Event, EventKind, HostFacts, State};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+
+use super::pretended::{pretend, two_zones};
+use super::server::{Answer, Follower, Server};
+
+struct Site {
+    server: Server,
+    source: Source,
+}
+
+/// Whoever applies commands.
+struct Source {
+    recorder: Recorder,
+    states: watch::Sender<Arc<State>>,
+    seq: u64,
+}
+
+impl Site {
+    async fn start(history: u64) -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        let (requests, requests_in) = mpsc::channel(64);
+        let (snapshot, snapshots) = watch::channel(Some(two_zones()));
+        let (asked_in, asked) = mpsc::unbounded_channel();
+        let agent = tokio::spawn(pretend(requests_in, mpsc::channel(1).1, snapshots, asked_in));
+        let (recorder, feed) = feed();
+        let (states, seen) = watch::channel(Arc::new(State::default()));
+        let ring = Ring::Alone(Alone { proposals: mpsc::channel(1).0, feed, history });
+        let server = Server::of(dir, requests, (ring, seen), None, agent, snapshot, asked).await;
+        let mut source = Source { recorder, states, seq: 0 };
+        source.take(Command::JoinHost { host: "alpha".parse().unwrap(), facts: HostFacts::default() });
+        Site { server, source }
+    }
+
+    async fn watch(&self, query: &str, last: Option<&str>) -> Follower {
+        let path = format!("/v1/directory/watch{query}");
+        let headers: Vec<_> = last.map(|id| ("last-event-id", id)).into_iter().collect();
+        let response = self.server.send("GET", &path, &headers, "").await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Follower { body: response.into_body(), seen: String::new() }
+    }
+}
+
+impl Source {
+    fn take(&mut self, command: Command) {
+        let mut state = (**self.states.borrow()).clone();
+        let (result, changes) = state.apply_and_tell(&Envelope { stamp_ms: 1, command });
+        result.unwrap();
+        self.states.send_replace(Arc::new(state.clone()));
+        self.recorder.note(changes);
+        self.recorder.tell(&state);
+    }
+
+    fn happens(&mut self, instance: &str, run: u64, kind: EventKind) {
+        self.seq += 1;
+        let event = Event { instance: instance.parse().unwrap(), run: RunId(run), kind };
+        let host = "alpha".parse().unwrap();
+        self.take(Command::Events { host, incarnation: 1, first_seq: self.seq, events: vec![event] });
+    }
+
+    fn starts(&mut self, instance: &str, run: u64) {
+        self.happens(instance, run, started());
+    }
+}
+
+fn ended() -> EventKind {
+    EventKind::Stopped(Ended { end: End::Code(0), done: false })
+}
+
+/// The events of a stream: kind, id, data.
+fn events(seen: &str) -> Vec<(String, String, Value)> {
+    let blocks = seen.split("\n\n").filter(|block| !block.is_empty());
+    let field = |block: &str, name: &str| {
+        let line = block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.unwrap_or_default().to_owned()
+    };
+    blocks
+        .map(|block| {
+            let data = serde_json::from_str(&field(block, "data")).unwrap_or_default();
+            (field(block, "event"), field(block, "id"), data)
+        })
+        .collect()
+}
+
+/// In short: kind, instance (or how many), id.
+fn told(seen: &str) -> Vec<String> {
+    let short = |(kind, id, data): (String, String, Value)| {
+        let what = match &data {
+            Value::Array(all) => all.len().to_string(),
+            one => one["instance"].as_str().unwrap_or_default().to_owned(),
+        };
+        format!("{kind} {what} {id}")
+    };
+    events(seen).into_iter().map(short).collect()
+}
+
+#[tokio::test]
+async fn a_watcher_has_all_and_then_each_change_and_goes_on_where_it_was() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    let mut watcher = site.watch("", None).await;
+    watcher.until("a snapshot", |seen| seen.contains("snapshot")).await;
+    site.source.happens("zone.0", 1, EventKind::Ready);
+    site.source.starts("login.0", 2);
+    site.source.happens("zone.0", 1, ended());
+    watcher.until("four changes", |seen| events(seen).len() == 6).await;
+    let all = told(&watcher.seen);
+    assert_eq!(
+        all,
+        [
+            "snapshot 1 7:2:4294967295",
+            "put zone.0 7:3:0",
+            "leader zone.0 7:3:1",
+            "put login.0 7:4:0",
+            "gone zone.0 7:5:0",
+            "leader  7:5:1"
+        ]
+    );
+    let first = &events(&watcher.seen)[1].2;
+    assert_eq!((&first["ready"], &first["host"], &first["run"]), (&true.into(), &"alpha".into(), &1.into()));
+    // From each place on, what is left and nothing twice.
+    for (place, (_, id, _)) in events(&watcher.seen).into_iter().enumerate() {
+        let mut again = site.watch("", Some(&id)).await;
+        site.source.starts("zone.9", 10 + place as u64);
+        again.until("the last one", |seen| seen.contains(&format!("\"run\":{}", 10 + place))).await;
+        let rest = told(&again.seen);
+        assert_eq!(rest[..all.len() - 1 - place], all[place + 1..], "after {id}");
+    }
+    let mut zones = site.watch("?process=login", Some("7:2:0")).await;
+    site.source.starts("login.1", 99);
+    zones.until("the login", |seen| seen.contains("login.1")).await;
+    assert_eq!(told(&zones.seen).len(), 2, "{}", zones.seen);
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_step_by_step_is_a_reset_and_a_snapshot() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    for id in ["8:2:0", "0:0:0"] {
+        let mut other = site.watch("", Some(id)).await;
+        other.until("a snapshot", |seen| events(seen).len() == 2).await;
+        let seen = events(&other.seen);
+        assert_eq!((seen[0].0.as_str(), seen[1].0.as_str()), ("reset", "snapshot"), "{id}");
+    }
+    // The whole state comes from elsewhere.
+    let state = State { index: 500, ..(**site.source.states.borrow()).clone() };
+    site.source.states.send_replace(Arc::new(state.clone()));
+    site.source.recorder.begin_anew(&state);
+    let mut late = site.watch("", Some("7:2:0")).await;
+    late.until("a snapshot", |seen| seen.contains("snapshot")).await;
+    assert_eq!(told(&late.seen), ["reset  ", "snapshot 1 7:500:4294967295"]);
+    let ahead = site.server.send("GET", "/v1/directory/watch", &[("last-event-id", "7:501:0")], "").await;
+    assert_eq!(Answer::read(ahead).await.problem().status, 503, "its copy is behind");
+    for wrong in ["7", "x:1:1", "7:1"] {
+        let answer = site.server.send("GET", "/v1/directory/watch", &[("last-event-id", wrong)], "").await;
+        assert_eq!(Answer::read(answer).await.problem().status, 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_poll_waits_for_a_change_and_no_longer_than_asked() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    let began = Instant::now();
+    let same = site.server.get("/v1/directory?index=2&wait=300ms").await;
+    assert_eq!((same.json().as_array().unwrap().len(), same.header("bigbrother-index")), (1, "2"));
+    assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
+    assert_eq!(site.server.get("/v1/directory?index=1").await.header("bigbrother-index"), "2", "at once");
+    let Site { server, mut source } = site;
+    let asked = server.get("/v1/directory?index=2&wait=60s");
+    let (changed, ()) = tokio::join!(asked, async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // A change, but none of the directory.
+        source.take(Command::DrainHost { host: "alpha".parse().unwrap(), drained: true });
+        source.starts("zone.1", 2);
+    });
+    assert_eq!((changed.json().as_array().unwrap().len(), changed.header("bigbrother-index")), (2, "4"));
+    assert_eq!(server.get("/v1/directory?index=2&wait=soon").await.problem().status, 400);
+}
+
+fn started() -> EventKind {
+    EventKind::Started { hash: Default::default(), ports: Default::default() }
+}
