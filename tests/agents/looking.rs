@@ -61,6 +61,11 @@ fn a_host_that_does_not_answer_is_shown_as_the_directory_has_it() {
     let before = cluster.ready(0, &ZONES);
     let lost = cluster.other(&[cluster.primary()]);
     let asked = cluster.other(&[lost]);
+    // What it told last is what is shown afterwards.
+    until("the directory knows that all are ready", || {
+        let listed = cluster.hosts[asked].get("/v1/directory?ready=true")?;
+        expect(listed.as_array().is_some_and(|entries| entries.len() == ZONES.len()), listed)
+    });
     // Its games play on.
     cluster.hosts[lost].kill_agent();
     let theirs = |views: &[InstanceView]| -> Vec<InstanceView> {
