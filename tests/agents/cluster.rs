@@ -23,7 +23,19 @@ impl Cluster {
 
     /// As many hosts, of which three are peers.
     pub fn of(size: usize, processes: impl Fn(&Host) -> String) -> Cluster {
-        let mut cluster = Cluster { hosts: Host::cluster(&NAMES[..size], 3, Cgroups::Own) };
+        Cluster::formed(Host::cluster(&NAMES[..size], 3, Cgroups::Own), processes)
+    }
+
+    /// The same, with certificates.
+    pub fn secured(size: usize, processes: impl Fn(&Host) -> String) -> Cluster {
+        let mut hosts = Host::cluster(&NAMES[..size], 3, Cgroups::Own);
+        Host::secure(&mut hosts);
+        Cluster::formed(hosts, processes)
+    }
+
+    fn formed(hosts: Vec<Host>, processes: impl Fn(&Host) -> String) -> Cluster {
+        let size = hosts.len();
+        let mut cluster = Cluster { hosts };
         cluster.hosts.iter().for_each(|host| host.write_config(""));
         cluster.hosts.iter_mut().for_each(Host::launch_agent);
         for host in 0..size {

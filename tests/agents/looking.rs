@@ -89,7 +89,8 @@ fn a_host_that_does_not_answer_is_shown_as_the_directory_has_it() {
 
 #[test]
 fn a_host_that_is_no_peer_sees_and_is_seen() {
-    let cluster = Cluster::of(4, zones);
+    // With certificates, as between machines.
+    let cluster = Cluster::secured(4, zones);
     let views = cluster.ready(0, &ZONES);
     assert_eq!(still(&cluster.ready(3, &ZONES)), still(&views));
     let status = cluster.json(3, &["status"]);

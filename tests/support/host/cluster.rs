@@ -1,5 +1,7 @@
 //! Hosts under test that are one cluster: each a peer, with agent, keeper and folders of its own, on loopback.
 
+use std::process::Command;
+
 use super::{Cgroups, Host};
 
 /// The shortest spans that `check` allows.
@@ -16,6 +18,25 @@ impl Host {
             host.join(name, &cluster);
         }
         hosts
+    }
+
+    /// Gives these hosts certificates of a CA of their own.
+    pub fn secure(hosts: &mut [Host]) {
+        let ca = hosts[0].root.join("ca");
+        std::fs::create_dir(&ca).unwrap();
+        let run = |args: &[&str]| {
+            let made = Command::new(env!("CARGO_BIN_EXE_bigbrother")).arg("ca").args(args).output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+        };
+        let folder = ca.to_str().unwrap();
+        run(&["init", "--dir", folder]);
+        for host in hosts {
+            let name = &host.name;
+            run(&["issue", name, "--dir", folder]);
+            host.cluster.push_str(&format!(
+                "tls = {{ ca = \"{folder}/ca.pem\", cert = \"{folder}/{name}.pem\", key = \"{folder}/{name}.key\" }}\n"
+            ));
+        }
     }
 
     /// Makes this host one of a cluster: its first port is its agent's.
