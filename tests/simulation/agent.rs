@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bigbrother::cluster::raft::Outcome;
 use bigbrother::host::fence::Duty;
-use bigbrother::host::{Action, Fence, Happening, Host, Now, wants};
+use bigbrother::host::{Action, Fence, Grounds, Happening, Host, Now, wants};
 use bigbrother::keeper::protocol::RunId;
 use bigbrother::plan::liveness::Confirm;
 use bigbrother::spec::InstanceId;
@@ -25,7 +25,7 @@ use crate::site::Machine;
 const STALL: u64 = 300;
 
 /// What is wanted was last compared with what is there: by this state, with this right to exclusive runs.
-type Grounds = (u64, bool, u64);
+type Compared = (Grounds, bool, u64);
 
 pub struct Agent {
     pub fleet: Host,
@@ -37,7 +37,7 @@ pub struct Agent {
     keeper: Option<u64>,
     /// Orders for the keeper that is to come.
     unsent: Vec<(InstanceId, RunId)>,
-    grounds: Option<Grounds>,
+    compared: Option<Compared>,
     /// From then on it goes by the state on its disk, when it has not heard of a newer one.
     opens: u64,
     open: bool,
@@ -49,8 +49,8 @@ impl Agent {
         let fleet = Host::new(machine.reserve_runs());
         let fence = Fence::new(machine.name.clone(), machine.keeper.fence_ns);
         let reporter = Reporter::new(machine.name.clone(), life);
-        let (keeper, unsent, grounds) = (None, Vec::new(), None);
-        Agent { fleet, fence, view, reporter, keeper, unsent, grounds, opens, open: false, acted: 0 }
+        let (keeper, unsent, compared) = (None, Vec::new(), None);
+        Agent { fleet, fence, view, reporter, keeper, unsent, compared, opens, open: false, acted: 0 }
     }
 
     pub fn hear_state(&mut self, state: &Arc<State>) {
@@ -123,7 +123,7 @@ impl Agent {
             self.spawn(machine, instance, run, now);
         }
         self.reporter.list_anew();
-        self.grounds = None;
+        self.compared = None;
     }
 
     fn desire(&mut self, machine: &mut Machine, now: u64, time: Now, fault: Fault) {
@@ -131,11 +131,11 @@ impl Agent {
         self.open |=
             self.reporter.is_listed() && known == Some(self.fence.incarnation()) || now >= self.opens;
         let holds = self.fence.holds(machine.boot(now));
-        let grounds = (self.view.index, holds, self.fence.incarnation());
-        if !self.open || self.grounds == Some(grounds) {
+        let compared = (Grounds::of(&self.view), holds, self.fence.incarnation());
+        if !self.open || self.compared.as_ref() == Some(&compared) {
             return;
         }
-        self.grounds = Some(grounds);
+        self.compared = Some(compared);
         let mut wanted = wants(&self.view, &machine.name);
         match fault {
             Fault::StaleStart => wanted.retain(|_, want| holds || !want.process.exclusive()),
@@ -151,7 +151,7 @@ impl Agent {
     }
 
     fn give_back(&mut self, machine: &Machine, fault: Fault) {
-        if fault == Fault::NoRelease || self.grounds.is_none_or(|(index, ..)| index != self.view.index) {
+        if fault == Fault::NoRelease || self.compared.is_none() {
             return;
         }
         let mut releases = self.fence.releases(&self.view, &self.fleet);

@@ -41,7 +41,7 @@ pub enum Fault {
     ClaimsStay,
     /// A peer tells that it has written what it has not.
     DiskLies,
-    /// A peer that comes back does not know whom it gave its vote.
+    /// A peer does not write down whom it gave its vote.
     VoteForgotten,
     /// A peer that comes back applies its last entry again.
     AppliedTwice,

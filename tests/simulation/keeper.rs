@@ -225,9 +225,11 @@ impl Keeper {
             self.replies.push((run, Happening::SpawnFailed(format!("{step:?}"))));
             return;
         }
-        let slow = rng.u32(0..40) == 0;
+        let slow = rng.u32(0..12) == 0;
         let executes = now + if slow { rng.u64(100..4_000) } else { rng.u64(0..30) };
-        let (stage, dies, how, fenced) = (Stage::Spawning, None, End::Unknown, false);
+        // Jobs end by themselves.
+        let dies = instance.process.as_str().ends_with("job").then(|| executes + rng.u64(200..12_000));
+        let (stage, how, fenced) = (Stage::Spawning, End::Code(0), false);
         self.runs.insert(run, Held { instance, exclusive, stage, executes, dies, how, fenced, note });
         self.changed = true;
     }

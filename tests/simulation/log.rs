@@ -80,6 +80,8 @@ pub struct Peer {
     flushing: Option<usize>,
     /// It tells of more than it has written.
     lies: bool,
+    /// It forgets whom it gave its vote.
+    forgets: bool,
     pub commit: usize,
     pub leader: Option<usize>,
     role: Role,
@@ -102,6 +104,7 @@ impl Peer {
             written: 0,
             flushing: None,
             lies: fault == Fault::DiskLies,
+            forgets: fault == Fault::VoteForgotten,
             commit: 0,
             leader: None,
             role: Role::Follower,
@@ -114,11 +117,8 @@ impl Peer {
     }
 
     /// What was not on disk is gone; up to `applied` the disk has a snapshot.
-    pub fn crash(&mut self, applied: usize, fault: Fault, now: u64) {
+    pub fn crash(&mut self, applied: usize, now: u64) {
         self.log.truncate(self.written);
-        if fault == Fault::VoteForgotten {
-            self.voted = None;
-        }
         (self.flushing, self.leader, self.role) = (None, None, Role::Follower);
         (self.commit, self.verified, self.heard, self.patience) = (applied, 0, now, 0);
         self.out.clear();
@@ -259,7 +259,8 @@ impl Peer {
         if term > self.term {
             self.follow(term);
         }
-        if last >= self.last() && self.voted.is_none_or(|voted| voted == from) {
+        let free = self.voted.is_none_or(|voted| voted == from) || self.forgets;
+        if last >= self.last() && free {
             (self.voted, self.heard, self.patience) = (Some(from), now, 0);
             self.out.push((from, Message::Vote { term }));
         }

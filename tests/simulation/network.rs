@@ -43,11 +43,14 @@ impl Network {
 
     /// Two halves that do not hear each other.
     pub fn split(&mut self, hosts: usize, rng: &mut fastrand::Rng) {
-        let half: Vec<bool> = (0..hosts).map(|_| rng.bool()).collect();
-        for (a, b) in (0..hosts).flat_map(|a| (0..hosts).map(move |b| (a, b))) {
-            if half[a] != half[b] {
-                self.cuts.insert((a, b));
-            }
+        let half: Vec<usize> = (0..hosts).filter(|_| rng.bool()).collect();
+        self.strand(&half, hosts);
+    }
+
+    /// These hear each other, and nobody else.
+    pub fn strand(&mut self, island: &[usize], hosts: usize) {
+        for other in (0..hosts).filter(|other| !island.contains(other)) {
+            self.cuts.extend(island.iter().flat_map(|one| [(*one, other), (other, *one)]));
         }
     }
 

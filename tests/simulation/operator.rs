@@ -17,7 +17,7 @@ pub struct Wish {
 
 impl Wish {
     pub fn any(rng: &mut fastrand::Rng) -> Wish {
-        let (keep, exclusive) = (rng.u32(1..7), rng.u32(1..5));
+        let (keep, exclusive) = (rng.u32(1..7), rng.u32(1..7));
         Wish { keep, exclusive, frail: rng.u32(0..3), build: rng.u32(0..3) }
     }
 
@@ -59,10 +59,10 @@ pub fn request(state: &State, rng: &mut fastrand::Rng) -> Command {
         rng.choice(["keep", "xone", "xport", "each", "europe", "frail"]).unwrap().parse().unwrap()
     };
     let some_host = |rng: &mut fastrand::Rng| rng.choice(state.hosts.keys().cloned());
-    match rng.u32(0..15) {
+    match rng.u32(0..18) {
         0 | 1 => Command::ApplySpec { spec: Wish::any(rng).spec(), expected_revision: None },
-        2 | 3 => {
-            let process = rng.choice(["keep", "xone", "frail"]).unwrap().parse().unwrap();
+        2 | 3 | 17 => {
+            let process = rng.choice(["keep", "xone", "xone", "frail"]).unwrap().parse().unwrap();
             Command::Scale { process, count: rng.bool().then(|| rng.u32(0..8)) }
         }
         4 => match rng.choice(state.placements.keys().cloned()) {
@@ -71,7 +71,7 @@ pub fn request(state: &State, rng: &mut fastrand::Rng) -> Command {
         },
         5 => Command::Pause { target: Target::Process(some_process(rng)) },
         6 | 7 => Command::Resume { target: Target::Process(some_process(rng)) },
-        8 | 9 => match some_host(rng) {
+        8 | 9 | 15 | 16 => match some_host(rng) {
             Some(host) => Command::DrainHost { host, drained: rng.bool() },
             None => Command::Resume { target: Target::All },
         },

@@ -147,7 +147,7 @@ impl Site {
             if fault == Fault::AppliedTwice {
                 self.copy.applied = self.copy.applied.saturating_sub(1);
             }
-            peer.crash(self.copy.applied, fault, now);
+            peer.crash(self.copy.applied, now);
         }
     }
 
@@ -167,7 +167,7 @@ impl Site {
 
     /// Now and then the newest state reaches the disk.
     pub fn save(&mut self, rng: &mut fastrand::Rng) {
-        if rng.u32(0..12) > 0 {
+        if rng.u32(0..100) > 0 {
             return;
         }
         match &self.peer {

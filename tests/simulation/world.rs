@@ -16,6 +16,7 @@ use crate::primary::Primary;
 use crate::reporter::once;
 use crate::session::{Down, Message, Up};
 use crate::site::Site;
+use crate::trouble::Weather;
 
 /// Relays between an origin and the primary, at most.
 const HOPS: u8 = 3;
@@ -28,9 +29,10 @@ enum Event {
     Mail {
         from: usize,
         to: usize,
-        message: Message,
+        message: Box<Message>,
     },
     Trouble,
+    Heal,
     Request,
 }
 
@@ -40,6 +42,7 @@ pub struct World {
     pub peers: usize,
     pub chronicle: Chronicle,
     pub network: Network,
+    pub weather: Weather,
     pub fault: Fault,
     pub rng: fastrand::Rng,
     events: BTreeMap<(u64, u64), Event>,
@@ -52,6 +55,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, hosts: usize, trouble: u64, fault: Fault) -> World {
         let mut rng = fastrand::Rng::with_seed(seed);
+        let weather = Weather::any(fault, &mut rng);
         let peers = if hosts > 6 { 5 } else { 3 };
         let mut site = |n| Site::new(n, rng.i64(-10_000..=10_000), peers, fault);
         let sites = (0..hosts).map(&mut site).collect();
@@ -61,6 +65,7 @@ impl World {
             peers,
             chronicle: Chronicle::new(hosts),
             network: Network::new(trouble),
+            weather,
             fault,
             rng,
             events: BTreeMap::new(),
@@ -122,22 +127,22 @@ impl World {
                 let site = &mut self.sites[to];
                 match site.works(self.now) {
                     _ if !self.network.reaches(from, to) => {}
-                    true => self.receive(to, from, message)?,
-                    false if site.agent.is_some() => site.hold_back(from, message),
+                    true => self.receive(to, from, *message)?,
+                    false if site.agent.is_some() => site.hold_back(from, *message),
                     false => {}
                 }
             }
             Event::Trouble if self.now < self.network.calm => {
-                self.trouble();
-                let next = self.rng.u64(100..2_000);
+                let next = self.trouble();
                 self.schedule(next, Event::Trouble);
             }
             Event::Request if self.now < self.network.calm => {
                 let command = operator::request(&self.state().clone(), &mut self.rng);
                 self.ask(command);
-                let next = self.rng.u64(500..4_000);
+                let next = self.rng.u64(self.weather.bustle / 10..self.weather.bustle);
                 self.schedule(next, Event::Request);
             }
+            Event::Heal => self.network.heal(),
             Event::Trouble | Event::Request => {}
         }
         Ok(())
@@ -198,12 +203,19 @@ impl World {
     fn send(&mut self, from: usize, to: usize, message: Message) {
         let delays = self.network.delays(self.now, &mut self.rng);
         let [first, second] = delays;
+        let message = Box::new(message);
         if let Some(delay) = second {
             self.schedule(delay, Event::Mail { from, to, message: message.clone() });
         }
         if let Some(delay) = first {
             self.schedule(delay, Event::Mail { from, to, message });
         }
+    }
+
+    /// What is cut off now is whole again some time.
+    pub fn heal_later(&mut self) {
+        let after = self.rng.u64(500..25_000);
+        self.schedule(after, Event::Heal);
     }
 
     fn receive(&mut self, n: usize, from: usize, message: Message) -> Result<(), String> {
