@@ -53,7 +53,7 @@ mod trouble;
 mod world;
 
 use faults::Fault;
-use life::live;
+use life::{live, live_large};
 
 /// The tests that share the seeds, so that all processors have work.
 const SHARES: u64 = 8;
@@ -100,6 +100,11 @@ fn the_same_seed_gives_the_same_run() {
         assert_eq!(digests[0], digests[1], "seed {seed}");
         assert_ne!(digests[0], live(seed + 100, Fault::None), "seed {seed} and another");
     }
+}
+
+#[test]
+fn fifty_hosts_with_a_hundred_instances_each_converge() {
+    live_large().unwrap();
 }
 
 /// The invariant must catch the fault that is planted for it; in other lives another one may see it first.

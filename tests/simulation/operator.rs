@@ -1,9 +1,10 @@
 //! What people ask of the cluster: other specs, other counts, pauses, drains, launches, other settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bigbrother::config::{Context, parse};
-use bigbrother::spec::{ProcessName, Spec};
+use bigbrother::spec::{Population, ProcessName, Spec};
 use bigbrother::state::{Command, Settings, State, Target};
 
 /// What a spec declares.
@@ -21,34 +22,54 @@ impl Wish {
         Wish { keep, exclusive, frail: rng.u32(0..3), build: rng.u32(0..3) }
     }
 
-    /// `k…` plays on through partitions, `x…` runs once at most, `f…` fails where its program is missing.
     pub fn spec(&self) -> Spec {
-        let Wish { keep, exclusive, frail, build } = self;
-        let rest = format!(
-            "build = \"{build}\"\nready = {{ mode = \"spawned\", after = \"100ms\" }}\n\
-             heartbeat = {{ mode = \"none\" }}\nstop = {{ timeout = \"3s\" }}\n"
-        );
-        let always = "restart = { backoff = false, give_up = false }";
-        let gives_up = "restart = { backoff = { min = \"100ms\", max = \"1s\" }, \
-                        give_up = { failures = 2, within = \"1m\" } }";
-        let text = format!(
-            "[process.keep]\ncommand = [\"/k\"]\ncount = {keep}\n{always}\n{rest}\
-             update = {{ max_unavailable = 2 }}\n\
-             [process.xone]\ncommand = [\"/x\"]\ncount = {exclusive}\non_partition = \"stop\"\n{always}\n{rest}\
-             [process.xport]\ncommand = [\"/x\"]\ncount = 2\non_partition = \"stop\"\n{always}\n{rest}\
-             placement = {{ max_per_host = 1 }}\n\
-             [process.each]\ncommand = [\"/e\"]\nper_host = true\n{always}\n{rest}\
-             [process.europe]\ncommand = [\"/e\"]\ncount = 2\n{always}\n{rest}\
-             placement = {{ labels = {{ region = \"eu\" }}, needs = {{ slots = 3 }} }}\n\
-             [process.frail]\ncommand = [\"/f\"]\ncount = {frail}\n{gives_up}\n{rest}\
-             [process.job]\ncommand = [\"/j\"]\non_demand = {{ max = 3 }}\n{rest}\
-             [process.xjob]\ncommand = [\"/j\"]\non_demand = {{ max = 2 }}\non_partition = \"stop\"\n{rest}"
-        );
-        parsed(&text)
+        let mut spec = SPEC.with(Spec::clone);
+        for (name, count) in [("keep", self.keep), ("xone", self.exclusive), ("frail", self.frail)] {
+            let process = spec.processes.get_mut(&name.parse::<ProcessName>().unwrap());
+            Arc::make_mut(process.unwrap()).population = Population::Count(count);
+        }
+        for process in spec.processes.values_mut() {
+            Arc::make_mut(process).build = Some(self.build.to_string());
+        }
+        spec
     }
 }
 
-pub fn parsed(text: &str) -> Spec {
+thread_local! {
+    static SPEC: Spec = declared();
+}
+
+/// `x…` runs once at most, `f…` fails where its program is missing, `…job` ends by itself.
+fn declared() -> Spec {
+    let rest = "ready = { mode = \"spawned\", after = \"100ms\" }\n\
+                heartbeat = { mode = \"none\" }\nstop = { timeout = \"3s\" }\n";
+    let always = "restart = { backoff = false, give_up = false }";
+    let gives_up = "restart = { backoff = { min = \"100ms\", max = \"1s\" }, \
+                    give_up = { failures = 2, within = \"1m\" } }";
+    let text = format!(
+        "[process.keep]\ncommand = [\"/k\"]\n{always}\n{rest}update = {{ max_unavailable = 2 }}\n\
+         [process.xone]\ncommand = [\"/x\"]\non_partition = \"stop\"\n{always}\n{rest}\
+         [process.xport]\ncommand = [\"/x\"]\ncount = 2\non_partition = \"stop\"\n{always}\n{rest}\
+         placement = {{ max_per_host = 1 }}\n\
+         [process.each]\ncommand = [\"/e\"]\nper_host = true\n{always}\n{rest}\
+         [process.europe]\ncommand = [\"/e\"]\ncount = 2\n{always}\n{rest}\
+         placement = {{ labels = {{ region = \"eu\" }}, needs = {{ slots = 3 }} }}\n\
+         [process.frail]\ncommand = [\"/f\"]\n{gives_up}\n{rest}\
+         [process.job]\ncommand = [\"/j\"]\non_demand = {{ max = 3 }}\n{rest}\
+         [process.xjob]\ncommand = [\"/j\"]\non_demand = {{ max = 2 }}\non_partition = \"stop\"\n{rest}"
+    );
+    parsed(&text)
+}
+
+/// So many of one process, and nothing else.
+pub fn zones(count: u32) -> Spec {
+    parsed(&format!(
+        "[process.zone]\ncommand = [\"/z\"]\ncount = {count}\nheartbeat = {{ mode = \"none\" }}\n\
+         ready = {{ mode = \"spawned\", after = \"100ms\" }}\n"
+    ))
+}
+
+fn parsed(text: &str) -> Spec {
     let context = Context { hostname: "a".to_owned(), host_override: None };
     parse(text, "simulation.toml", &context).unwrap_or_else(|faults| panic!("{}", faults.render(false))).spec
 }
