@@ -56,7 +56,7 @@ use faults::Fault;
 use life::{live, live_large};
 
 /// The tests that share the seeds, so that all processors have work.
-const SHARES: u64 = 8;
+const SHARES: u64 = 12;
 
 /// The seeds in which a planted fault must be caught.
 const PLANTED: u64 = 60;
@@ -84,6 +84,7 @@ macro_rules! shares {
 
 shares! {
     seeds_0 0  seeds_1 1  seeds_2 2  seeds_3 3  seeds_4 4  seeds_5 5  seeds_6 6  seeds_7 7
+    seeds_8 8  seeds_9 9  seeds_10 10  seeds_11 11
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub struct Keeper {
     dead_until: u64,
     /// Programs that cannot be started here: processes whose name begins so.
     pub lacks: Option<char>,
-    /// Something lives that did not, or the other way round.
+    /// Something exclusive lives that did not, or the other way round.
     pub changed: bool,
 }
 
@@ -140,7 +140,7 @@ impl Keeper {
                 if held.dies.is_some_and(|dies| dies <= now) {
                     let fenced = held.fenced;
                     held.stage = Stage::Gone { end: End::Unknown, fenced };
-                    self.changed = true;
+                    self.changed |= held.exclusive;
                 }
             }
             return;
@@ -158,7 +158,7 @@ impl Keeper {
             if held.dies.is_some_and(|dies| dies <= now) {
                 let (end, fenced) = (held.how, held.fenced);
                 held.stage = Stage::Gone { end, fenced };
-                self.changed = true;
+                self.changed |= held.exclusive;
                 self.replies.push((*run, Happening::Gone { end, fenced }));
             } else if held.stage == Stage::Spawning && held.executes <= now {
                 held.stage = Stage::Running;
@@ -216,12 +216,9 @@ impl Keeper {
         let lacks = self.lacks.is_some_and(|first| instance.process.as_str().starts_with(first));
         if late || busy || lacks {
             let step = if lacks { SpawnStep::Exec } else { SpawnStep::Busy };
-            if !self.runs.contains_key(&run) {
-                let stage = Stage::SpawnFailed { step, errno: 0 };
-                let (dies, how, fenced) = (None, End::Unknown, false);
-                let held = Held { instance, exclusive, stage, executes: 0, dies, how, fenced, note };
-                self.runs.insert(run, held);
-            }
+            let (stage, dies, how) = (Stage::SpawnFailed { step, errno: 0 }, None, End::Unknown);
+            let unborn = Held { instance, exclusive, stage, executes: 0, dies, how, fenced: false, note };
+            self.runs.entry(run).or_insert(unborn);
             self.replies.push((run, Happening::SpawnFailed(format!("{step:?}"))));
             return;
         }
@@ -231,6 +228,6 @@ impl Keeper {
         let dies = instance.process.as_str().ends_with("job").then(|| executes + rng.u64(200..12_000));
         let (stage, how, fenced) = (Stage::Spawning, End::Code(0), false);
         self.runs.insert(run, Held { instance, exclusive, stage, executes, dies, how, fenced, note });
-        self.changed = true;
+        self.changed |= exclusive;
     }
 }

@@ -67,7 +67,7 @@ impl Weather {
             Fault::NoWait => (&[PrimaryDies, PrimaryStops, PrimaryCutOff], 5_000, 3_000),
             Fault::FenceIgnored => (&[AgentDies, AgentStops], 8_000, 3_000),
             Fault::OldRunsGoOn => (&[CutOff], 15_000, 3_000),
-            Fault::EagerRelease => (&[RunEnds, Power], 1_000, 800),
+            Fault::EagerRelease => (&[RunEnds], 300, 400),
             Fault::ClaimsStay => (&[RunEnds], 2_000, 800),
             Fault::NothingForgotten => (&[ClockSteps], 2_000, 800),
             _ => return Weather::of_any_kind(rng),

@@ -1,9 +1,9 @@
 //! When all is quiet, exactly what is declared runs, where it is placed, and nothing is left to plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bigbrother::plan::{Liveness, instances, laws, plan};
-use bigbrother::spec::{InstanceId, InstanceKey};
+use bigbrother::spec::{HostName, InstanceId, InstanceKey};
 use bigbrother::state::State;
 
 use crate::faults::Fault;
@@ -29,21 +29,24 @@ pub fn check(world: &World) -> Result<(), String> {
     if !declared.iter().eq(state.placements.keys()) {
         return Err(format!("{LAW}: declared {declared:?}, placed {:?}", state.placements.keys()));
     }
-    for (id, placement) in &state.placements {
-        let wanted = usize::from(!state.paused.holds(id) && !state.rests.contains_key(id));
-        for site in &world.sites {
-            let runs = site.machine.keeper.living().filter(|(_, held)| held.instance == *id).count();
-            let here = if site.machine.name == placement.host { wanted } else { 0 };
-            if runs != here {
-                let known = site.agent.as_ref().and_then(|agent| agent.fleet.instance(id));
-                let name = &site.machine.name;
-                return Err(format!(
-                    "{LAW}: {id} has {runs} runs on {name}, not {here}, which knows {known:?}"
-                ));
-            }
+    let mut running: BTreeMap<&InstanceId, Vec<&HostName>> = BTreeMap::new();
+    for site in &world.sites {
+        for (_, held) in site.machine.keeper.living() {
+            running.entry(&held.instance).or_default().push(&site.machine.name);
         }
     }
-    Ok(())
+    for (id, placement) in &state.placements {
+        let rests = state.paused.holds(id) || state.rests.contains_key(id);
+        let meant = if rests { Vec::new() } else { vec![&placement.host] };
+        let found = running.remove(id).unwrap_or_default();
+        if found != meant {
+            return Err(format!("{LAW}: {id} runs on {found:?}, not on {meant:?}"));
+        }
+    }
+    match running.first_key_value() {
+        Some((id, hosts)) => Err(format!("{LAW}: {id} runs on {hosts:?} and is not declared")),
+        None => Ok(()),
+    }
 }
 
 /// These have no need that some host could lack.
