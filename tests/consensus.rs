@@ -35,6 +35,8 @@ enum Fault {
     StaleReads,
     /// A change that is asked for again is applied again.
     NoKeys,
+    /// A peer's own clock enters its state.
+    OwnClock,
 }
 
 /// The tests that share the seeds.
@@ -104,5 +106,10 @@ fn reads_from_a_peers_own_copy() {
 
 #[test]
 fn changes_without_a_key_that_are_asked_for_again() {
-    catches(Fault::NoKeys, history::LAW);
+    catches(Fault::NoKeys, record::TWICE);
+}
+
+#[test]
+fn a_state_that_depends_on_its_peer() {
+    catches(Fault::OwnClock, record::DIFFER);
 }

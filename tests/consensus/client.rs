@@ -22,6 +22,9 @@ use crate::record::Record;
 const ATTEMPT: Duration = Duration::from_millis(400);
 const ATTEMPTS: u32 = 6;
 
+/// What must be answered some time is asked so often.
+const PATIENCE: u32 = 100;
+
 pub struct Client {
     pub number: u64,
     pub peers: u64,
@@ -48,7 +51,8 @@ fn instance(number: u64) -> InstanceId {
 fn spec(build: u64) -> Spec {
     let text = format!(
         "[process.each]\ncommand = [\"/e\"]\nper_host = true\n\
-         [process.zone]\ncommand = [\"/z\"]\ncount = 1000\nbuild = \"{build}\"\n"
+         [process.zone]\ncommand = [\"/z\"]\ncount = 1000\nbuild = \"{build}\"\n\
+         [process.job]\ncommand = [\"/j\"]\non_demand = {{ max = 1000 }}\n"
     );
     let context = Context { hostname: "a".to_owned(), host_override: None };
     parse(&text, "consensus.toml", &context).unwrap_or_else(|faults| panic!("{}", faults.render(false))).spec
@@ -82,12 +86,27 @@ impl Client {
         Client { number, peers, network, record, history, rng, fault, changes, incarnation, events }
     }
 
-    /// Joins, and goes on until the time is over.
+    /// There is a spec from the beginning.
+    pub async fn begin(mut self) {
+        let command = Command::ApplySpec { spec: spec(0), expected_revision: None };
+        let change = self.once(command);
+        for _ in 0..PATIENCE {
+            if self.submit(&change).await.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Joins, and does so many things.
     pub async fn run(mut self, operations: u64) {
         self.join().await;
         for _ in 0..operations {
-            let pause = self.rng.u64(10..250);
+            let pause = self.rng.u64(10..150);
             SimRuntime::sleep(Duration::from_millis(pause)).await;
+            if self.rng.u32(0..4) == 0 {
+                self.launch().await;
+                continue;
+            }
             let others = self.rng.u64(1..=3);
             let key = match self.rng.u32(0..4) {
                 0 => Key::Spec,
@@ -95,18 +114,26 @@ impl Client {
                 2 => Key::Run(self.number),
                 _ => Key::Run(others),
             };
-            match self.rng.u32(0..5) {
+            match self.rng.u32(0..4) {
                 0 | 1 if key == Key::Run(self.number) => self.tell().await,
                 0 | 1 if !matches!(key, Key::Run(_)) => self.change(key).await,
                 _ => self.read(key).await,
             }
+        }
+        self.history.resign();
+    }
+
+    /// Reads everything, when all is over.
+    pub async fn look(mut self) {
+        for key in [Key::Spec, Key::Scale, Key::Run(1), Key::Run(2), Key::Run(3)] {
+            self.read(key).await;
         }
     }
 
     async fn join(&mut self) {
         let facts = HostFacts { machine_id: host(self.number).to_string(), ..HostFacts::default() };
         let change = self.once(Command::JoinHost { host: host(self.number), facts });
-        loop {
+        for _ in 0..PATIENCE {
             if let Some(Outcome::State(Ok(Response::Incarnation(n)))) = self.submit(&change).await {
                 self.incarnation = n;
                 return;
@@ -118,7 +145,7 @@ impl Client {
         self.changes += 1;
         let envelope = Arc::new(Envelope { stamp_ms: 1, command });
         match self.fault {
-            Fault::NoKeys => Change::State(envelope),
+            Fault::NoKeys if self.incarnation > 0 => Change::State(envelope),
             _ => Change::Once { key: (self.number, self.changes), envelope },
         }
     }
@@ -134,9 +161,18 @@ impl Client {
             }
         };
         let operation = self.history.begin(self.number, key, Some(written));
-        // A scale lasts while there is a spec that has the process.
         if let Some(Outcome::State(Ok(_))) = self.submit(&change).await {
             self.history.end(operation, 0);
+        }
+    }
+
+    /// Each launch makes an instance, so that it is seen how often it was applied.
+    async fn launch(&mut self) {
+        let process = "job".parse().unwrap();
+        let change = self.once(Command::Launch { process, args: BTreeMap::new(), key: None });
+        self.record.launches(1, 0);
+        if self.submit(&change).await.is_some() {
+            self.record.launches(0, 1);
         }
     }
 
@@ -150,7 +186,7 @@ impl Client {
         let command = Command::Events { host, incarnation, first_seq, events: vec![event] };
         let change = Change::State(Arc::new(Envelope { stamp_ms: 1, command }));
         let operation = self.history.begin(self.number, Key::Run(self.number), Some(run));
-        loop {
+        for _ in 0..PATIENCE {
             if let Some(Outcome::State(answer)) = self.submit(&change).await {
                 assert_eq!(answer, Ok(Response::Done), "the events of a host are in order");
                 return self.history.end(operation, 0);
@@ -174,13 +210,13 @@ impl Client {
             let pause = self.rng.u64(1..30);
             SimRuntime::sleep(Duration::from_millis(pause)).await;
             let Some((at, _, primary)) = self.some_peer() else { continue };
-            let (before, change) = (self.record.greatest(), change.clone());
+            let change = change.clone();
             let question = move |raft: Raft| {
                 let change = change.clone();
                 async move { raft.client_write(change).await }
             };
             if let Some(Ok(applied)) = self.network.ask((at, primary), ATTEMPT, question).await {
-                self.record.answered(before, applied.log_id);
+                self.record.answered(applied.log_id);
                 return Some(applied.data);
             }
         }

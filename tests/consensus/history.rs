@@ -30,26 +30,42 @@ struct Operation {
     ended: Option<(u64, u64)>,
 }
 
+#[derive(Default)]
+struct Inner {
+    clock: u64,
+    operations: Vec<Operation>,
+    /// Clients that are done.
+    resigned: u64,
+}
+
 #[derive(Clone, Default)]
-pub struct History(Arc<Mutex<(u64, Vec<Operation>)>>);
+pub struct History(Arc<Mutex<Inner>>);
 
 impl History {
+    pub fn resign(&self) {
+        self.0.lock().unwrap().resigned += 1;
+    }
+
+    pub fn resigned(&self) -> u64 {
+        self.0.lock().unwrap().resigned
+    }
+
     pub fn begin(&self, client: u64, key: Key, writes: Option<u64>) -> usize {
-        let (clock, operations) = &mut *self.0.lock().unwrap();
+        let Inner { clock, operations, .. } = &mut *self.0.lock().unwrap();
         *clock += 1;
         operations.push(Operation { client, key, writes, begun: *clock, ended: None });
         operations.len() - 1
     }
 
     pub fn end(&self, operation: usize, read: u64) {
-        let (clock, operations) = &mut *self.0.lock().unwrap();
+        let Inner { clock, operations, .. } = &mut *self.0.lock().unwrap();
         *clock += 1;
         operations[operation].ended = Some((*clock, read));
     }
 
     /// Names the history among others.
     pub fn digest(&self) -> u64 {
-        let operations = &self.0.lock().unwrap().1;
+        let operations = &self.0.lock().unwrap().operations;
         let words = operations.iter().flat_map(|o| {
             let (ended, read) = o.ended.unwrap_or_default();
             [o.client, o.writes.unwrap_or(0), o.begun, ended, read]
@@ -59,7 +75,7 @@ impl History {
 
     pub fn check(&self) -> Result<(), String> {
         let mut keys: BTreeMap<Key, Vec<Operation>> = BTreeMap::new();
-        for operation in &self.0.lock().unwrap().1 {
+        for operation in &self.0.lock().unwrap().operations {
             // A read that was not answered says nothing.
             if operation.writes.is_some() || operation.ended.is_some() {
                 keys.entry(operation.key).or_default().push(operation.clone());

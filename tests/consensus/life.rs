@@ -18,9 +18,9 @@ use crate::record::Record;
 
 const CLIENTS: u64 = 3;
 /// What each client does.
-const OPERATIONS: u64 = 30;
-/// Troubles at most.
-const TROUBLES: u64 = 20;
+const OPERATIONS: u64 = 25;
+/// Troubles at most; they go on while clients work.
+const TROUBLES: u64 = 60;
 
 /// What has happened.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,6 +64,7 @@ impl Life {
         let first = self.network.peer(1).unwrap();
         first.raft.initialize(members).await.map_err(|error| error.to_string())?;
         let mut clients = Vec::new();
+        self.client(0).begin().await;
         for number in 1..=CLIENTS {
             let (network, record, history) =
                 (self.network.clone(), self.record.clone(), self.history.clone());
@@ -71,7 +72,11 @@ impl Life {
             let client = Client::new(number, self.peers, network, record, history, seed, self.fault);
             clients.push(SimRuntime::spawn(client.run(OPERATIONS)));
         }
+        self.change_weather();
         for _ in 0..TROUBLES {
+            if self.history.resigned() == CLIENTS {
+                break;
+            }
             let pause = self.rng.u64(50..700);
             SimRuntime::sleep(Duration::from_millis(pause)).await;
             self.trouble().await;
@@ -82,11 +87,10 @@ impl Life {
             client.await.map_err(|error| format!("a client has failed: {error}"))?;
         }
         self.rest().await?;
+        self.client(CLIENTS + 1).look().await;
+        self.record.check_launches()?;
         self.history.check().map_err(|what| format!("seed {seed}: {what}"))?;
         let (entries, answered, primaries) = self.record.counts();
-        for peer in self.network.links().peers.values() {
-            drop(peer.raft.clone());
-        }
         let ids: Vec<u64> = self.network.links().peers.keys().copied().collect();
         for id in ids {
             self.kill(id).await;
@@ -94,8 +98,14 @@ impl Life {
         Ok(Summary { entries, answered, primaries, digest: self.history.digest() })
     }
 
+    fn client(&mut self, number: u64) -> Client {
+        let (network, record, history) = (self.network.clone(), self.record.clone(), self.history.clone());
+        let seed = self.rng.u64(..);
+        Client::new(number, self.peers, network, record, history, seed, self.fault)
+    }
+
     async fn start(&self, id: u64) {
-        let peer = Peer::start(id, &self.disks[&id], &self.network, &self.record).await;
+        let peer = Peer::start(id, &self.disks[&id], &self.network, &self.record, self.fault).await;
         self.network.links().peers.insert(id, peer);
     }
 
@@ -131,14 +141,17 @@ impl Life {
             4 | 5 => self.network.links().cuts.clear(),
             6 => self.restart(any).await,
             7 | 8 => self.restart(primary).await,
-            9 => self.network.links().trouble = 15,
-            10 => self.network.links().trouble = 0,
+            9 | 10 => self.change_weather(),
             _ => {
                 if let Some(peer) = self.network.peer(primary) {
                     let _ = peer.raft.trigger().transfer_leader(any).await;
                 }
             }
         }
+    }
+
+    fn change_weather(&mut self) {
+        self.network.links().trouble = self.rng.choice([0, 5, 20]).unwrap();
     }
 
     fn cut_off(&mut self, id: u64) {

@@ -93,10 +93,10 @@ impl Network {
                 return None;
             }
             if there.doubled {
-                let (raft, question) = (raft.clone(), question(raft.clone()));
+                let question = question(raft.clone());
+                let later = Duration::from_millis(network.links().rng.u64(5..400));
                 drop(SimRuntime::spawn(async move {
-                    let _alive = raft;
-                    SimRuntime::sleep(Duration::from_millis(30)).await;
+                    SimRuntime::sleep(later).await;
                     drop(question.await);
                 }));
             }

@@ -12,6 +12,7 @@ use openraft_rt_sim::SimRuntime;
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt};
 
+use crate::Fault;
 use crate::disk::{Disk, Store};
 use crate::network::Network;
 use crate::record::Record;
@@ -20,7 +21,7 @@ pub type C = Types<SimRuntime>;
 pub type Raft = openraft::Raft<C, Watched>;
 
 /// Few, so that there are snapshots and purges.
-const SNAPSHOT_EVERY: u64 = 25;
+const SNAPSHOT_EVERY: u64 = 12;
 
 /// The machine, and what is looked at after each entry.
 pub struct Watched {
@@ -28,14 +29,17 @@ pub struct Watched {
     inner: Machine<Store>,
     states: watch::Receiver<Arc<State>>,
     record: Record,
+    fault: Fault,
 }
 
 impl Watched {
     async fn look(&mut self) -> io::Result<()> {
         let (log, _) = RaftStateMachine::<C>::applied_state(&mut self.inner).await?;
-        if let Some(log) = log {
-            self.record.applied(self.id, log, &self.states.borrow());
+        let mut state = self.states.borrow().clone();
+        if self.fault == Fault::OwnClock {
+            Arc::make_mut(&mut state).now_ms += self.id;
         }
+        log.into_iter().for_each(|log| self.record.applied(self.id, log, &state));
         Ok(())
     }
 }
@@ -82,12 +86,13 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub async fn start(id: u64, disk: &Disk, network: &Network, record: &Record) -> Peer {
+    pub async fn start(id: u64, disk: &Disk, network: &Network, record: &Record, fault: Fault) -> Peer {
         let store = disk.open();
         let (states, states_seen) = watch::channel(Arc::default());
         let (applies, applies_seen) = watch::channel(Applied::default());
         let inner = Machine::new(store.clone(), states, applies);
-        let machine = Watched { id, inner, states: states_seen.clone(), record: record.clone() };
+        let record = record.clone();
+        let machine = Watched { id, inner, states: states_seen.clone(), record, fault };
         let settings = Arc::new(config("simulated", SNAPSHOT_EVERY).validate().unwrap());
         let raft = Raft::new(id, settings, network.of(id), store, machine).await.unwrap();
         Peer { raft, states: states_seen, applies: applies_seen }

@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bigbrother::cluster::raft::{LeaderId, LogId};
+use bigbrother::cluster::raft::LogId;
 use bigbrother::state::State;
 use bigbrother::state::check::{shrunk, violations};
 
 pub const DIFFER: &str = "the copies of two peers differ";
 pub const LOST: &str = "what was committed is lost";
-pub const ORDER: &str = "an older primary was obeyed after a newer one";
+pub const TWICE: &str = "a change with a key was applied twice, or not at all";
 
 #[derive(Default)]
 struct Inner {
     states: BTreeMap<u64, (LogId, Arc<State>)>,
-    greatest: Option<LeaderId>,
+    /// Launches that were asked for, and answered.
+    launches: (u64, u64),
     answered: u64,
     broken: Option<String>,
 }
@@ -47,23 +48,30 @@ impl Record {
         inner.broken = inner.broken.take().or(broken);
     }
 
-    /// The newest primary that has answered.
-    pub fn greatest(&self) -> Option<LeaderId> {
-        self.inner().greatest
-    }
-
-    /// A change that was asked for when `before` was the newest primary is told to be done at this place.
-    pub fn answered(&self, before: Option<LeaderId>, log: LogId) {
+    /// A change is told to be done at this place.
+    pub fn answered(&self, log: LogId) {
         let mut inner = self.inner();
         inner.answered += 1;
         let held = inner.states.get(&log.index).map(|(known, _)| *known);
-        let broken = match held == Some(log) {
-            false => Some(format!("{LOST}: {log} was answered, {held:?} is there")),
-            true if before > Some(log.leader_id) => Some(format!("{ORDER}: {log} after {before:?}")),
-            true => None,
-        };
-        inner.greatest = inner.greatest.max(Some(log.leader_id));
+        let broken = (held != Some(log)).then(|| format!("{LOST}: {log} was answered, {held:?} is there"));
         inner.broken = inner.broken.take().or(broken);
+    }
+
+    pub fn launches(&self, asked: u64, answered: u64) {
+        let (all_asked, all_answered) = &mut self.inner().launches;
+        (*all_asked, *all_answered) = (*all_asked + asked, *all_answered + answered);
+    }
+
+    /// In the end: what was answered is in the state, and nothing is in it that was not asked for.
+    pub fn check_launches(&self) -> Result<(), String> {
+        let inner = self.inner();
+        let state = inner.states.values().next_back().map(|(_, state)| state.clone()).unwrap_or_default();
+        let made = state.counters.values().sum::<u64>();
+        let (asked, answered) = inner.launches;
+        match (answered..=asked).contains(&made) {
+            true => Ok(()),
+            false => Err(format!("{TWICE}: {asked} launches, {answered} answered, {made} made")),
+        }
     }
 
     /// The last entry that any peer has applied.
