@@ -3,7 +3,7 @@
 //! Three or five peers on `openraft-rt-sim`: links that lose, double, delay and part, peers that die and come back
 //! with what their disks had, leadership handed over. Clients change the spec, scale, tell the directory of runs and
 //! read; their histories must be linearizable. `tests/simulation.rs` has the rest of the cluster over a smaller log.
-//! A seed decides all, and a run that fails prints it: `BIGBROTHER_SEED=7 cargo nextest run --test consensus one_seed`;
+//! A seed decides all, and a run that fails prints it: `BIGBROTHER_SEED=7 cargo test --test consensus one_seed`;
 //! `BIGBROTHER_SEEDS=2000` tries more.
 
 #![allow(clippy::unwrap_used)]
@@ -54,9 +54,7 @@ fn share(which: u64) {
     let seeds = number("BIGBROTHER_SEEDS").unwrap_or(SEEDS);
     for seed in (which..seeds).step_by(SHARES as usize) {
         if let Err(what) = live(seed, Fault::None) {
-            panic!(
-                "seed {seed}: {what}\nagain: BIGBROTHER_SEED={seed} cargo nextest run --test consensus one_seed"
-            );
+            panic!("seed {seed}: {what}\nagain: BIGBROTHER_SEED={seed} cargo test --test consensus one_seed");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The real state, plan, liveness, fence and host cores on 5 to 50 machines: over a small replicated log with terms,
 //! a quorum and disks that lag, a network that loses, doubles, delays and parts, keepers and agents that die, stand
 //! still and come back, and clocks that step. Virtual time only: a seed decides all, and a run that fails prints it.
-//! `BIGBROTHER_SEEDS=20000 cargo nextest run --test simulation` tries more, `BIGBROTHER_SEED=7 cargo nextest run
+//! `BIGBROTHER_SEEDS=20000 cargo test --test simulation seeds` tries more, `BIGBROTHER_SEED=7 cargo test
 //! --test simulation one_seed` one again.
 
 #![allow(clippy::unwrap_used)]
@@ -72,7 +72,7 @@ fn share(which: u64) {
     for seed in (which..seeds).step_by(SHARES as usize) {
         if let Err(what) = live(seed, Fault::None) {
             panic!(
-                "seed {seed}: {what}\nagain: BIGBROTHER_SEED={seed} cargo nextest run --test simulation one_seed"
+                "seed {seed}: {what}\nagain: BIGBROTHER_SEED={seed} cargo test --test simulation one_seed"
             );
         }
     }

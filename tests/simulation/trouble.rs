@@ -76,12 +76,16 @@ impl Weather {
     }
 
     fn of_any_kind(rng: &mut fastrand::Rng) -> Weather {
-        let share = rng.u32(10..60);
+        // Few kinds now and then, after which a lost host is declared down; or many all the time.
+        let (share, paces) = match rng.bool() {
+            true => (rng.u32(5..15), [6_000, 12_000]),
+            false => (rng.u32(15..60), [800, 3_000]),
+        };
         let mut kinds: Vec<Trouble> = ALL.into_iter().filter(|_| rng.u32(0..100) < share).collect();
         if kinds.is_empty() {
-            kinds.push(PrimaryCutOff);
+            kinds.extend([PrimaryCutOff, CutOff, Power]);
         }
-        let pace = rng.choice([800, 2_000, 5_000, 10_000]).unwrap_or_default();
+        let pace = rng.choice(paces).unwrap_or_default();
         Weather { kinds, pace, bustle: rng.choice([800, 3_000, 8_000]).unwrap_or_default() }
     }
 }
