@@ -193,7 +193,9 @@ impl<'a> Work<'a> {
         if self.placed.iter().all(|(_, placement, _)| placement.hash == self.hash) {
             return;
         }
-        let mut budget = rollout::Budget::new(state, self.name, self.view.process, self.hash);
+        let staying =
+            self.placed.iter().filter(|(.., seat)| seat.is_some()).map(|(id, held, _)| (*id, *held));
+        let mut budget = rollout::Budget::new(state, self.view.process, self.hash, staying);
         for (id, placement, seat) in &self.placed {
             plan.waits |= self.turn.waits(state, id, self.hash);
             if seat.is_some() && placement.hash != self.hash && budget.take(id, &self.turn) {

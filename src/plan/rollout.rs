@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Liveness;
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{InstanceId, Process, ProcessName};
-use crate::state::{State, of_process};
+use crate::state::{Placement, State};
 
 #[cfg(test)]
 mod tests;
@@ -49,28 +49,32 @@ impl<'a> Turn<'a> {
 /// What a plan may still take down of one process.
 pub(super) struct Budget {
     left: usize,
-    /// Instances that are down anyway: updating them costs nothing.
+    /// Instances that are down anyway, or have the new spec: updating them costs nothing.
     free: BTreeSet<InstanceId>,
 }
 
 impl Budget {
-    /// The budget of a process at this moment.
-    pub(super) fn new(state: &State, name: &ProcessName, process: &Process, wanted: SpecHash) -> Budget {
+    /// The budget of a process at this moment; `staying`: its placements that this plan neither moves nor removes.
+    pub(super) fn new<'a>(
+        state: &State,
+        process: &Process,
+        wanted: SpecHash,
+        staying: impl Iterator<Item = (&'a InstanceId, &'a Placement)>,
+    ) -> Budget {
         let mut free = BTreeSet::new();
         let mut down = 0;
-        for (id, placement) in of_process(&state.placements, name) {
-            let entry = state.directory.get(id);
-            let ready = entry.is_some_and(|entry| entry.ready.is_some() && entry.hash == placement.hash);
-            if ready {
-                continue;
-            }
-            if placement.hash != wanted {
+        for (id, placement) in staying {
+            let ready = state.directory.get(id).filter(|entry| entry.ready.is_some()).map(|entry| entry.hash);
+            // A run that was restarted meanwhile has the new spec before its turn.
+            let done = ready == Some(wanted);
+            let ready = done || ready == Some(placement.hash);
+            // An operator's pause is no failure of the rollout, and what is paused is not taken down by it,
+            // although its run may not have ended yet.
+            let paused = state.paused.holds(id);
+            if placement.hash != wanted && (done || paused || !ready) {
                 free.insert(id.clone());
             }
-            // An operator's pause is no failure of the rollout.
-            if !state.paused.holds(id) {
-                down += 1;
-            }
+            down += usize::from(!ready && !paused);
         }
         Budget { left: (process.update.max_unavailable as usize).saturating_sub(down), free }
     }

@@ -108,8 +108,7 @@ impl State {
             processes.get(&id.process).is_some_and(|p| matches!(p.population, Population::OnDemand { .. }))
         });
         self.paused.processes.retain(|name| processes.contains_key(name));
-        self.paused.instances.retain(|id| processes.contains_key(&id.process));
-        self.paused.except.retain(|id| processes.contains_key(&id.process));
+        self.forget_unwanted();
         self.claim_anew();
         Ok(Response::Revision(self.revision))
     }
@@ -145,8 +144,22 @@ impl State {
             Some(count) => self.scales.insert(process.clone(), Scale { count, declared }),
             None => self.scales.remove(process),
         };
+        self.forget_unwanted();
         self.basis += 1;
         Ok(Response::Done)
+    }
+
+    /// What was said of instances that are neither wanted nor placed any more; of a placed one it is forgotten with
+    /// its placement.
+    pub(super) fn forget_unwanted(&mut self) {
+        let mut paused = std::mem::take(&mut self.paused.instances);
+        let mut except = std::mem::take(&mut self.paused.except);
+        let mut failed = std::mem::take(&mut self.failed);
+        let stays = |id: &InstanceId| self.placements.contains_key(id) || self.wants(id);
+        paused.retain(&stays);
+        except.retain(&stays);
+        failed.retain(|id, _| stays(id));
+        (self.paused.instances, self.paused.except, self.failed) = (paused, except, failed);
     }
 
     fn known(&self, target: &Target) -> Result<(), Rejected> {

@@ -80,6 +80,7 @@ impl State {
             !entries.is_empty()
         });
         self.elect(&touched);
+        self.forget_unwanted();
         self.basis += 1;
         Ok(Response::Done)
     }

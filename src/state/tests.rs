@@ -395,6 +395,24 @@ fn what_fits_nowhere_for_a_while_stays_paused() {
 }
 
 #[test]
+fn what_was_said_of_an_instance_goes_with_it() {
+    let pause = || Command::Pause { target: Target::Instance(id("zone.2")) };
+    let fewer = || Command::Scale { process: name("zone"), count: Some(2) };
+    let mut state = ready();
+    state.take(pause()).unwrap();
+    state.take(fewer()).unwrap();
+    assert!(state.paused.instances.is_empty(), "it was placed nowhere");
+
+    let mut state = ready();
+    state.put("zone.2", "alpha").unwrap();
+    state.take(pause()).unwrap();
+    state.take(fewer()).unwrap();
+    assert!(!state.paused.instances.is_empty(), "its run may not have ended");
+    state.down("alpha").unwrap();
+    assert!(state.paused.instances.is_empty(), "it went with its host");
+}
+
+#[test]
 fn a_refused_target_pauses_nothing() {
     let mut state = ready();
     let before = content(&state);

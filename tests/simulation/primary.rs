@@ -1,54 +1,116 @@
-//! Primaries: the one that the log obeys, and those before it that do not know better yet.
+//! A primary: what a leader of the log does with the real planner and roll. It lives and dies with one term.
+
+use std::collections::BTreeMap;
 
 use bigbrother::host::Moment;
-use bigbrother::plan::Planner;
 use bigbrother::plan::liveness::{Confirm, Report, Roll, Round};
+use bigbrother::plan::{Liveness, Planner};
 use bigbrother::state::{Command, State};
 
-use crate::world::Fault;
+use crate::faults::Fault;
+use crate::log::Peer;
+
+/// Between two looks at the hosts, milliseconds.
+const TICK: u64 = 250;
+/// A plan that was proposed and is not seen by then is made again.
+const AGAIN: u64 = 600;
 
 pub struct Primary {
-    /// The site that it runs on.
-    pub at: usize,
     pub term: u64,
-    pub roll: Roll,
-    pub planner: Planner,
-    /// ReadIndex rounds under way: when they end.
-    pub rounds: Vec<(u64, Round)>,
-    pub ticks: u64,
-    /// Until then its plan rests: the state has not moved.
-    pub planned: Option<u64>,
+    roll: Roll,
+    planner: Planner,
+    /// ReadIndex rounds under way: number, index to be applied, reports.
+    rounds: Vec<(u64, usize, Round)>,
+    ticked: u64,
+    /// The basis of the last plan, when that was, and whether anything followed.
+    planned: Option<(u64, u64, bool)>,
+    /// By whom the last word of each host came.
+    pub via: BTreeMap<usize, usize>,
+    /// Proposals that are to be answered: where, in which term, to whom, under which number.
+    pub pending: BTreeMap<usize, (u64, usize, u64)>,
 }
 
 impl Primary {
-    pub fn new(at: usize, term: u64, committed: Moment, fault: Fault) -> Primary {
-        // One that does not wait takes silence from before its time for silence.
+    pub fn new(term: u64, committed: Moment, fault: Fault) -> Primary {
         let early = if fault == Fault::NoWait { committed.0.min(60_000_000_000) } else { 0 };
         let mut roll = Roll::new(Moment(committed.0 - early));
         // Small steps: it must not look as if it had slept.
         for ns in (0..early).rev().step_by(100_000_000) {
             roll.tick(&State::default(), Moment(committed.0 - ns));
         }
-        let (planner, rounds) = (Planner::default(), Vec::new());
-        Primary { at, term, roll, planner, rounds, ticks: 0, planned: None }
+        Primary {
+            term,
+            roll,
+            planner: Planner::default(),
+            rounds: Vec::new(),
+            ticked: 0,
+            planned: None,
+            via: BTreeMap::new(),
+            pending: BTreeMap::new(),
+        }
     }
 
-    pub fn hear(&mut self, report: Report, now: Moment) {
-        self.roll.report(report, now);
+    pub fn hear(&mut self, report: Report, at: Moment) {
+        self.roll.report(report, at);
     }
 
-    /// Rounds that have ended: `real` says whether they succeeded.
-    pub fn answer(&mut self, now: u64, real: bool, state: &State, fault: Fault) -> Vec<Confirm> {
-        let (over, rounds): (Vec<_>, Vec<_>) = self.rounds.drain(..).partition(|(ends, _)| *ends <= now);
-        self.rounds = rounds;
-        let succeeded = real || fault == Fault::NoReadIndex;
-        over.into_iter()
-            .filter(|_| succeeded)
-            .flat_map(|(_, round)| self.roll.confirm(round, state))
-            .collect()
+    /// Answers to the reports of rounds that have succeeded.
+    pub fn confirm(&mut self, peer: &Peer, applied: usize, state: &State, fault: Fault) -> Vec<Confirm> {
+        let over = |(number, index, _): &mut (u64, usize, Round)| {
+            peer.confirmed(*number) && applied >= *index || fault == Fault::NoReadIndex
+        };
+        let over: Vec<_> = self.rounds.extract_if(.., over).collect();
+        over.into_iter().flat_map(|(_, _, round)| self.roll.confirm(round, state)).collect()
     }
 
-    pub fn judge(&mut self, state: &State, now: Moment) -> Vec<Command> {
-        self.roll.tick(state, now).commands
+    /// What is due: a round is begun, silent hosts are declared down, the plan is made.
+    pub fn tick(
+        &mut self,
+        peer: &mut Peer,
+        state: &State,
+        at: Moment,
+        now: u64,
+        fault: Fault,
+    ) -> Vec<Command> {
+        if now < self.ticked + TICK {
+            return Vec::new();
+        }
+        self.ticked = now;
+        let round = self.roll.begin_round();
+        if !round.is_empty() {
+            self.rounds.push((peer.begin_round(), peer.commit, round));
+        }
+        let mut commands = self.roll.tick(state, at).commands;
+        let due = self
+            .planned
+            .is_none_or(|(basis, when, acted)| basis != state.basis || acted && now >= when + AGAIN);
+        if due {
+            let plan = self.plan(state, now, fault);
+            self.planned = Some((state.basis, now, !plan.is_empty()));
+            commands.extend(plan);
+        }
+        commands
+    }
+
+    fn plan(&mut self, state: &State, now: u64, fault: Fault) -> Vec<Command> {
+        let mut seen = state.clone();
+        if fault == Fault::DrainIgnored {
+            seen.hosts.values_mut().for_each(|host| host.drained = false);
+        }
+        let mut commands = self.planner.plan(&seen, &Liveness::default(), now).commands;
+        for command in &mut commands {
+            if let (Fault::HalfAPlan, Command::Place { changes, .. }) = (fault, command)
+                && changes.len() > 1
+            {
+                changes.pop();
+            }
+        }
+        commands
+    }
+
+    /// Takes the proposal that this entry was, for its answer. One of another term was lost.
+    pub fn settle(&mut self, index: usize, term: u64) -> Option<(usize, u64)> {
+        let (proposed, origin, number) = self.pending.remove(&index)?;
+        (proposed == term).then_some((origin, number))
     }
 }

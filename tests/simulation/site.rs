@@ -1,249 +1,190 @@
-//! A machine: its clock, its keeper, and (while it lives) its agent with the real host core and fence.
+//! A machine: its clocks, its power and its disk; its keeper, and while it lives its agent, which is also a peer where
+//! the cluster has one here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use bigbrother::host::fence::{Boot, Duty};
-use bigbrother::host::fleet::Found;
-use bigbrother::host::{Action, Fence, Happening, Host, Moment, Now, wants};
-use bigbrother::keeper::protocol::{End, RunId, Stage};
-use bigbrother::spec::{HostName, InstanceId};
-use bigbrother::state::{Event, State};
+use bigbrother::host::fence::Boot;
+use bigbrother::host::{Moment, Now};
+use bigbrother::spec::HostName;
+use bigbrother::state::{HostFacts, State};
 
-use crate::world::Fault;
+use crate::agent::Agent;
+use crate::chronicle::Copy;
+use crate::faults::Fault;
+use crate::keeper::Keeper;
+use crate::log::Peer;
+use crate::primary::Primary;
+use crate::session::{Attached, Message, Session};
 
-pub struct Held {
-    pub instance: InstanceId,
-    pub exclusive: bool,
-    /// True time of its end; `None`: it lives on.
-    dies: Option<u64>,
-    fenced: bool,
-    gone: bool,
+/// Run numbers are reserved in blocks, on disk.
+const RUN_BLOCK: u64 = 1_000;
+/// Messages that wait in the sockets of a stopped agent.
+const BACKLOG: usize = 500;
+
+/// What is there whether an agent lives or not.
+pub struct Machine {
+    pub name: HostName,
+    pub facts: HostFacts,
+    pub keeper: Keeper,
+    /// Its clock runs this much faster, in millionths.
+    ppm: i64,
+    booted: u64,
+    /// Its wall clock is wrong by so much, milliseconds.
+    pub wrong_ms: u64,
+    reserved: u64,
+}
+
+impl Machine {
+    pub fn new(n: usize, ppm: i64) -> Machine {
+        let name: HostName = format!("h{n:02}").parse().unwrap();
+        let region = if n.is_multiple_of(2) { "eu" } else { "us" };
+        let facts = HostFacts {
+            machine_id: name.to_string(),
+            labels: [("region".to_owned(), region.to_owned())].into(),
+            capacity: [("slots".to_owned(), 400)].into(),
+            ..HostFacts::default()
+        };
+        Machine { name, facts, keeper: Keeper::default(), ppm, booted: 0, wrong_ms: 0, reserved: 0 }
+    }
+
+    /// CLOCK_BOOTTIME, as this machine counts.
+    pub fn boot(&self, now: u64) -> Boot {
+        Boot((now - self.booted + 1_000) * (1_000_000 + self.ppm).unsigned_abs())
+    }
+
+    pub fn moment(&self, now: u64) -> Moment {
+        Moment(self.boot(now).0)
+    }
+
+    pub fn wall_ms(&self, now: u64) -> u64 {
+        1_000_000 + now + self.wrong_ms
+    }
+
+    pub fn time(&self, now: u64, rng: &mut fastrand::Rng) -> Now {
+        Now { at: self.moment(now), wall_ms: self.wall_ms(now), chance: rng.u32(..) }
+    }
+
+    /// The last number that may have been used.
+    pub fn reserve_runs(&mut self) -> u64 {
+        let last = self.reserved;
+        self.reserved += RUN_BLOCK;
+        last
+    }
+
+    pub fn use_run(&mut self, run: u64) {
+        if run + RUN_BLOCK / 2 > self.reserved {
+            self.reserved = run + RUN_BLOCK;
+        }
+    }
+}
+
+/// What a crash leaves of the agent.
+#[derive(Default)]
+struct Disk {
+    copy: Copy,
+    view: Arc<State>,
 }
 
 pub struct Site {
-    pub name: HostName,
+    pub machine: Machine,
     pub powered: bool,
     pub agent: Option<Agent>,
     /// True times at which things come back.
     pub boots: u64,
     pub agent_comes: u64,
     pub stalled: u64,
-    /// Its clock runs this much faster, in millionths.
-    ppm: i64,
-    booted: u64,
-    runs: BTreeMap<RunId, Held>,
-    last_run: u64,
-    fence_ns: u64,
-    /// The index of the newest state on its disk.
-    pub disk: usize,
-}
-
-pub struct Agent {
-    pub fleet: Host,
-    pub fence: Fence,
-    /// The index of the state that it goes by.
-    pub view: usize,
-    pub outbox: Vec<Event>,
-    /// The sequence number of the first event of the outbox.
-    pub first: u64,
-    pub listed: bool,
-    desired: Option<(usize, bool)>,
-}
-
-impl Agent {
-    /// What it may run depends on which life of the host the state shows.
-    pub fn forget_wants(&mut self) {
-        self.desired = None;
-    }
+    /// Its disk is slow until then.
+    pub slow: u64,
+    pub peer: Option<Peer>,
+    pub copy: Copy,
+    pub primary: Option<Primary>,
+    pub session: Session,
+    pub attached: Attached,
+    backlog: Vec<(usize, Message)>,
+    disk: Disk,
+    /// Agents that have lived here.
+    pub lives: u64,
 }
 
 impl Site {
-    pub fn new(name: HostName, ppm: i64) -> Site {
+    pub fn new(n: usize, ppm: i64, peers: usize, fault: Fault) -> Site {
         Site {
-            name,
+            machine: Machine::new(n, ppm),
             powered: true,
             agent: None,
             boots: 0,
             agent_comes: 0,
             stalled: 0,
-            ppm,
-            booted: 0,
-            runs: BTreeMap::new(),
-            last_run: 0,
-            fence_ns: 0,
-            disk: 0,
+            slow: 0,
+            peer: (n < peers).then(|| Peer::new(n, peers, fault)),
+            copy: Copy::default(),
+            primary: None,
+            session: Session::default(),
+            attached: Attached::default(),
+            backlog: Vec::new(),
+            disk: Disk::default(),
+            lives: 0,
         }
-    }
-
-    pub fn living(&self) -> impl Iterator<Item = (RunId, &Held)> {
-        self.runs.iter().filter(|(_, held)| !held.gone).map(|(run, held)| (*run, held))
     }
 
     pub fn works(&self, now: u64) -> bool {
         self.powered && self.agent.is_some() && self.stalled <= now
     }
 
-    /// CLOCK_BOOTTIME, as this machine counts.
-    pub fn boot(&self, now: u64) -> Boot {
-        let ns = (now - self.booted + 1_000) as i64 * (1_000_000 + self.ppm);
-        Boot(ns as u64)
+    pub fn lose_power(&mut self, boots: u64, now: u64, fault: Fault) {
+        self.lose_agent(boots, now, fault);
+        self.machine.keeper.lose_power();
+        (self.powered, self.boots, self.stalled) = (false, boots, 0);
     }
 
-    pub fn time(&self, now: u64) -> Now {
-        Now { at: Moment(self.boot(now).0), wall_ms: now, chance: 7 }
+    /// The agent is killed, and what it had not written yet is lost.
+    pub fn lose_agent(&mut self, comes: u64, now: u64, fault: Fault) {
+        (self.agent, self.primary, self.agent_comes, self.stalled) = (None, None, comes, 0);
+        (self.session, self.attached) = (Session::default(), Attached::default());
+        self.backlog.clear();
+        if let Some(peer) = &mut self.peer {
+            self.copy = self.disk.copy.clone();
+            if fault == Fault::AppliedTwice {
+                self.copy.applied = self.copy.applied.saturating_sub(1);
+            }
+            peer.crash(self.copy.applied, now);
+        }
     }
 
-    pub fn lose_power(&mut self, boots: u64) {
-        (self.powered, self.agent, self.boots) = (false, None, boots);
-        self.runs.clear();
-        self.fence_ns = 0;
-    }
-
-    pub fn come_back(&mut self, now: u64, index: usize, rng: &mut fastrand::Rng) {
+    /// Power and agent come back when it is time.
+    pub fn come_back(&mut self, now: u64, rng: &mut fastrand::Rng) {
         if !self.powered && self.boots <= now {
-            (self.powered, self.booted, self.stalled) = (true, now, 0);
+            (self.powered, self.machine.booted) = (true, now);
         }
         if !self.powered || self.agent.is_some() || self.agent_comes > now {
             return;
         }
-        let view = rng.usize(..=self.disk.min(index));
-        let mut fleet = Host::new(self.last_run);
-        let table = self.runs.iter().map(|(run, held)| Found {
-            instance: held.instance.clone(),
-            run: *run,
-            pid: 1,
-            stage: match held.gone {
-                true => Stage::Gone { end: End::Code(0), fenced: held.fenced },
-                false => Stage::Running,
-            },
-            note: None,
-            ports: BTreeMap::new(),
-            spawned_ms: 0,
-        });
-        let actions = fleet.meet(table.collect(), &BTreeMap::new(), &BTreeSet::new(), self.time(now));
-        let fence = Fence::new(self.name.clone(), self.fence_ns);
-        self.agent =
-            Some(Agent { fleet, fence, view, outbox: Vec::new(), first: 1, listed: false, desired: None });
-        self.obey(actions, now, rng);
+        self.lives += 1;
+        let view = if self.peer.is_some() { self.copy.state.clone() } else { self.disk.view.clone() };
+        let opens = now + rng.choice([0, 2_000, 8_000]).unwrap_or_default();
+        self.agent = Some(Agent::new(&mut self.machine, view, self.lives, opens));
     }
 
-    /// The keeper works whether the agent does or not.
-    pub fn keep(&mut self, now: u64, fault: Fault, rng: &mut fastrand::Rng) {
-        let over = self.fence_ns > 0 && self.boot(now).0 >= self.fence_ns;
-        let over = over && fault != Fault::KeeperIgnoresFence;
-        let mut news = Vec::new();
-        for (run, held) in self.runs.iter_mut().filter(|(_, held)| !held.gone) {
-            if over && held.exclusive && !held.fenced {
-                held.fenced = true;
-                let within = now + rng.u64(0..900);
-                held.dies = Some(held.dies.map_or(within, |dies| dies.min(within)));
-            }
-            if held.dies.is_some_and(|dies| dies <= now) {
-                held.gone = true;
-                news.push((*run, Happening::Gone { end: End::Code(0), fenced: held.fenced }));
-            }
-        }
-        for (run, happening) in news {
-            self.tell(run, happening, now, rng);
-        }
-    }
-
-    pub fn crash(&mut self, now: u64, rng: &mut fastrand::Rng) {
-        let living: Vec<RunId> = self.living().map(|(run, _)| run).collect();
-        if let Some(run) = rng.choice(living) {
-            self.runs.get_mut(&run).unwrap().dies = Some(now);
-        }
-    }
-
-    fn tell(&mut self, run: RunId, happening: Happening, now: u64, rng: &mut fastrand::Rng) {
-        let time = self.time(now);
-        if let Some(agent) = &mut self.agent {
-            let actions = agent.fleet.on_run(run, happening, time);
-            self.obey(actions, now, rng);
-        }
-    }
-
-    fn obey(&mut self, actions: Vec<Action>, now: u64, rng: &mut fastrand::Rng) {
-        for action in actions {
-            match action {
-                Action::Spawn { instance, run } => self.spawn(instance, run, now, rng),
-                Action::Kill { run } => self.end(run, now + rng.u64(0..300)),
-                Action::Ask { run, .. } => self.end(run, now + rng.u64(0..2_000)),
-                Action::Acknowledge { run } => drop(self.runs.remove(&run)),
-                Action::Tell { instance, run, kind } => {
-                    let agent = self.agent.as_mut().unwrap();
-                    agent.outbox.push(Event { instance, run, kind });
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn end(&mut self, run: RunId, at: u64) {
-        if let Some(held) = self.runs.get_mut(&run) {
-            held.dies = Some(held.dies.map_or(at, |dies| dies.min(at)));
-        }
-    }
-
-    fn spawn(&mut self, instance: InstanceId, run: RunId, now: u64, rng: &mut fastrand::Rng) {
-        let exclusive = instance.process.as_str().starts_with('x');
-        self.last_run = self.last_run.max(run.0);
-        let over = exclusive && self.fence_ns > 0 && self.boot(now).0 >= self.fence_ns;
-        let busy = self.living().any(|(_, held)| held.instance == instance);
-        if over || busy {
-            self.tell(run, Happening::SpawnFailed("refused by the keeper".to_owned()), now, rng);
+    /// Now and then the newest state reaches the disk.
+    pub fn save(&mut self, rng: &mut fastrand::Rng) {
+        if rng.u32(0..100) > 0 {
             return;
         }
-        self.runs.insert(run, Held { instance, exclusive, dies: None, fenced: false, gone: false });
-        self.tell(run, Happening::Spawned { pid: 1, ports: BTreeMap::new() }, now, rng);
-    }
-
-    /// The agent's loop, once round. Gives the reports to send.
-    pub fn act(
-        &mut self,
-        now: u64,
-        states: &[std::sync::Arc<State>],
-        fault: Fault,
-        rng: &mut fastrand::Rng,
-    ) -> Vec<Duty> {
-        let (boot, time) = (self.boot(now), self.time(now));
-        let agent = self.agent.as_mut().unwrap();
-        let (reports, others): (Vec<Duty>, Vec<Duty>) =
-            agent.fence.tick(boot).into_iter().partition(|duty| matches!(duty, Duty::Report(_)));
-        let state = &states[agent.view];
-        let grounds = (agent.view, agent.fence.holds(boot));
-        let mut actions = Vec::new();
-        if agent.desired != Some(grounds) {
-            agent.desired = Some(grounds);
-            let mut wanted = wants(state, &self.name);
-            agent.fence.trim(&mut wanted, state, &agent.fleet, boot);
-            actions.extend(agent.fleet.desire(wanted, time));
-        }
-        actions.extend(agent.fleet.tick(time));
-        self.obey(actions, now, rng);
-        let kill = others.contains(&Duty::Kill) && fault != Fault::KeeperIgnoresFence;
-        for held in self.runs.values_mut().filter(|held| kill && held.exclusive) {
-            held.dies.get_or_insert(now + rng.u64(0..900));
-        }
-        self.give_back(states, fault);
-        reports
-    }
-
-    fn give_back(&mut self, states: &[std::sync::Arc<State>], fault: Fault) {
-        let agent = self.agent.as_mut().unwrap();
-        let state = &states[agent.view];
-        let mut releases = agent.fence.releases(state, &agent.fleet);
-        if fault == Fault::NoRelease {
-            releases.clear();
-        }
-        for event in releases {
-            if !agent.outbox.iter().any(|held| held.instance == event.instance && held.kind == event.kind) {
-                agent.outbox.push(event);
-            }
+        match &self.peer {
+            Some(peer) if peer.has_written(self.copy.applied) => self.disk.copy = self.copy.clone(),
+            Some(_) => {}
+            None => self.disk.view = self.agent.as_ref().map(|agent| agent.view.clone()).unwrap_or_default(),
         }
     }
 
-    pub fn set_fence(&mut self, deadline_ns: u64) {
-        self.fence_ns = deadline_ns;
+    /// It is stopped: what comes waits in its sockets.
+    pub fn hold_back(&mut self, from: usize, message: Message) {
+        if self.backlog.len() < BACKLOG {
+            self.backlog.push((from, message));
+        }
+    }
+
+    pub fn held_back(&mut self) -> Vec<(usize, Message)> {
+        std::mem::take(&mut self.backlog)
     }
 }

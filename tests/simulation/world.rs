@@ -1,412 +1,384 @@
-//! The machines, the network between them, the log, and chance.
+//! The world: the machines, what is on its way between them, and the order in which things happen.
+//!
+//! Owns time and chance. One event at a time; after each the invariants that it may have touched are looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bigbrother::config::{Context, parse};
-use bigbrother::host::fence::Duty;
-use bigbrother::plan::Liveness;
-use bigbrother::plan::liveness::{Confirm, Report};
-use bigbrother::spec::Spec;
-use bigbrother::state::{Command, Envelope, HostFacts, Rejected, Response, State};
+use bigbrother::state::{Command, State};
 
-use crate::invariants::{convergence, directory, exclusive, replicated};
+use crate::chronicle::{Chronicle, plain};
+use crate::faults::Fault;
+use crate::invariants::exclusive;
+use crate::network::Network;
+use crate::operator;
 use crate::primary::Primary;
+use crate::reporter::once;
+use crate::session::{Down, Message, Up};
 use crate::site::Site;
+use crate::trouble::Weather;
 
-/// One round of the world.
-const STEP: u64 = 50;
-/// How long it is troubled, and then left alone.
-const TROUBLE: u64 = 60_000;
-const QUIET: u64 = 45_000;
+/// Relays between an origin and the primary, at most.
+const HOPS: u8 = 3;
 
-/// What is broken on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    None,
-    KeeperIgnoresFence,
-    HoldTooLong,
-    NoReadIndex,
-    NoWait,
-    NoRelease,
-    LostEvents,
-    LostHostStays,
-}
-
-enum Message {
-    Report(Report),
-    Confirm(Confirm),
-    Propose(Command),
-    Joined(u64),
-    Listed(u64),
+enum Event {
+    /// A machine's loops turn.
+    Turn(usize),
+    /// A peer's disk has written, unless the peer has crashed since.
+    Flushed(usize, u64),
+    Mail {
+        from: usize,
+        to: usize,
+        message: Box<Message>,
+    },
+    Trouble,
+    Heal,
+    Request,
 }
 
 pub struct World {
     pub now: u64,
     pub sites: Vec<Site>,
-    states: Vec<Arc<State>>,
-    /// The last is the real one.
-    primaries: Vec<Primary>,
-    terms: u64,
-    leaderless: u64,
-    peers: usize,
-    /// (due, number) to (from, to, what).
-    mail: BTreeMap<(u64, u64), (usize, usize, Message)>,
-    sent: u64,
-    /// Nothing goes from the first to the second.
-    cuts: BTreeSet<(usize, usize)>,
-    skew: u64,
-    fault: Fault,
-    rng: fastrand::Rng,
-}
-
-fn spec(count: u32, exclusive: u32) -> Spec {
-    let common = "restart = { backoff = false, give_up = false }\nready = { mode = \"spawned\", after = \"100ms\" }\n\
-                  heartbeat = { mode = \"none\" }\nstop = { timeout = \"3s\" }\n";
-    let text = format!(
-        "[process.keep]\ncommand = [\"/k\"]\ncount = {count}\n{common}\
-         [process.xone]\ncommand = [\"/x\"]\ncount = {exclusive}\non_partition = \"stop\"\n{common}\
-         [process.each]\ncommand = [\"/e\"]\nper_host = true\n{common}"
-    );
-    let context = Context { hostname: "a".to_owned(), host_override: None };
-    parse(&text, "simulation.toml", &context).unwrap_or_else(|faults| panic!("{}", faults.render(false))).spec
+    pub peers: usize,
+    pub chronicle: Chronicle,
+    pub network: Network,
+    pub weather: Weather,
+    pub fault: Fault,
+    pub rng: fastrand::Rng,
+    events: BTreeMap<(u64, u64), Event>,
+    /// Events so far; also names entries of the log and requests of operators.
+    count: u64,
+    /// Peers take over what one of them has applied: for many instances.
+    pub shares: bool,
 }
 
 impl World {
-    pub fn new(seed: u64, fault: Fault) -> World {
+    pub fn new(seed: u64, hosts: usize, trouble: u64, fault: Fault) -> World {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let hosts = if seed % 20 == 19 { rng.usize(20..=50) } else { rng.usize(5..=8) };
-        let site = |n: usize| format!("h{n:02}").parse().unwrap();
-        let sites = (0..hosts).map(|n| Site::new(site(n), rng.i64(-10_000..=10_000))).collect();
-        let mut state = State::default();
-        let spec = spec(rng.u32(2..8), rng.u32(2..6));
-        let command = Command::ApplySpec { spec, expected_revision: None };
-        state.apply(&Envelope { stamp_ms: 1, command }).unwrap();
-        World {
-            now: 0,
+        let weather = Weather::any(fault, &mut rng);
+        let peers = if hosts > 6 { 5 } else { 3 };
+        let mut site = |n| Site::new(n, rng.i64(-10_000..=10_000), peers, fault);
+        let sites = (0..hosts).map(&mut site).collect();
+        let mut world = World {
+            now: 1,
             sites,
-            states: vec![Arc::new(state)],
-            primaries: Vec::new(),
-            terms: 0,
-            leaderless: 0,
-            peers: if hosts > 6 { 5 } else { 3 },
-            mail: BTreeMap::new(),
-            sent: 0,
-            cuts: BTreeSet::new(),
-            skew: 0,
+            peers,
+            chronicle: Chronicle::new(hosts),
+            network: Network::new(trouble),
+            weather,
             fault,
             rng,
-        }
-    }
-
-    pub fn latest(&self) -> Arc<State> {
-        self.states[self.states.len() - 1].clone()
-    }
-
-    /// Trouble, then quiet; the first invariant that breaks.
-    pub fn live(mut self) -> Result<(), String> {
-        while self.now < TROUBLE {
-            self.trouble();
-            self.step()?;
-        }
-        self.heal();
-        while self.now < TROUBLE + QUIET {
-            self.step()?;
-        }
-        directory::check(&self)?;
-        convergence::check(&self)
-    }
-
-    fn step(&mut self) -> Result<(), String> {
-        self.now += STEP;
-        self.deliver()?;
-        for n in 0..self.sites.len() {
-            let index = self.states.len() - 1;
-            self.sites[n].come_back(self.now, index, &mut self.rng);
-            self.sites[n].keep(self.now, self.fault, &mut self.rng);
-            if self.sites[n].works(self.now) {
-                self.act(n);
-            }
-        }
-        self.elect();
-        for n in 0..self.primaries.len() {
-            self.lead(n)?;
-        }
-        exclusive::check(self)
-    }
-
-    fn trouble(&mut self) {
-        let hosts = self.sites.len();
-        let (now, any) = (self.now, self.rng.usize(..hosts));
-        let span = self.rng.u64(200..20_000);
-        // About one trouble a second in a small cluster.
-        match self.rng.u32(0..160) {
-            0 => self.sites[any].lose_power(now + span),
-            1 => (self.sites[any].agent, self.sites[any].agent_comes) = (None, now + span),
-            2 => self.sites[any].stalled = now + span,
-            3 => {
-                for other in 0..hosts {
-                    self.cuts.insert((any, other));
-                    if self.rng.bool() {
-                        self.cuts.insert((other, any));
-                    }
-                }
-            }
-            4 => drop(self.cuts.insert((any, self.rng.usize(..hosts)))),
-            5 | 6 => self.cuts.clear(),
-            7 | 8 => self.sites[any].crash(now, &mut self.rng),
-            9 => self.skew = self.rng.u64(0..3_600_000),
-            10 => {
-                let host = self.sites[any].name.clone();
-                let drained = self.rng.bool();
-                let _ = self.commit(Command::DrainHost { host, drained });
-            }
-            11 if !self.primaries.is_empty() => {
-                let at = self.primaries[self.primaries.len() - 1].at;
-                self.cuts.extend((0..hosts).map(|other| (at, other)));
-                if self.rng.bool() {
-                    self.cuts.extend((0..hosts).map(|other| (other, at)));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn heal(&mut self) {
-        self.cuts.clear();
-        for site in &mut self.sites {
-            (site.boots, site.agent_comes, site.stalled) = (0, 0, 0);
-        }
-        for n in 0..self.sites.len() {
-            let host = self.sites[n].name.clone();
-            if self.latest().hosts.contains_key(&host) {
-                // Straight into the log: what operators do is not what is tried here. One stays drained, so that
-                // what it has must move.
-                let drained = n + 1 == self.sites.len();
-                let _ = self.append(Command::DrainHost { host, drained });
-            }
-        }
-    }
-
-    fn reaches(&self, from: usize, to: usize) -> bool {
-        from == to || !self.cuts.contains(&(from, to))
-    }
-
-    fn send(&mut self, from: usize, to: usize, make: impl Fn() -> Message) {
-        let troubled = self.now < TROUBLE;
-        let copies = match self.rng.u32(0..100) {
-            0..10 if troubled => 0,
-            10..20 if troubled => 2,
-            _ => 1,
+            events: BTreeMap::new(),
+            count: 0,
+            shares: false,
         };
-        for _ in 0..copies {
-            let slow = troubled && self.rng.u32(0..50) == 0;
-            let delay = if slow { self.rng.u64(100..6_000) } else { self.rng.u64(1..60) };
-            self.sent += 1;
-            self.mail.insert((self.now + delay, self.sent), (from, to, make()));
+        for n in 0..hosts {
+            let at = world.rng.u64(1..60);
+            world.schedule(at, Event::Turn(n));
         }
+        if trouble > 0 {
+            world.schedule(1_500, Event::Trouble);
+            world.schedule(1_000, Event::Request);
+        }
+        world
     }
 
-    fn deliver(&mut self) -> Result<(), String> {
-        let later = self.mail.split_off(&(self.now + 1, 0));
-        for (_, (from, to, message)) in std::mem::replace(&mut self.mail, later) {
-            if self.reaches(from, to) && self.sites[to].works(self.now) {
-                self.receive(from, to, message)?;
+    pub fn state(&self) -> &Arc<State> {
+        self.chronicle.state()
+    }
+
+    /// Names what has happened.
+    pub fn digest(&self) -> u64 {
+        let running = self.sites.iter().flat_map(|site| site.machine.keeper.living());
+        let running = running.fold(self.count, |digest, (run, _)| digest.rotate_left(9) ^ run.0);
+        self.chronicle.digest(running)
+    }
+
+    fn schedule(&mut self, after: u64, event: Event) {
+        self.count += 1;
+        self.events.insert((self.now + after, self.count), event);
+    }
+
+    /// Goes on until then, or until something breaks.
+    pub fn live_until(&mut self, until: u64) -> Result<(), String> {
+        while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= until) {
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            self.happen(event)?;
+        }
+        self.now = until;
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Turn(n) => {
+                self.turn(n)?;
+                let next = self.rng.u64(30..60);
+                self.schedule(next, Event::Turn(n));
             }
+            Event::Flushed(n, life) => {
+                let site = &mut self.sites[n];
+                let same = site.lives == life && site.agent.is_some();
+                site.peer.iter_mut().filter(|_| same).for_each(|peer| peer.flushed());
+                self.settle(n)?;
+            }
+            Event::Mail { from, to, message } => {
+                let site = &mut self.sites[to];
+                match site.works(self.now) {
+                    _ if !self.network.reaches(from, to) => {}
+                    true => self.receive(to, from, *message)?,
+                    false if site.agent.is_some() => site.hold_back(from, *message),
+                    false => {}
+                }
+            }
+            Event::Trouble if self.now < self.network.calm => {
+                let next = self.trouble();
+                self.schedule(next, Event::Trouble);
+            }
+            Event::Request if self.now < self.network.calm => {
+                let command = operator::request(&self.state().clone(), &mut self.rng);
+                self.ask(command);
+                let next = self.rng.u64(self.weather.bustle / 10..self.weather.bustle);
+                self.schedule(next, Event::Request);
+            }
+            Event::Heal => self.network.heal(),
+            Event::Trouble | Event::Request => {}
         }
         Ok(())
     }
 
-    fn receive(&mut self, from: usize, to: usize, message: Message) -> Result<(), String> {
-        let (boot, time) = (self.sites[to].boot(self.now), self.sites[to].time(self.now));
-        match message {
-            Message::Report(report) => {
-                let here = self.primaries.iter_mut().filter(|primary| primary.at == to);
-                here.for_each(|primary| primary.hear(report.clone(), time.at));
-            }
-            Message::Confirm(mut confirm) => {
-                if self.fault == Fault::HoldTooLong {
-                    confirm.hold += Duration::from_secs(5);
-                }
-                let agent = self.sites[to].agent.as_mut().unwrap();
-                if let Some(Duty::Tell { deadline_ns }) = agent.fence.confirmed(&confirm, boot) {
-                    self.sites[to].set_fence(deadline_ns);
-                }
-            }
-            Message::Propose(command) => {
-                let joins = matches!(command, Command::JoinHost { .. });
-                let lists = match &command {
-                    Command::Inventory { incarnation, .. } => Some(*incarnation),
-                    _ => None,
-                };
-                if !self.is_real(to) {
-                    return Ok(());
-                }
-                match self.commit(command)? {
-                    Ok(Response::Incarnation(n)) if joins => self.send(to, from, || Message::Joined(n)),
-                    Ok(_) => lists.into_iter().for_each(|n| self.send(to, from, || Message::Listed(n))),
-                    Err(_) => {}
-                }
-            }
-            Message::Joined(incarnation) => {
-                let agent = self.sites[to].agent.as_mut().unwrap();
-                if agent.fence.incarnation() < incarnation {
-                    agent.fence.joined(incarnation);
-                    agent.outbox.clear();
-                    (agent.first, agent.listed) = (1, false);
-                    agent.forget_wants();
-                }
-            }
-            Message::Listed(incarnation) => {
-                let agent = self.sites[to].agent.as_mut().unwrap();
-                agent.listed |= agent.fence.incarnation() == incarnation;
-            }
-        }
-        Ok(())
+    /// An operator asks any host; nobody repeats it.
+    pub fn ask(&mut self, command: Command) {
+        let n = self.rng.usize(..self.sites.len());
+        self.count += 1;
+        let site = &self.sites[n];
+        let (number, stamp_ms) = (self.count | 1 << 60, site.machine.wall_ms(self.now));
+        let change = once(&site.machine.name, number, stamp_ms, command);
+        self.go_up(n, n, Up::Propose(number, change), 0);
     }
 
-    /// One round of a host's agent: the state comes, it acts, it tells.
-    fn act(&mut self, n: usize) {
-        let real = self.primaries.last().map(|primary| primary.at);
-        let linked = real.is_some_and(|at| self.reaches(at, n) && self.sites[at].works(self.now));
-        if linked && self.rng.u32(0..10) < 7 {
-            let newest = self.states.len() - 1;
-            let site = &mut self.sites[n];
-            site.agent.as_mut().unwrap().view = newest;
-            site.disk = newest;
-        }
-        let duties = self.sites[n].act(self.now, &self.states, self.fault, &mut self.rng);
-        let leaders: BTreeSet<usize> = self.primaries.iter().map(|primary| primary.at).collect();
-        for duty in duties {
-            let Duty::Report(report) = duty else { continue };
-            for at in &leaders {
-                self.send(n, *at, || Message::Report(report.clone()));
-            }
-        }
-        let Some(at) = real else { return };
-        // Not each round: what is under way would be said many times.
-        if self.rng.u32(0..4) == 0
-            && let Some(command) = self.word(n)
-        {
-            self.send(n, at, || Message::Propose(command.clone()));
-        }
-    }
-
-    /// What the host's reporter proposes next.
-    fn word(&mut self, n: usize) -> Option<Command> {
-        let fault = self.fault;
+    /// A machine's loops, once round.
+    fn turn(&mut self, n: usize) -> Result<(), String> {
+        let (now, fault) = (self.now, self.fault);
         let site = &mut self.sites[n];
-        let host = site.name.clone();
-        let agent = site.agent.as_mut()?;
-        let known = self.states[agent.view].hosts.get(&host).cloned();
-        let incarnation = agent.fence.incarnation();
-        let refused = known.as_ref().is_some_and(|known| {
-            known.incarnation > incarnation || known.incarnation == incarnation && !known.up
-        });
-        if incarnation == 0 || refused {
-            let facts = HostFacts { machine_id: host.to_string(), ..HostFacts::default() };
-            return Some(Command::JoinHost { host, facts });
+        site.come_back(now, &mut self.rng);
+        if !site.powered {
+            return self.look(n);
         }
-        if !agent.listed {
-            // The list holds what the events before it would say.
-            let seq = agent.first + agent.outbox.len() as u64 - 1;
-            let (runs, rests) = (agent.fleet.inventory(), agent.fleet.rests());
-            return Some(Command::Inventory { host, incarnation, seq, runs, rests });
-        }
-        let seen = known.filter(|known| known.incarnation == incarnation).map_or(0, |known| known.last_seq);
-        while agent.first <= seen && !agent.outbox.is_empty() {
-            agent.outbox.remove(0);
-            agent.first += 1;
-        }
-        if fault == Fault::LostEvents && agent.outbox.len() > 1 {
-            agent.outbox.pop();
-        }
-        let events = agent.outbox.clone();
-        (!events.is_empty()).then_some(Command::Events { host, incarnation, first_seq: agent.first, events })
-    }
-
-    fn is_real(&self, at: usize) -> bool {
-        self.primaries.last().is_some_and(|primary| primary.at == at) && self.has_quorum(at)
-    }
-
-    fn has_quorum(&self, at: usize) -> bool {
-        let works = |n: usize| self.sites[n].works(self.now);
-        let both = |n: usize| self.reaches(at, n) && self.reaches(n, at) && works(n);
-        works(at) && (0..self.peers).filter(|n| both(*n)).count() > self.peers / 2
-    }
-
-    fn elect(&mut self) {
-        // A primary lives in its agent.
-        let (sites, real) = (&self.sites, self.primaries.last().map(|primary| primary.term));
-        self.primaries.retain(|primary| sites[primary.at].agent.is_some() || Some(primary.term) == real);
-        if self.primaries.last().is_some_and(|primary| self.has_quorum(primary.at)) {
-            self.leaderless = self.now;
-            return;
-        }
-        if self.now - self.leaderless < 300 + self.rng.u64(0..1_500) {
-            return;
-        }
-        let first = self.rng.usize(..self.peers);
-        let peers = (0..self.peers).map(|n| (first + n) % self.peers);
-        let Some(at) = peers.into_iter().find(|n| self.has_quorum(*n)) else { return };
-        self.terms += 1;
-        let committed = self.sites[at].time(self.now).at;
-        self.primaries.retain(|primary| primary.at != at);
-        self.primaries.push(Primary::new(at, self.terms, committed, self.fault));
-        self.leaderless = self.now;
-    }
-
-    fn lead(&mut self, n: usize) -> Result<(), String> {
-        let at = self.primaries[n].at;
-        if !self.sites[at].works(self.now) {
+        let boot = site.machine.boot(now).0;
+        site.machine.keeper.tick(now, boot, fault, &mut self.rng);
+        self.look(n)?;
+        if !self.sites[n].works(now) {
             return Ok(());
         }
-        let real = n + 1 == self.primaries.len() && self.has_quorum(at);
-        let time = self.sites[at].time(self.now);
-        let state = match n + 1 == self.primaries.len() {
-            true => self.latest(),
-            false => self.states[self.sites[at].agent.as_ref().unwrap().view].clone(),
-        };
-        for confirm in self.primaries[n].answer(self.now, real, &state, self.fault) {
-            let to = self.sites.iter().position(|site| site.name == confirm.report.host).unwrap();
-            self.send(at, to, || Message::Confirm(confirm.clone()));
+        for (from, message) in self.sites[n].held_back() {
+            self.receive(n, from, message)?;
         }
-        if self.now < self.primaries[n].ticks + 250 {
-            return Ok(());
+        let site = &mut self.sites[n];
+        site.save(&mut self.rng);
+        if let Some(peer) = &mut site.peer {
+            peer.tick(now, &mut self.rng);
+            self.settle(n)?;
+            self.lead(n);
+        } else if let Some(peer) = site.session.tick(self.peers, now, &mut self.rng) {
+            self.send(n, peer, Message::Attach);
         }
-        self.primaries[n].ticks = self.now;
-        let ends = self.now + self.rng.u64(1..200);
-        let round = self.primaries[n].roll.begin_round();
-        self.primaries[n].rounds.push((ends, round));
-        let mut commands = self.primaries[n].judge(&state, time.at);
-        if real && self.primaries[n].planned != Some(state.basis) {
-            let plan = self.primaries[n].planner.plan(&state, &Liveness::default(), self.now);
-            self.primaries[n].planned = plan.commands.is_empty().then_some(state.basis);
-            commands.extend(plan.commands);
+        let site = &mut self.sites[n];
+        let Some(agent) = &mut site.agent else { return Ok(()) };
+        for up in agent.act(&mut site.machine, now, fault, &mut self.rng) {
+            self.go_up(n, n, up, 0);
         }
-        for command in commands.into_iter().filter(|_| real) {
-            let _ = self.commit(command)?;
+        self.settle(n)
+    }
+
+    /// Something may live that must not.
+    fn look(&mut self, n: usize) -> Result<(), String> {
+        match std::mem::take(&mut self.sites[n].machine.keeper.changed) {
+            true => exclusive::check(self),
+            false => Ok(()),
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, message: Message) {
+        let delays = self.network.delays(self.now, &mut self.rng);
+        let [first, second] = delays;
+        let message = Box::new(message);
+        if let Some(delay) = second {
+            self.schedule(delay, Event::Mail { from, to, message: message.clone() });
+        }
+        if let Some(delay) = first {
+            self.schedule(delay, Event::Mail { from, to, message });
+        }
+    }
+
+    /// What is cut off now is whole again some time.
+    pub fn heal_later(&mut self) {
+        let after = self.rng.u64(500..25_000);
+        self.schedule(after, Event::Heal);
+    }
+
+    fn receive(&mut self, n: usize, from: usize, message: Message) -> Result<(), String> {
+        let now = self.now;
+        let site = &mut self.sites[n];
+        match message {
+            Message::Raft(message) => {
+                if let Some(peer) = &mut site.peer {
+                    peer.receive(from, message, now);
+                }
+                return self.settle(n);
+            }
+            Message::Attach => {
+                site.attached.heard(from, now);
+                let state = site.copy.state.clone();
+                self.send(n, from, Message::Push(state));
+            }
+            Message::Push(state) => {
+                site.session.heard(from, now);
+                site.agent.iter_mut().for_each(|agent| agent.hear_state(&state));
+            }
+            Message::Up { origin, body, hops } => self.relay_up(n, from, origin, body, hops),
+            Message::Down { target, body } if target == n => self.hear(n, body),
+            Message::Down { target, body } => self.send(n, target, Message::Down { target, body }),
         }
         Ok(())
     }
 
-    fn commit(&mut self, command: Command) -> Result<Result<Response, Rejected>, String> {
-        match self.primaries.last().is_some_and(|primary| self.has_quorum(primary.at)) {
-            true => self.append(command),
-            false => Ok(Err(Rejected::Unsafe)),
+    fn go_up(&mut self, n: usize, origin: usize, body: Up, hops: u8) {
+        match self.sites[n].session.peer().filter(|_| self.sites[n].peer.is_none()) {
+            Some(peer) => self.send(n, peer, Message::Up { origin, body, hops }),
+            None => self.relay_up(n, n, origin, body, hops),
         }
     }
 
-    fn append(&mut self, command: Command) -> Result<Result<Response, Rejected>, String> {
-        let before = self.latest();
-        let mut after = (*before).clone();
-        let response = after.apply(&Envelope { stamp_ms: self.now + self.skew, command: command.clone() });
-        if self.fault == Fault::LostHostStays && matches!(command, Command::HostDown { .. }) {
-            after.directory = before.directory.clone();
+    /// A peer has a host's word: the primary takes it, others pass it on.
+    fn relay_up(&mut self, n: usize, from: usize, origin: usize, body: Up, hops: u8) {
+        let site = &mut self.sites[n];
+        let Some(peer) = &mut site.peer else { return };
+        if !peer.leads() {
+            let leader = peer.leader.filter(|_| hops < HOPS);
+            let message = Message::Up { origin, body, hops: hops + 1 };
+            leader.into_iter().for_each(|leader| self.send(n, leader, message.clone()));
+            return;
         }
-        replicated::check(&before, &after)?;
-        self.states.push(Arc::new(after));
-        Ok(response)
+        let Some(primary) = &mut site.primary else { return };
+        primary.via.insert(origin, from);
+        match body {
+            Up::Report(report) => primary.hear(report, site.machine.moment(self.now)),
+            Up::Propose(number, change) => {
+                self.count += 1;
+                let index = peer.propose(self.count, change);
+                primary.pending.insert(index, (peer.term, origin, number));
+            }
+        }
+    }
+
+    /// The primary's word for a host, by the way that the host's came.
+    fn go_down(&mut self, n: usize, target: usize, body: Down) {
+        let via = self.sites[n].primary.as_ref().and_then(|primary| primary.via.get(&target).copied());
+        match via {
+            _ if target == n => self.hear(n, body),
+            Some(via) if via != n => self.send(n, via, Message::Down { target, body }),
+            _ => self.send(n, target, Message::Down { target, body }),
+        }
+    }
+
+    fn hear(&mut self, n: usize, body: Down) {
+        let (now, fault) = (self.now, self.fault);
+        let site = &mut self.sites[n];
+        let Some(agent) = &mut site.agent else { return };
+        match body {
+            Down::Confirm(confirm) => agent.confirmed(&mut site.machine, confirm, now, fault),
+            Down::Answer(number, outcome) => agent.answered(number, outcome),
+        }
+    }
+
+    /// What follows from whatever a peer has heard or written.
+    fn settle(&mut self, n: usize) -> Result<(), String> {
+        let Some(peer) = &self.sites[n].peer else { return Ok(()) };
+        let (term, leads, reigns) = (peer.term, peer.leads(), peer.reigns());
+        if leads {
+            self.chronicle.leads(term, n)?;
+        }
+        self.sites[n].primary.take_if(|primary| !leads || primary.term != term);
+        if reigns && self.sites[n].primary.is_none() {
+            let committed = self.sites[n].machine.moment(self.now);
+            self.sites[n].primary = Some(Primary::new(term, committed, self.fault));
+        }
+        self.apply(n)?;
+        let site = &mut self.sites[n];
+        let Some(peer) = &mut site.peer else { return Ok(()) };
+        let out = std::mem::take(&mut peer.out);
+        if peer.begins_flush() {
+            let slow = self.now < site.slow || self.fault == Fault::DiskLies;
+            let delay = if slow { self.rng.u64(100..1_500) } else { self.rng.u64(1..12) };
+            let life = site.lives;
+            self.schedule(delay, Event::Flushed(n, life));
+        }
+        for (to, message) in out {
+            self.send(n, to, Message::Raft(message));
+        }
+        self.confirm(n);
+        Ok(())
+    }
+
+    fn apply(&mut self, n: usize) -> Result<(), String> {
+        let (fault, shares) = (self.fault, self.shares);
+        let mut answers = Vec::new();
+        let site = &mut self.sites[n];
+        let Some(peer) = &site.peer else { return Ok(()) };
+        let before = site.copy.applied;
+        for (at, entry) in peer.log.iter().enumerate().take(peer.commit).skip(before) {
+            self.chronicle.committed(at, entry, fault)?;
+            let outcome = match shares {
+                true => self.chronicle.outcome(at).cloned(),
+                false => Some(site.copy.apply(entry, fault)),
+            };
+            if !shares {
+                self.chronicle.compare(n, &site.copy)?;
+            }
+            let awaited = site.primary.as_mut().and_then(|primary| primary.settle(at + 1, entry.term));
+            answers.extend(awaited.zip(outcome));
+        }
+        if shares && peer.commit == self.chronicle.copy.applied {
+            site.copy = self.chronicle.copy.clone();
+        }
+        if site.copy.applied == before {
+            return Ok(());
+        }
+        let state = site.copy.state.clone();
+        site.agent.iter_mut().for_each(|agent| agent.hear_state(&state));
+        for host in self.sites[n].attached.served(self.now) {
+            self.send(n, host, Message::Push(state.clone()));
+        }
+        for ((origin, number), outcome) in answers {
+            self.go_down(n, origin, Down::Answer(number, outcome));
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, n: usize) {
+        let site = &mut self.sites[n];
+        let (Some(primary), Some(peer)) = (&mut site.primary, &site.peer) else { return };
+        let confirms = primary.confirm(peer, site.copy.applied, &site.copy.state, self.fault);
+        for confirm in confirms {
+            let name = &confirm.report.host;
+            let Some(target) = self.sites.iter().position(|site| site.machine.name == *name) else {
+                continue;
+            };
+            self.go_down(n, target, Down::Confirm(confirm));
+        }
+    }
+
+    /// The primary's own part of a turn.
+    fn lead(&mut self, n: usize) {
+        let (now, fault) = (self.now, self.fault);
+        let site = &mut self.sites[n];
+        let (Some(primary), Some(peer)) = (&mut site.primary, &mut site.peer) else { return };
+        let (at, wall_ms) = (site.machine.moment(now), site.machine.wall_ms(now));
+        for command in primary.tick(peer, &site.copy.state, at, now, fault) {
+            self.count += 1;
+            peer.propose(self.count, plain(wall_ms, command));
+        }
     }
 }

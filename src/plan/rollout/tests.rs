@@ -7,7 +7,7 @@ use crate::keeper::protocol::RunId;
 use crate::plan::{Liveness, Plan, instances, plan};
 use crate::spec::fingerprint::spec_hash;
 use crate::spec::{InstanceId, Process, Spec};
-use crate::state::{Command, Envelope, Event, EventKind, HostFacts, PlaceChange, State};
+use crate::state::{Command, Envelope, Event, EventKind, HostFacts, PlaceChange, State, Target};
 
 fn spec(build: u32) -> Spec {
     let text = format!(
@@ -95,4 +95,43 @@ fn the_planned_state_needs_no_plan() {
     assert_eq!(plan(&state, &Liveness::default(), 0), Plan::default());
     let process: Arc<Process> = state.spec.processes[&"zone".parse().unwrap()].clone();
     assert_eq!(state.placements.len(), instances(&state, &"zone".parse().unwrap(), &process).len());
+}
+
+fn after(mut state: State, plan: &Plan) -> State {
+    plan.commands.iter().for_each(|command| apply(&mut state, 0, command.clone()));
+    state
+}
+
+/// Nobody has players, so that only the budget holds the update back.
+fn empty() -> Liveness {
+    Liveness { players: (0..3).map(|number| (id(number), 0)).collect() }
+}
+
+#[test]
+fn what_is_paused_takes_nothing_of_the_budget_although_it_still_runs() {
+    let mut state = updating(0);
+    apply(&mut state, 0, Command::Pause { target: Target::Instance(id(0)) });
+    let first = plan(&state, &empty(), 1);
+    assert_eq!(updated(&first), [id(0), id(1), id(2)]);
+    assert_eq!(updated(&plan(&after(state, &first), &empty(), 1)), []);
+}
+
+#[test]
+fn a_run_that_came_back_with_the_new_spec_before_its_turn_is_not_down() {
+    let mut state = updating(0);
+    let hash = spec_hash(&state.spec.processes[&"zone".parse().unwrap()]);
+    state.directory.get_mut(&id(0)).unwrap().hash = hash;
+    let first = plan(&state, &empty(), 1);
+    assert_eq!(updated(&first), [id(0), id(1), id(2)], "zone.0 costs nothing, two may be down");
+    assert_eq!(updated(&plan(&after(state, &first), &empty(), 1)), []);
+}
+
+#[test]
+fn one_that_is_to_go_is_not_down() {
+    let mut state = updating(0);
+    state.directory.remove(&id(2));
+    apply(&mut state, 0, Command::Scale { process: "zone".parse().unwrap(), count: Some(2) });
+    let first = plan(&state, &empty(), 1);
+    assert_eq!(updated(&first), [id(0), id(1)]);
+    assert_eq!(updated(&plan(&after(state, &first), &empty(), 1)), []);
 }

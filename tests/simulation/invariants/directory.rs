@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use crate::world::{Fault, World};
+use crate::faults::Fault;
+use crate::world::World;
 
-pub const LAW: &str = "the directory is not what runs";
+const LAW: &str = "the directory is not what runs";
 
 pub fn check(world: &World) -> Result<(), String> {
-    let state = world.latest();
+    let state = world.state();
     let listed: BTreeMap<_, _> =
         state.directory.iter().map(|(id, entry)| (id.clone(), (entry.host.clone(), entry.run))).collect();
     let mut runs = BTreeMap::new();
     for site in &world.sites {
-        for (run, held) in site.living() {
-            runs.insert(held.instance.clone(), (site.name.clone(), run));
+        for (run, held) in site.machine.keeper.living() {
+            runs.insert(held.instance.clone(), (site.machine.name.clone(), run));
         }
     }
     if listed != runs || !state.superseded.is_empty() {
@@ -24,5 +25,5 @@ pub fn check(world: &World) -> Result<(), String> {
 
 #[test]
 fn events_that_get_lost_on_the_host() {
-    crate::catches(Fault::LostEvents, LAW);
+    crate::catches(Fault::EventsLost, LAW);
 }
