@@ -75,24 +75,36 @@ impl Beginning<'_> {
         if gate.closed.is_some() {
             starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
         }
-        // The first plan must know what runs.
-        reporter.catch_up(reports).await;
-        while let Err(error) = reloader.begin(config).await {
-            let (AskError::Unanswered(_) | AskError::Busy) = error else { return Err(error) };
-            tracing::warn!(%error, "the file's processes are not compared with the cluster's yet");
-            if gate.closed.is_none() {
-                break;
+        {
+            let file = async {
+                // The first plan must know what runs.
+                reporter.catch_up(reports).await;
+                while let Err(error) = reloader.begin(config).await {
+                    let (AskError::Unanswered(_) | AskError::Busy) = error else { return Err(error) };
+                    tracing::warn!(%error, "the file's processes are not compared with the cluster's yet");
+                    tokio::time::sleep(FILE_AGAIN).await;
+                }
+                Ok(())
+            };
+            let mut file = std::pin::pin!(file);
+            match tokio::time::timeout(patience, &mut file).await {
+                Ok(done) => done?,
+                // The quorum was lost again, just after the join.
+                Err(_) => {
+                    gate.open();
+                    file.await?;
+                }
             }
-            tokio::time::sleep(FILE_AGAIN).await;
         }
         match alone {
-            Some((liveness, unplaced)) => {
-                planner::settle(handle, liveness, unplaced).await;
-            }
+            Some((liveness, unplaced)) => drop(planner::settle(handle, liveness, unplaced).await),
             None => {
                 let mut states = handle.state.clone();
-                let planned =
-                    states.wait_for(|state| state.hosts.get(&handle.host).is_some_and(|host| host.planned));
+                let incarnation = reporter.incarnation();
+                let planned = states.wait_for(|state| {
+                    let own = state.hosts.get(&handle.host);
+                    own.is_some_and(|host| host.planned && host.incarnation == incarnation)
+                });
                 if tokio::time::timeout(patience, planned).await.is_err() {
                     tracing::warn!("no plan was made for this host yet: it goes on with what it ran before");
                 }

@@ -14,7 +14,7 @@ use super::handle::{AskError, Handle};
 use crate::keeper::fault::{self, Point};
 use crate::keeper::protocol::RunId;
 use crate::spec::InstanceId;
-use crate::state::{Command, Event, EventKind, HostFacts, Response, Rest, RunFact};
+use crate::state::{Command, Event, EventKind, Host, HostFacts, Response, Rest, RunFact};
 
 /// Events of this span go in one command.
 const GATHER: Duration = Duration::from_millis(5);
@@ -63,26 +63,62 @@ pub struct Reporter {
     next_seq: u64,
     /// A join that was refused is tried again then.
     again: Instant,
+    /// The cluster has not taken the newest facts yet.
+    owes: bool,
+    /// A join got no answer: it may come to be all the same.
+    unsure: bool,
 }
 
 impl Reporter {
     /// One that has not joined.
     pub fn new(handle: Handle, settled: mpsc::Sender<RunId>, incarnation: watch::Sender<u64>) -> Reporter {
         let facts = HostFacts::default();
-        Reporter { handle, settled, facts, incarnation, next_seq: 1, again: Instant::now() }
+        Reporter {
+            handle,
+            settled,
+            facts,
+            incarnation,
+            next_seq: 1,
+            again: Instant::now(),
+            owes: false,
+            unsure: false,
+        }
+    }
+
+    /// Which life of the host reports; 0: it has not joined.
+    pub fn incarnation(&self) -> u64 {
+        *self.incarnation.borrow()
     }
 
     /// Joins the cluster as this host: from here on it is another life of it.
     pub async fn join(&mut self, facts: HostFacts) -> Result<(), AskError> {
         let command = Command::JoinHost { host: self.handle.host.clone(), facts: facts.clone() };
-        let Response::Incarnation(incarnation) = self.handle.propose(command).await? else {
+        (self.facts, self.owes) = (facts, true);
+        let answer = self.handle.propose(command).await;
+        self.unsure |= matches!(answer, Err(AskError::Unanswered(_)));
+        let Response::Incarnation(incarnation) = answer? else {
             // The state answers a join with nothing else.
             return Err(AskError::Stopping);
         };
-        (self.facts, self.next_seq) = (facts, 1);
+        self.lives(incarnation);
+        Ok(())
+    }
+
+    fn lives(&mut self, incarnation: u64) {
+        (self.next_seq, self.owes, self.unsure) = (1, false, false);
         self.handle.ring.set_incarnation(incarnation);
         self.incarnation.send_replace(incarnation);
-        Ok(())
+    }
+
+    /// A join that got no answer has come to be after all.
+    fn take_late_join(&mut self) {
+        let known = self.handle.state.borrow().hosts.get(&self.handle.host).cloned();
+        let own = |host: &Host| {
+            host.up && host.incarnation > self.incarnation() && host.last_seq == 0 && host.facts == self.facts
+        };
+        if let Some(host) = known.filter(|host| self.unsure && own(host)) {
+            self.lives(host.incarnation);
+        }
     }
 
     /// Reports until the supervision loop is gone.
@@ -97,10 +133,13 @@ impl Reporter {
                 },
                 // The cluster may have given this host up while it was cut off.
                 Ok(()) = states.changed() => false,
-                () = tokio::time::sleep_until(self.again.into()), if self.outlived().is_some() => false,
+                () = tokio::time::sleep_until(self.again.into()), if self.owes || self.outlived().is_some() => false,
             };
+            self.take_late_join();
             if let Some(why) = self.outlived() {
                 self.rejoin(why).await;
+            } else if self.owes && Instant::now() >= self.again {
+                self.tell_facts(self.facts.clone()).await;
             }
             if !room {
                 continue;
@@ -126,6 +165,14 @@ impl Reporter {
             Ordering::Greater => Some(Outlived::Succeeded),
             Ordering::Equal if !known.up => Some(Outlived::GivenUp),
             _ => None,
+        }
+    }
+
+    /// What the host offers has changed; what the cluster does not take now it is told again.
+    async fn tell_facts(&mut self, facts: HostFacts) {
+        if let Err(error) = self.join(facts).await {
+            tracing::warn!(%error, "the cluster has not taken the host's new labels and capacity yet");
+            self.again = Instant::now() + AGAIN;
         }
     }
 
@@ -171,9 +218,7 @@ impl Reporter {
                 }
                 Report::Facts(facts) => {
                     self.send_events(std::mem::take(&mut events)).await;
-                    if let Err(error) = self.join(facts).await {
-                        tracing::warn!(%error, "the host's new labels and capacity were refused");
-                    }
+                    self.tell_facts(facts).await;
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Blows that `kill-test` asks an agent for, because it is on another machine: a signal to one run, or the end of this
-//! whole host at once, as a power cut would bring it.
+//! whole host at once, as a power cut would bring it; and the end of a run for a keeper that stands still.
 //!
-//! Owns nothing and waits for nothing. Called by `http`, off its runtime.
+//! Owns nothing and waits for nothing. Called by `http` and by the fence, off their threads.
 
 use std::fs;
 use std::io;
@@ -58,6 +58,26 @@ pub fn everything(runs: &[(InstanceId, i32)], keeper: Option<i32>) {
     send(std::process::id() as i32);
 }
 
+/// Kills all that is left of a run. Its process is held against the instance: the number may be another's by now.
+pub fn run(instance: &InstanceId, pid: i32) {
+    let cgroup = cgroup_of(instance, pid);
+    if cgroup.is_none() && !is_marked(instance, pid) {
+        return;
+    }
+    cgroup.iter().for_each(|folder| kill_cgroup(folder));
+    if getpgid(Some(Pid::from_raw(pid))) == Ok(Pid::from_raw(pid)) {
+        send(-pid);
+    }
+    send(pid);
+}
+
+/// True for a process that was started as a run of the instance.
+fn is_marked(instance: &InstanceId, pid: i32) -> bool {
+    let mark = format!("BIGBROTHER_INSTANCE={instance}");
+    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environ.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
+}
+
 fn send(pid: i32) {
     if pid.unsigned_abs() <= 1 {
         return;
@@ -104,6 +124,30 @@ mod tests {
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
         assert!(!held.strike(Signal::SIGKILL).unwrap());
         assert!(Held::take(child.id() as i32).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_run_is_killed_with_its_group_and_a_stranger_with_its_number_is_not() {
+        let id: InstanceId = "zone.0".parse().unwrap();
+        let mut stranger = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        run(&id, stranger.id() as i32);
+        assert!(stranger.try_wait().unwrap().is_none(), "it is nobody's run");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        let mut own = Command::new("sh");
+        own.args(["-c", "sleep 60 & wait"]).env("BIGBROTHER_INSTANCE", "zone.0").process_group(0);
+        let mut own = own.spawn().unwrap();
+        let group = Pid::from_raw(-(own.id() as i32));
+        // Until it has executed its program it is marked as this test is.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_marked(&id, own.id() as i32) {
+            assert!(std::time::Instant::now() < deadline, "it never had its mark");
+        }
+        run(&id, own.id() as i32);
+        assert_eq!(own.wait().unwrap().signal(), Some(libc::SIGKILL));
+        while kill(group, None) != Err(Errno::ESRCH) {
+            assert!(std::time::Instant::now() < deadline, "its child is left");
+        }
     }
 
     #[test]

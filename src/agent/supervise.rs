@@ -249,10 +249,7 @@ impl Supervisor {
                 Wake::Settled(run) => self.carry_out(vec![Action::Acknowledge { run }]),
                 Wake::Asked(request) => self.answer(request),
                 Wake::Launched(done) => self.launched(done),
-                Wake::Gate => {
-                    self.open = true;
-                    self.desire();
-                }
+                Wake::Gate => self.open_gate(),
                 Wake::Sockets | Wake::Time => {}
             }
             self.attend_others();
@@ -281,8 +278,32 @@ impl Supervisor {
             let Ok(request) = self.parts.requests.try_recv() else { break };
             self.answer(request);
         }
+        // Exclusive runs live by these.
+        while let Ok(confirm) = self.parts.attended.confirms.try_recv() {
+            self.hear_confirm(&confirm);
+        }
+        if self.parts.attended.incarnations.has_changed().unwrap_or(false) {
+            self.joined();
+        }
+        for _ in 0..QUESTIONS {
+            let Ok(run) = self.parts.settled.try_recv() else { break };
+            self.carry_out(vec![Action::Acknowledge { run }]);
+        }
+        if !self.open && self.parts.gate.try_recv().is_ok() {
+            self.open_gate();
+        }
         if self.parts.states.has_changed().unwrap_or(false) {
             self.desire();
+        }
+    }
+
+    /// What is wanted is known: from now on runs are started and stopped.
+    fn open_gate(&mut self) {
+        self.open = true;
+        // What is not wanted any more is withdrawn before it goes.
+        self.desire();
+        if self.met {
+            self.send_orders();
         }
     }
 
@@ -363,7 +384,8 @@ impl Supervisor {
             self.grounds = Some(grounds);
             self.parts.book.keep_off(state.spec.fixed_ports().collect());
             let wants = self.may_run(wants(&state, &self.parts.name), &state);
-            let actions = self.host.desire(wants, self.now());
+            let spared = self.spared(&wants, &state);
+            let actions = self.host.desire_but(wants, &spared, self.now());
             self.carry_out(actions);
         }
         for instance in std::mem::take(&mut self.unclaimed) {

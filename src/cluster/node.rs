@@ -126,8 +126,8 @@ struct Shared {
     heard: watch::Sender<Option<Heard>>,
     /// This peer, as primary, is heard by a quorum.
     quorum: watch::Sender<bool>,
-    /// Since when this peer is the primary.
-    led: watch::Sender<Option<Instant>>,
+    /// In which term and since when this peer is the primary.
+    led: watch::Sender<Option<(u64, Instant)>>,
     /// Into the watch over all hosts, which runs on the primary.
     vigil: mpsc::Sender<vigil::Ask>,
     /// What hosts tell the primary beside the state.
@@ -347,7 +347,7 @@ impl Shared {
     }
 
     fn members(&self, raft: &Raft) -> Vec<Member> {
-        members(raft, self.led.borrow().map(|since| since.elapsed()))
+        members(raft, self.led.borrow().map(|(_, since)| since.elapsed()))
     }
 
     fn shelf(&self) -> DiskShelf {

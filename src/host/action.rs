@@ -90,6 +90,13 @@ pub enum Action {
         /// Which run.
         run: RunId,
     },
+    /// Tell the keeper whether its fence is for this run.
+    Exclusive {
+        /// Whose.
+        instance: InstanceId,
+        /// Which run.
+        run: RunId,
+    },
     /// The bounds of the log files have changed.
     Logs {
         /// Which instance.

@@ -170,7 +170,8 @@ impl Fence {
         self.is_seen_in(state) && state.hosts.get(&self.host).is_some_and(|host| host.planned)
     }
 
-    fn is_seen_in(&self, state: &State) -> bool {
+    /// True when the state holds this life of the host for living.
+    pub fn is_seen_in(&self, state: &State) -> bool {
         state.hosts.get(&self.host).is_some_and(|host| host.up && host.incarnation == self.incarnation)
     }
 }

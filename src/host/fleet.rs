@@ -70,9 +70,20 @@ impl Host {
     }
 
     /// What is wanted on this host, all of it.
-    pub fn desire(&mut self, mut wants: BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
+    pub fn desire(&mut self, wants: BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
+        self.desire_but(wants, &BTreeSet::new(), now)
+    }
+
+    /// The same, while of these instances it is not known whether they are wanted: they stay as they are.
+    pub fn desire_but(
+        &mut self,
+        mut wants: BTreeMap<InstanceId, Want>,
+        spared: &BTreeSet<InstanceId>,
+        now: Now,
+    ) -> Vec<Action> {
         let mut out = Vec::new();
-        let known: Vec<InstanceId> = self.instances.keys().cloned().collect();
+        let known: Vec<InstanceId> =
+            self.instances.keys().filter(|id| !spared.contains(*id)).cloned().collect();
         for id in known {
             let want = wants.remove(&id);
             let news = |i: &Instance| i.want != want || want.is_none() || i.unheeded;

@@ -207,6 +207,9 @@ impl Instance {
         if before.logs != process.logs {
             cx.out.push(Action::Logs { instance: self.id.clone(), run: run.id });
         }
+        if before.exclusive() != process.exclusive() {
+            cx.out.push(Action::Exclusive { instance: self.id.clone(), run: run.id });
+        }
         match &mut self.phase {
             Phase::Starting { until } if before.ready != process.ready => {
                 *until = run.spawned.after(process.ready.timeout);

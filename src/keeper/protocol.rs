@@ -131,6 +131,13 @@ pub enum Request {
         /// As in [`Spawn::logs`].
         logs: LogTarget,
     },
+    /// Whether a living run may outlive the deadline is another thing now.
+    Exclusive {
+        /// Which run.
+        run: RunId,
+        /// As in [`Spawn::exclusive`].
+        exclusive: bool,
+    },
 }
 
 /// Who gets a signal.

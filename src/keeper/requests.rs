@@ -81,6 +81,13 @@ impl Keeper {
             Request::Note { run, note } => self.note(run, note),
             Request::Limit { run, limits } => self.limit(run, &limits),
             Request::Logs { run, logs } => self.redirect(run, &logs),
+            Request::Exclusive { run, exclusive } => {
+                if let Some(slot) = self.table.set_exclusive(run, exclusive) {
+                    self.ledger.slot(slot).set_exclusive(exclusive);
+                    // One that becomes so past the deadline does not outlive it.
+                    self.fence_fired &= !exclusive;
+                }
+            }
             Request::Fence { deadline_ns } => {
                 self.ledger.set_fence_ns(deadline_ns);
                 self.fence_fired = false;

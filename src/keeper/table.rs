@@ -193,6 +193,13 @@ impl Table {
         }
     }
 
+    /// Marks a living run for the fence, or not any more; gives its slot.
+    pub fn set_exclusive(&mut self, id: RunId, exclusive: bool) -> Option<usize> {
+        let run = self.runs.get_mut(&id).filter(|run| run.lives())?;
+        run.record.exclusive = exclusive;
+        Some(run.slot)
+    }
+
     /// Forgets a run that is over, and gives its slot. A living one stays.
     pub fn acknowledge(&mut self, id: RunId) -> Option<usize> {
         if self.runs.get(&id)?.lives() {

@@ -61,3 +61,31 @@ fn the_fence_holds_over_a_restart_of_the_keeper() {
         assert!(alive(other));
     });
 }
+
+#[test]
+fn a_living_run_becomes_exclusive_and_stays_so_over_a_restart_of_the_keeper() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        for run in [1, 2, 3] {
+            let mut request = host.spawn_of(run, &format!("zone.{run}"), &["/bin/sleep", "1000"]);
+            request.exclusive = run == 3;
+            spawn(&agent, request);
+        }
+        let (_, other, released) = (agent.spawned(1), agent.spawned(2), agent.spawned(3));
+        agent.send(&Request::Exclusive { run: RunId(1), exclusive: true });
+        agent.send(&Request::Exclusive { run: RunId(3), exclusive: false });
+        agent.send(&Request::Fence { deadline_ns: boottime_ns() + 600_000_000_000 });
+        agent.hello();
+        host.kill_keeper();
+        let mut agent = host.start();
+        let listed: Vec<_> = agent.hello().runs.iter().map(|run| (run.run.0, run.exclusive)).collect();
+        assert_eq!(listed, [(1, true), (2, false), (3, false)]);
+        agent.send(&Request::Fence { deadline_ns: boottime_ns() + 1 });
+        assert_eq!(agent.gone(1), (KILLED, true));
+        assert!(alive(other) && alive(released));
+        // Past the deadline it is too late for another one.
+        agent.send(&Request::Exclusive { run: RunId(2), exclusive: true });
+        assert_eq!(agent.gone(2), (KILLED, true));
+        assert!(alive(released));
+    });
+}

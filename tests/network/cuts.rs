@@ -28,6 +28,33 @@ fn whoever_is_cut_off_runs_nothing_exclusive_when_it_runs_elsewhere() {
 }
 
 #[test]
+fn a_cut_off_host_whose_keeper_stands_still_runs_nothing_exclusive_either() {
+    let mut fleet = Fleet::start();
+    let host = exclusive_host(&fleet);
+    let keeper = fleet.keeper(host).expect("a keeper");
+    send(keeper, Signal::SIGSTOP);
+    fleet.lan.cut(host, Cut::Both);
+    fleet.pass(Duration::from_secs(11));
+    let elsewhere = fleet.running().iter().filter(|(id, _)| id.starts_with("arena")).count();
+    assert_eq!(elsewhere, 3, "all run elsewhere: {:?}", fleet.running());
+    fleet.lan.heal();
+    send(keeper, Signal::SIGCONT);
+    fleet.settle(&format!("{host} was cut off, and its keeper stood still"));
+}
+
+/// A host that runs something exclusive and is not the primary.
+fn exclusive_host(fleet: &Fleet) -> &'static str {
+    let primary = fleet.primary();
+    let running = fleet.running();
+    let arenas = running.iter().filter(|(id, _)| id.starts_with("arena"));
+    let homes: Vec<String> = arenas.flat_map(|(_, runs)| runs.iter().map(|(host, _)| host.clone())).collect();
+    HOSTS
+        .into_iter()
+        .find(|host| *host != primary && homes.iter().any(|home| home == host))
+        .expect("such a host")
+}
+
+#[test]
 fn without_a_quorum_all_plays_on_but_what_is_exclusive() {
     let mut fleet = Fleet::start();
     let before = fleet.running();

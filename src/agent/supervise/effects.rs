@@ -89,6 +89,12 @@ impl Supervisor {
                     self.send(&Request::Limit { run, limits });
                 }
             }
+            Action::Exclusive { instance, run } => {
+                let process = self.host.instance(&instance).and_then(|known| known.process.as_ref());
+                if let Some(exclusive) = process.map(|process| process.exclusive()) {
+                    self.send(&Request::Exclusive { run, exclusive });
+                }
+            }
             Action::Logs { instance, run } => {
                 let process = self.host.instance(&instance).and_then(|known| known.process.clone());
                 if let Some(process) = process {

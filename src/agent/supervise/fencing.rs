@@ -2,15 +2,16 @@
 //!
 //! Owns the fence core ([`crate::host::fence`] decides) and what it has set off. A host alone has no deadline: nobody
 //! else could run what runs there. The keeper kills by itself when the deadline passes; this loop does so
-//! a moment later, for a keeper that could not.
+//! a moment later, for a keeper that could not or stands still.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Supervisor, moment};
 use crate::agent::reporter::Report;
+use crate::agent::strike;
 use crate::host::fence::{Boot, Duty};
-use crate::host::{Fence, Moment, Want};
+use crate::host::{Fence, Instance, Moment, Want};
 use crate::keeper::process::boottime_ns;
 use crate::keeper::protocol::{Request, RunId};
 use crate::plan::liveness::{Attendance, Confirm};
@@ -86,6 +87,7 @@ impl Supervisor {
         // Before the spawn that it allows, on the same socket.
         if let Some(Duty::Tell { deadline_ns }) = fence.confirmed(confirm, Boot(boottime_ns())) {
             self.send(&Request::Fence { deadline_ns });
+            self.guard.kill_at = None;
             self.stand_guard();
         }
     }
@@ -141,15 +143,23 @@ impl Supervisor {
         }
     }
 
+    /// Those that outlived the deadline: by the keeper, and, since it may stand still, from here, too.
     fn kill_exclusive(&mut self) {
         let exclusive = self
             .host
             .instances()
             .filter(|instance| instance.process.as_ref().is_some_and(|process| process.exclusive()));
-        let runs: Vec<RunId> = exclusive.filter_map(|instance| Some(instance.run.as_ref()?.id)).collect();
-        for run in runs {
-            tracing::warn!(%run, "it outlived the fence's deadline");
+        let lives = |instance: &Instance| {
+            let run = instance.run.as_ref()?;
+            Some((instance.id.clone(), run.id, run.pid))
+        };
+        let runs: Vec<(InstanceId, RunId, Option<i32>)> = exclusive.filter_map(lives).collect();
+        for (instance, run, pid) in runs {
+            tracing::warn!(%instance, %run, "it outlived the fence's deadline");
             self.send(&Request::Kill { run });
+            if let Some(pid) = pid {
+                self.parts.main_runtime.spawn_blocking(move || strike::run(&instance, pid));
+            }
         }
     }
 
@@ -162,13 +172,34 @@ impl Supervisor {
         self.guard.look = true;
         let Some(fence) = self.guard.fence.as_ref().filter(|_| !self.is_alone()) else { return wants };
         if !fence.is_planned_in(state) {
-            let held = self.host.instances().filter_map(|i| Some((i.id.clone(), i.want.clone()?)));
+            let host = &self.host;
+            let lives = |id: &InstanceId| host.instance(id).is_some_and(|instance| instance.run.is_some());
+            // It has joined and goes by a state from before: what that places here may be elsewhere by now.
+            if fence.incarnation() > 0 && !fence.is_seen_in(state) {
+                wants.retain(|id, _| lives(id));
+            }
+            let held = host.instances().filter_map(|i| Some((i.id.clone(), i.want.clone()?)));
             for (id, want) in held.filter(|(_, want)| !want.process.exclusive()) {
                 wants.entry(id).or_insert(want);
             }
         }
         fence.trim(&mut wants, state, &self.host, Boot(boottime_ns()));
         wants
+    }
+
+    /// Of what runs here, that of which nobody knows yet whether it is wanted: the last plan does not know of this life
+    /// of the host.
+    pub(super) fn spared(&self, wants: &BTreeMap<InstanceId, Want>, state: &State) -> BTreeSet<InstanceId> {
+        let planned = |fence: &Fence| self.is_alone() || fence.is_planned_in(state);
+        if self.guard.fence.as_ref().is_none_or(planned) {
+            return BTreeSet::new();
+        }
+        let exclusive =
+            |instance: &Instance| instance.process.as_ref().is_some_and(|process| process.exclusive());
+        let unknown = self.host.instances().filter(|instance| {
+            instance.run.is_some() && !exclusive(instance) && !wants.contains_key(&instance.id)
+        });
+        unknown.map(|instance| instance.id.clone()).collect()
     }
 
     /// An instance is over: perhaps a claim on it can be given back.

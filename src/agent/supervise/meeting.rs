@@ -165,9 +165,11 @@ impl Supervisor {
         let listing = std::mem::take(&mut self.listing);
         self.unclaimed.extend(listing.held.iter().map(|(instance, _)| instance.clone()));
         self.adopt_sockets(listing.held, &listing.runs);
+        let marks: Vec<(RunId, bool)> = listing.runs.iter().map(|r| (r.run, r.exclusive)).collect();
         let table: Vec<Found> = listing.runs.into_iter().map(|record| self.found(record)).collect();
         self.listing.datagrams = listing.datagrams;
         self.met_table(table);
+        self.mark_again(marks);
         // The agent's start waits for this and for the inventory.
         let powers = Some(self.cgroups.clone());
         self.parts.met.send_if_modified(|met| std::mem::replace(met, powers.clone()) != powers);
@@ -175,7 +177,7 @@ impl Supervisor {
 
     fn met_table(&mut self, table: Vec<Found>) {
         let state = self.parts.states.borrow().clone();
-        let wants = crate::host::wants(&state, &self.parts.name);
+        let wants = self.may_run(crate::host::wants(&state, &self.parts.name), &state);
         // What an ended run has said is not to count for the one that follows it.
         let alive = |id: &InstanceId| {
             table.iter().any(|f| f.instance == *id && matches!(f.stage, Stage::Spawning | Stage::Running))
@@ -185,7 +187,9 @@ impl Supervisor {
         let actions = self.host.meet(table, &wants, &self.orders.unsent(), self.now());
         self.met = true;
         self.carry_out(actions);
-        self.send_orders();
+        if self.open {
+            self.send_orders();
+        }
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
             self.open_lost_sockets(&instance);
             self.identify(&instance, pid);
@@ -208,6 +212,17 @@ impl Supervisor {
         });
         let limits = living.collect();
         self.carry_out(limits);
+    }
+
+    /// The same of whom the keeper's fence is for.
+    fn mark_again(&mut self, marks: Vec<(RunId, bool)>) {
+        let other = |(run, marked): (RunId, bool)| {
+            let instance = self.host.instance_of(run)?;
+            let exclusive = instance.process.as_ref()?.exclusive();
+            (exclusive != marked).then(|| Action::Exclusive { instance: instance.id.clone(), run })
+        };
+        let actions = marks.into_iter().filter_map(other).collect();
+        self.carry_out(actions);
     }
 
     fn hear_datagrams(&mut self) {

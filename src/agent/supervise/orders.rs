@@ -131,8 +131,9 @@ impl Supervisor {
             self.hold_order(instance, run, Some(errand));
             return Ok(());
         };
-        // Before the table of a new connection is complete, a run that it cannot hold would pass for lost.
-        if !self.met {
+        // Before the table of a new connection is complete, a run that it cannot hold would pass for lost; before the
+        // gate is open nobody knows whether it is wanted here.
+        if !self.met || !self.open {
             self.hold_order(instance, run, None);
             return Ok(());
         }

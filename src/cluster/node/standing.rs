@@ -72,10 +72,12 @@ fn standing(shared: &Shared, raft: &Raft) -> Standing {
         let heard = *shared.heard.borrow();
         metrics.current_leader.is_some() && heard.is_some_and(|h| h.quorum && h.at.elapsed() < FRESH)
     };
+    // Another term is another primary, though it be the same peer.
+    let term = leads.then_some(metrics.current_term);
     shared.led.send_if_modified(|led| {
-        let changed = led.is_some() != leads;
+        let changed = led.map(|(term, _)| term) != term;
         if changed {
-            *led = leads.then(std::time::Instant::now);
+            *led = term.map(|term| (term, std::time::Instant::now()));
         }
         changed
     });

@@ -200,6 +200,7 @@ impl Vigil {
     }
 
     async fn lead(&mut self, asks: &mut mpsc::Receiver<Ask>) {
+        let this = self.term;
         let mut led = self.shared.led.subscribe();
         let mut pace = tokio::time::interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +208,7 @@ impl Vigil {
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = led.wait_for(Option::is_none) => return,
+                _ = led.wait_for(|led| led.is_none_or(|(term, _)| term != this)) => return,
                 ask = asks.recv() => match ask {
                     Some(ask) => self.hear(ask),
                     None => return,

@@ -232,7 +232,10 @@ fn limits_and_log_bounds_change_under_a_living_run() {
     let actions = rig.update(&limited);
     assert!(actions.contains(&Action::Limit { instance: instance.clone(), run }), "{actions:?}");
     let actions = rig.update(&format!("{limited}\nlogs = {{ size = \"1MiB\" }}"));
-    assert!(actions.contains(&Action::Logs { instance, run }), "{actions:?}");
+    assert!(actions.contains(&Action::Logs { instance: instance.clone(), run }), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Exclusive { .. })), "{actions:?}");
+    let actions = rig.update(&format!("{limited}\non_partition = \"stop\""));
+    assert!(actions.contains(&Action::Exclusive { instance, run }), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::Limit { .. } | Action::Spawn { .. })));
 }
 

@@ -189,6 +189,14 @@ impl Slot {
         self.note_at.store((half << 32) | note.len() as u64, Ordering::Release);
     }
 
+    /// Notes whether the fence is for it.
+    pub fn set_exclusive(&self, exclusive: bool) {
+        match exclusive {
+            true => self.flags.fetch_or(EXCLUSIVE, Ordering::Relaxed),
+            false => self.flags.fetch_and(!EXCLUSIVE, Ordering::Relaxed),
+        };
+    }
+
     /// Notes that the fence killed it.
     pub fn set_fenced(&self) {
         self.flags.fetch_or(FENCED, Ordering::Relaxed);

@@ -65,6 +65,7 @@ fn requests_have_their_golden_bytes() {
     golden(&Request::Upgrade { program: "/b".into() }, "01 0c000000 0200000000000000 2f62");
     golden(&Request::Shutdown, "01 0d000000");
     golden(&Request::Logs { run, logs: LogTarget::Null }, &format!("01 0e000000 {seven} 02000000"));
+    golden(&Request::Exclusive { run, exclusive: true }, &format!("01 0f000000 {seven} 01"));
 }
 
 #[test]
