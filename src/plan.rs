@@ -4,23 +4,25 @@
 //! level-triggered: it looks at what is, never at what happened, and planning its own result gives
 //! nothing. Called by the primary's planner task whenever [`State::basis`] changes. The files: `scale` says
 //! which instances there are, `board` what hosts carry, `placement` chooses among them, `rollout` paces
-//! updates, [`laws`] states what a plan that was carried out must have reached, [`liveness`] declares hosts
+//! updates, `ledger` remembers for the next plan, [`laws`] states what a plan that was carried out must have reached, [`liveness`] declares hosts
 //! down, which is no part of the plan but comes before it.
 
 use std::collections::BTreeMap;
 
 use crate::spec::fingerprint::SpecHash;
-use crate::spec::{HostName, InstanceId, InstanceKey, Process, ProcessName};
+use crate::spec::{HostName, InstanceId, InstanceKey, ProcessName};
 use crate::state::{Command, PlaceChange, Placement, State, of_process};
 
 mod board;
 pub mod laws;
+mod ledger;
 pub mod liveness;
 mod placement;
 mod rollout;
 mod scale;
 
 use board::{Board, View};
+use ledger::Ledger;
 use placement::Choice;
 use scale::Wanted;
 
@@ -46,74 +48,64 @@ pub struct Plan {
 
 /// Plans the whole desired set; `now_ms` is milliseconds since 1970.
 pub fn plan(state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
-    Planner::default().plan(state, liveness, now_ms)
+    let mut plan = Plan::default();
+    let mut changes = undeclared(state);
+    let mut board = Board::new(state);
+    // Who can stay stays before anybody comes. Where not all can stay, the first ordinals do. What fits
+    // beside more fits beside less, so the placements that come out of a plan all stay in the next.
+    let mut all: Vec<Work<'_>> = Vec::new();
+    for (name, process) in &state.spec.processes {
+        let Some(hash) = state.hash_of(name) else { continue };
+        let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
+        let mut work = Work { name, hash, view: board.view(process), turn, placed: Vec::new() };
+        plan.waits |= work.keep(state, &mut board, &mut changes);
+        all.push(work);
+    }
+    for mut work in all {
+        work.update(state, &mut changes, &mut plan);
+        let homeless = work.homeless(state);
+        let mut filling = Filling { state, board: &mut board, changes: &mut changes, plan: &mut plan };
+        filling.fill(&mut work.view, work.hash, homeless);
+    }
+    conclude(state, changes, &mut plan);
+    plan
 }
 
-/// Plans again and again. It remembers the numbers of hosts, so that a plan after a small change looks up
-/// few names; what it plans is what [`plan`] plans.
+/// Plans again and again. It remembers what hosts carry, so that a plan after a small change looks at the
+/// change; what it plans is what [`plan`] plans.
 #[derive(Debug, Default)]
 pub struct Planner {
-    hosts: Vec<HostName>,
-    seated: BTreeMap<ProcessName, Vec<Seated>>,
+    ledger: Ledger,
 }
 
-/// Where a placement was found to be: it need not be looked up while its generation is the same.
-#[derive(Clone, Debug)]
-struct Seated {
-    key: InstanceKey,
-    generation: u64,
-    number: usize,
+impl Planner {
+    /// Plans the whole desired set; `now_ms` is milliseconds since 1970.
+    pub fn plan(&mut self, state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
+        self.ledger.follow(state);
+        match self.ledger.all_stay(state) {
+            true => self.ledger.fill(state),
+            false => plan(state, liveness, now_ms),
+        }
+    }
 }
 
 /// What is done for one process.
 struct Work<'a> {
     name: &'a ProcessName,
     hash: SpecHash,
-    view: View<'a>,
+    view: View,
     turn: rollout::Turn<'a>,
     /// Wanted and placed; the number of its host while it stays there.
     placed: Vec<(&'a InstanceId, &'a Placement, Option<usize>)>,
 }
 
-impl Planner {
-    /// Plans the whole desired set; `now_ms` is milliseconds since 1970.
-    pub fn plan(&mut self, state: &State, liveness: &Liveness, now_ms: u64) -> Plan {
-        self.renumber(state);
-        let mut plan = Plan::default();
-        let mut changes = undeclared(state);
-        let mut board = Board::new(state);
-        // Who can stay stays before anybody comes. Where not all can stay, the first ordinals do. What fits
-        // beside more fits beside less, so the placements that come out of a plan all stay in the next.
-        let mut all: Vec<Work<'_>> = Vec::new();
-        for (name, process) in &state.spec.processes {
-            let Some(hash) = state.hash_of(name) else { continue };
-            let turn = rollout::Turn::new(state, name, process, liveness, now_ms);
-            let mut work = Work::new(name, process, hash, &board, turn);
-            plan.waits |=
-                work.keep(state, &mut board, self.seated.entry(name.clone()).or_default(), &mut changes);
-            all.push(work);
-        }
-        self.seated.retain(|name, _| state.spec.processes.contains_key(name));
-        for mut work in all {
-            work.update(state, &mut changes, &mut plan);
-            work.fill(state, &mut board, &mut changes, &mut plan);
-        }
-        plan.commands.extend(upgrade(state));
-        // A host that has joined waits for the word that it was thought of.
-        let awaited = state.hosts.values().any(|host| host.up && !host.planned);
-        if !changes.is_empty() || awaited {
-            plan.commands.push(Command::Place { based_on: state.basis, changes });
-        }
-        plan
-    }
-
-    /// Hosts that came or went shift the numbers of the others.
-    fn renumber(&mut self, state: &State) {
-        if self.hosts.iter().eq(state.hosts.keys()) {
-            return;
-        }
-        self.hosts = state.hosts.keys().cloned().collect();
-        self.seated.clear();
+/// What comes last in every plan.
+fn conclude(state: &State, changes: Vec<PlaceChange>, plan: &mut Plan) {
+    plan.commands.extend(upgrade(state));
+    // A host that has joined waits for the word that it was thought of.
+    let awaited = state.hosts.values().any(|host| host.up && !host.planned);
+    if !changes.is_empty() || awaited {
+        plan.commands.push(Command::Place { based_on: state.basis, changes });
     }
 }
 
@@ -141,36 +133,13 @@ fn upgrade(state: &State) -> Option<Command> {
 }
 
 impl<'a> Work<'a> {
-    fn new(
-        name: &'a ProcessName,
-        process: &'a Process,
-        hash: SpecHash,
-        board: &Board<'a>,
-        turn: rollout::Turn<'a>,
-    ) -> Self {
-        Work { name, hash, view: board.view(process), turn, placed: Vec::new() }
-    }
-
     /// Counts what stays where it is, and gives up what is not wanted. True when something waits for its players.
-    fn keep(
-        &mut self,
-        state: &'a State,
-        board: &mut Board<'a>,
-        seated: &mut Vec<Seated>,
-        changes: &mut Vec<PlaceChange>,
-    ) -> bool {
-        let wanted = Wanted::new(state, self.name, self.view.process);
-        let mut before = std::mem::take(seated).into_iter().peekable();
+    fn keep(&mut self, state: &'a State, board: &mut Board, changes: &mut Vec<PlaceChange>) -> bool {
+        let process = self.view.process.clone();
+        let wanted = Wanted::new(state, self.name, &process);
         let mut waits = false;
         for (id, placement) in of_process(&state.placements, self.name) {
-            while before.next_if(|old| old.key < id.key).is_some() {}
-            let known = before.next_if(|old| old.key == id.key && old.generation == placement.generation);
-            let known = known.or_else(|| {
-                let number = board.number(&placement.host)?;
-                Some(Seated { key: id.key.clone(), generation: placement.generation, number })
-            });
-            let number = known.as_ref().map(|seated| seated.number);
-            seated.extend(known);
+            let number = board.number(&placement.host);
             let fits =
                 number.filter(|number| board.fits(&self.view, *number) && may_stay(state, id, placement));
             let is_wanted = wanted.has(id);
@@ -195,7 +164,7 @@ impl<'a> Work<'a> {
         }
         let staying =
             self.placed.iter().filter(|(.., seat)| seat.is_some()).map(|(id, held, _)| (*id, *held));
-        let mut budget = rollout::Budget::new(state, self.view.process, self.hash, staying);
+        let mut budget = rollout::Budget::new(state, &self.view.process, self.hash, staying);
         for (id, placement, seat) in &self.placed {
             plan.waits |= self.turn.waits(state, id, self.hash);
             if seat.is_some() && placement.hash != self.hash && budget.take(id, &self.turn) {
@@ -205,53 +174,72 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Places what is nowhere and what does not simply stay.
-    fn fill(
-        &mut self,
-        state: &State,
-        board: &mut Board<'a>,
-        changes: &mut Vec<PlaceChange>,
-        plan: &mut Plan,
-    ) {
-        let wanted = Wanted::new(state, self.name, self.view.process);
+    /// What is nowhere and what does not simply stay, in order.
+    fn homeless(&self, state: &State) -> Vec<InstanceId> {
+        let process = &self.view.process;
         let placed = self.placed.iter().map(|(id, ..)| *id);
-        let mut homeless = wanted.missing(self.name, self.view.process, placed);
+        let mut homeless = Wanted::new(state, self.name, process).missing(self.name, process, placed);
         let new = homeless.len();
         homeless.extend(self.placed.iter().filter(|(.., seat)| seat.is_none()).map(|(id, ..)| (*id).clone()));
         if homeless.len() > new {
             homeless.sort_unstable();
         }
+        homeless
+    }
+}
+
+/// The placing of what has no place.
+struct Filling<'a> {
+    state: &'a State,
+    board: &'a mut Board,
+    changes: &'a mut Vec<PlaceChange>,
+    plan: &'a mut Plan,
+}
+
+impl Filling<'_> {
+    /// Places these instances of one process. Gives back where.
+    fn fill(
+        &mut self,
+        view: &mut View,
+        hash: SpecHash,
+        homeless: Vec<InstanceId>,
+    ) -> Vec<(InstanceId, usize)> {
+        let mut seated = Vec::new();
         if homeless.is_empty() {
-            return;
+            return seated;
         }
-        let mut choice = Choice::new(board, &self.view);
+        let mut choice = Choice::new(self.board, view);
         for id in homeless {
-            let chosen = choice.choose(state, board, &self.view, &id).and_then(|number| {
-                let host = board.seats()[number].name;
-                match self.view.process.exclusive() && !state.is_free(&id, host) {
-                    true => {
-                        Err(format!("may still run on another host than {host}, which has not given it up"))
-                    }
-                    false => Ok((number, host.clone())),
-                }
-            });
-            match chosen {
-                Ok((number, host)) => {
-                    board.note(&mut self.view, &id, number);
-                    choice.placed(board, &self.view, number);
+            let held = self.state.placements.get(&id);
+            match self.choose(&mut choice, view, &id) {
+                Ok(number) => {
+                    self.board.note(view, &id, number);
+                    choice.placed(self.board, view, number);
+                    let host = &self.board.seats()[number].name;
                     // One that was given up and has nowhere better to go is left alone.
-                    let there = state.placements.get(&id);
-                    if there.is_none_or(|held| held.host != host || held.hash != self.hash) {
-                        changes.push(PlaceChange::Put { instance: id, host, hash: self.hash });
+                    if held.is_none_or(|held| held.host != *host || held.hash != hash) {
+                        let put = PlaceChange::Put { instance: id.clone(), host: host.clone(), hash };
+                        self.changes.push(put);
                     }
+                    seated.push((id, number));
                 }
                 Err(reason) => {
-                    if state.placements.contains_key(&id) {
-                        changes.push(PlaceChange::Remove { instance: id.clone() });
+                    if held.is_some() {
+                        self.changes.push(PlaceChange::Remove { instance: id.clone() });
                     }
-                    plan.unplaced.insert(id, reason);
+                    self.plan.unplaced.insert(id, reason);
                 }
             }
+        }
+        seated
+    }
+
+    fn choose(&self, choice: &mut Choice, view: &View, id: &InstanceId) -> Result<usize, String> {
+        let number = choice.choose(self.state, self.board, view, id)?;
+        let host = &self.board.seats()[number].name;
+        match view.process.exclusive() && !self.state.is_free(id, host) {
+            true => Err(format!("may still run on another host than {host}, which has not given it up")),
+            false => Ok(number),
         }
     }
 }

@@ -6,9 +6,8 @@
 //! Called by the replica (one host now, Raft later); read by everything. The files: `apply` is the list of
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
 //! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `leader` who speaks
-//! for a process, [`check`] what must always be true.
+//! for a process, `shared_map` how the large maps lie in memory, [`check`] what must always be true.
 
-use std::collections::btree_map::Range;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +27,7 @@ mod leader;
 mod placing;
 mod rest;
 mod settings;
+mod shared_map;
 
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
@@ -35,6 +35,7 @@ pub use command::{
 pub use journal::{Change, Changed};
 pub use leader::Leader;
 pub use settings::{MARGIN, Pending, Settings, Version};
+pub use shared_map::SharedMap;
 
 /// What the whole cluster agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,23 +59,23 @@ pub struct State {
     /// What an operator has stopped.
     pub paused: Pauses,
     /// Every host that has joined.
-    pub hosts: BTreeMap<HostName, Host>,
+    pub hosts: SharedMap<HostName, Host>,
     /// Where instances belong.
-    pub placements: BTreeMap<InstanceId, Placement>,
+    pub placements: SharedMap<InstanceId, Placement>,
     /// Launched on-demand instances that are not done.
-    pub launches: BTreeMap<InstanceId, Launch>,
+    pub launches: SharedMap<InstanceId, Launch>,
     /// The next counter of each on-demand process; never goes back.
     pub counters: BTreeMap<ProcessName, u64>,
     /// Live runs, one an instance: that of the host it is placed on, where there are more.
-    pub directory: BTreeMap<InstanceId, Entry>,
+    pub directory: SharedMap<InstanceId, Entry>,
     /// Live runs beside those: a host that was cut off is back and has not ended them yet.
     pub superseded: BTreeMap<InstanceId, BTreeMap<HostName, Entry>>,
     /// Who alone may run an exclusive instance, from its placement until it is released.
-    pub claims: BTreeMap<InstanceId, Claim>,
+    pub claims: SharedMap<InstanceId, Claim>,
     /// Who speaks for a process.
     pub leaders: BTreeMap<ProcessName, Leader>,
     /// Placed instances of which their host starts no further run by itself.
-    pub rests: BTreeMap<InstanceId, Rest>,
+    pub rests: SharedMap<InstanceId, Rest>,
     /// Hosts on which an instance was given up, by its rests there: until it runs there after all, is resumed, or
     /// its process changes or is rolled.
     pub failed: BTreeMap<InstanceId, BTreeSet<HostName>>,
@@ -225,7 +226,10 @@ pub struct Rest {
 }
 
 /// The entries of one process in a map by instance, without a look at the others.
-pub fn of_process<'a, V>(map: &'a BTreeMap<InstanceId, V>, name: &ProcessName) -> Range<'a, InstanceId, V> {
+pub fn of_process<'a, V>(
+    map: &'a SharedMap<InstanceId, V>,
+    name: &ProcessName,
+) -> shared_map::Iter<'a, InstanceId, V> {
     // Numbers come before hosts.
     let first = InstanceId::numbered(name.clone(), 0);
     let last = InstanceId::on_host(name.clone(), HostName::last());

@@ -1,6 +1,7 @@
 //! The planner's task: runs the pure plan whenever the state asks for one, and proposes what comes out.
 //!
-//! Owns the list of instances that fit nowhere. It keeps nothing else between two plans.
+//! Owns the list of instances that fit nowhere. What the planner remembers between two plans saves time and
+//! changes none of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 
 use super::handle::{AskError, Handle};
 use super::replica::wall_ms;
-use crate::plan::{Liveness, plan};
+use crate::plan::{Liveness, Planner};
 use crate::spec::InstanceId;
 use crate::state::Rejected;
 
@@ -29,13 +30,14 @@ pub async fn run(
 ) {
     let mut states = handle.state.clone();
     let mut leads = handle.ring.leads();
+    let mut planner = Planner::default();
     loop {
         if let Some(leads) = &mut leads
             && leads.wait_for(|leads| *leads).await.is_err()
         {
             return;
         }
-        let Settled { basis, waits } = settle(&handle, &liveness, &unplaced).await;
+        let Settled { basis, waits } = settle(&handle, &mut planner, &liveness, &unplaced).await;
         let moved = states.wait_for(|state| state.basis != basis);
         tokio::select! {
             moved = moved => if moved.is_err() {
@@ -66,13 +68,14 @@ pub struct Settled {
 /// Plans until a plan is empty.
 pub async fn settle(
     handle: &Handle,
+    planner: &mut Planner,
     liveness: &watch::Receiver<Arc<Liveness>>,
     unplaced: &watch::Sender<Unplaced>,
 ) -> Settled {
     loop {
         let state = handle.state.borrow().clone();
         let soft = liveness.borrow().clone();
-        let plan = plan(&state, &soft, wall_ms());
+        let plan = planner.plan(&state, &soft, wall_ms());
         let settled = Settled { basis: state.basis, waits: plan.waits };
         unplaced.send_if_modified(|held| {
             let changed = **held != plan.unplaced;

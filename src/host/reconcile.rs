@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::spec::fingerprint::SpecHash;
 use crate::spec::{HostName, InstanceId, Process, ProcessName};
-use crate::state::{Rest, State};
+use crate::state::{Rest, State, of_process};
 
 /// What is wanted of one instance on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,13 +43,7 @@ pub struct Grounds {
 impl Grounds {
     /// Those of a state.
     pub fn of(state: &State) -> Self {
-        let waited_for: BTreeSet<&ProcessName> =
-            state.spec.processes.values().flat_map(|process| &process.after).collect();
-        let ready = match waited_for.is_empty() {
-            true => BTreeSet::new(),
-            false => ready_processes(state).intersection(&waited_for).map(|name| (*name).clone()).collect(),
-        };
-        Grounds { basis: state.basis, ready }
+        Grounds { basis: state.basis, ready: ready_processes(state).into_iter().cloned().collect() }
     }
 }
 
@@ -78,10 +72,13 @@ pub fn wants(state: &State, host: &HostName) -> BTreeMap<InstanceId, Want> {
     .collect()
 }
 
-/// Processes with at least one ready run.
+/// Processes with at least one ready run, of those that others wait for: of each the first such run is enough.
 fn ready_processes(state: &State) -> BTreeSet<&ProcessName> {
-    let ready = state.directory.iter().filter(|(_, entry)| entry.ready.is_some());
-    ready.map(|(id, _)| &id.process).collect()
+    let waited_for: BTreeSet<&ProcessName> =
+        state.spec.processes.values().flat_map(|process| &process.after).collect();
+    let is_ready =
+        |name: &&ProcessName| of_process(&state.directory, name).any(|(_, entry)| entry.ready.is_some());
+    waited_for.into_iter().filter(is_ready).collect()
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    pub(super) fn new(board: &Board<'_>, view: &View<'_>) -> Self {
+    pub(super) fn new(board: &Board, view: &View) -> Self {
         let fit = view.fit.iter().enumerate().filter(|(_, fit)| **fit);
         let ranked = fit.map(|(number, _)| Reverse((rank(board, view, number), number)));
         Choice { best: ranked.collect::<Vec<_>>().into(), exhausted: None }
@@ -36,15 +36,15 @@ impl Choice {
     pub(super) fn choose(
         &mut self,
         state: &State,
-        board: &Board<'_>,
-        view: &View<'_>,
+        board: &Board,
+        view: &View,
         instance: &InstanceId,
     ) -> Result<usize, String> {
         if let InstanceKey::Host(own) = &instance.key {
             return on_its_host(board, view, own);
         }
         let failed = state.failed.get(instance);
-        let shunned = |number: usize| failed.is_some_and(|hosts| hosts.contains(board.seats()[number].name));
+        let shunned = |number: usize| failed.is_some_and(|hosts| hosts.contains(&board.seats()[number].name));
         if let Some(home) = home(state, instance).and_then(|name| board.number(name))
             && board.fits(view, home)
             && (!shunned(home) || elsewhere(board, view, failed).is_none())
@@ -58,13 +58,13 @@ impl Choice {
     }
 
     /// Something was placed on the host.
-    pub(super) fn placed(&mut self, board: &Board<'_>, view: &View<'_>, number: usize) {
+    pub(super) fn placed(&mut self, board: &Board, view: &View, number: usize) {
         if view.fit[number] {
             self.best.push(Reverse((rank(board, view, number), number)));
         }
     }
 
-    fn pop(&mut self, board: &Board<'_>, view: &View<'_>) -> Result<usize, String> {
+    fn pop(&mut self, board: &Board, view: &View) -> Result<usize, String> {
         while let Some(Reverse((at, number))) = self.best.peek().copied() {
             if at == rank(board, view, number) && board.fits(view, number) {
                 return Ok(number);
@@ -75,7 +75,7 @@ impl Choice {
     }
 }
 
-fn rank(board: &Board<'_>, view: &View<'_>, number: usize) -> Rank {
+fn rank(board: &Board, view: &View, number: usize) -> Rank {
     let (own, all) = board.load(view, number);
     match view.process.placement.strategy {
         Strategy::Spread => (own, all),
@@ -91,17 +91,13 @@ fn home<'a>(state: &'a State, instance: &InstanceId) -> Option<&'a HostName> {
 }
 
 /// The best host on which the instance was not given up.
-pub(super) fn elsewhere(
-    board: &Board<'_>,
-    view: &View<'_>,
-    failed: Option<&BTreeSet<HostName>>,
-) -> Option<usize> {
-    let fresh = |number: &usize| failed.is_none_or(|hosts| !hosts.contains(board.seats()[*number].name));
+pub(super) fn elsewhere(board: &Board, view: &View, failed: Option<&BTreeSet<HostName>>) -> Option<usize> {
+    let fresh = |number: &usize| failed.is_none_or(|hosts| !hosts.contains(&board.seats()[*number].name));
     let fit = (0..board.seats().len()).filter(|number| board.fits(view, *number)).filter(fresh);
     fit.min_by_key(|number| rank(board, view, *number))
 }
 
-fn on_its_host(board: &Board<'_>, view: &View<'_>, own: &HostName) -> Result<usize, String> {
+fn on_its_host(board: &Board, view: &View, own: &HostName) -> Result<usize, String> {
     let number = board.number(own).ok_or_else(|| format!("{own}: has not joined"))?;
     match board.unfit(view, number) {
         None => Ok(number),
@@ -109,7 +105,7 @@ fn on_its_host(board: &Board<'_>, view: &View<'_>, own: &HostName) -> Result<usi
     }
 }
 
-fn why_nowhere(board: &Board<'_>, view: &View<'_>) -> String {
+fn why_nowhere(board: &Board, view: &View) -> String {
     let hosts = board.seats().len();
     if hosts == 0 {
         return "no host has joined".to_owned();

@@ -12,7 +12,7 @@ use crate::spec::{HostName, Protocol, Spec};
 use crate::state::{Ended, Entry, Envelope, Event, EventKind, HostFacts, Response, Rest, Target};
 
 /// A port named pN is the fixed port N: a file of one host may not say so of several instances.
-fn spec(text: &str) -> Spec {
+pub(super) fn spec(text: &str) -> Spec {
     let context = Context { hostname: "a".to_owned(), host_override: None };
     let config = parse(text, "test.toml", &context);
     let mut spec = config.unwrap_or_else(|faults| panic!("{}", faults.render(false))).spec;
@@ -450,7 +450,7 @@ fn any_process() -> impl Strategy<Value = String> {
     (population, 0..rest.len()).prop_map(move |(population, which)| format!("{population}\n{}", rest[which]))
 }
 
-fn any_spec() -> impl Strategy<Value = String> {
+pub(super) fn any_spec() -> impl Strategy<Value = String> {
     proptest::collection::vec(any_process(), 1..4).prop_map(|all| {
         let one = |(n, lines): (usize, &String)| format!("[process.p{n}]\ncommand = [\"/p\"]\n{lines}\n");
         all.iter().enumerate().map(one).collect()
@@ -458,13 +458,13 @@ fn any_spec() -> impl Strategy<Value = String> {
 }
 
 /// Name, labelled, slots, up, drained.
-type AnyHost = (u8, bool, u64, bool, bool);
+pub(super) type AnyHost = (u8, bool, u64, bool, bool);
 
-fn any_host() -> impl Strategy<Value = AnyHost> {
+pub(super) fn any_host() -> impl Strategy<Value = AnyHost> {
     (0..4u8, any::<bool>(), 0..20u64, proptest::bool::weighted(0.8), proptest::bool::weighted(0.2))
 }
 
-fn take_host(state: &mut State, (name, labelled, slots, up, drained): AnyHost) {
+pub(super) fn take_host(state: &mut State, (name, labelled, slots, up, drained): AnyHost) {
     let name = format!("h{name}");
     if let Some(known) = state.hosts.get_mut(&host(&name)) {
         known.up = true;

@@ -220,8 +220,15 @@ impl State {
             Target::Process(name) => id.process == *name,
             Target::Instance(instance) => id == instance,
         };
-        for (_, placement) in self.placements.iter_mut().filter(|(id, _)| meant(id)) {
-            placement.generation = index;
+        let resumed: Vec<InstanceId> = match target {
+            Target::Instance(id) => vec![id.clone()],
+            Target::Process(name) => of_process(&self.placements, name).map(|(id, _)| id.clone()).collect(),
+            Target::All => self.placements.keys().cloned().collect(),
+        };
+        for id in &resumed {
+            if let Some(placement) = self.placements.get_mut(id) {
+                placement.generation = index;
+            }
         }
         self.rests.retain(|id, _| !meant(id));
         self.failed.retain(|id, _| !meant(id));

@@ -47,7 +47,13 @@ impl State {
                 }
             }
         }
-        self.hosts.values_mut().for_each(|host| host.planned |= host.up);
+        let waits = self.hosts.iter().filter(|(_, host)| host.up && !host.planned);
+        let waits: Vec<HostName> = waits.map(|(name, _)| name.clone()).collect();
+        for name in &waits {
+            if let Some(host) = self.hosts.get_mut(name) {
+                host.planned = true;
+            }
+        }
         self.elect(&touched);
         self.basis += 1;
         Ok(Response::Done)
@@ -99,7 +105,7 @@ impl State {
         self.claims.retain(|id, _| !processes.contains_key(&id.process) || exclusive(&id.process));
         for (id, placement) in placements.iter().filter(|(id, _)| exclusive(&id.process)) {
             let claim = Claim { host: placement.host.clone(), generation: placement.generation };
-            self.claims.entry(id.clone()).or_insert(claim);
+            self.claims.get_or_insert_with(id.clone(), || claim);
         }
     }
 }

@@ -80,11 +80,14 @@ fn plant(before: &State, after: &mut State, command: &Command, fault: Fault) {
             }
         }
         (Fault::OldGeneration, Command::Place { .. }) => {
-            after.placements.values_mut().for_each(|placement| placement.generation = 1);
+            let all: Vec<_> = after.placements.keys().cloned().collect();
+            for id in all {
+                after.placements.get_mut(&id).unwrap().generation = 1;
+            }
         }
         (Fault::ListOnlyAdds, Command::Inventory { .. }) => {
             for (id, entry) in &before.directory {
-                after.directory.entry(id.clone()).or_insert_with(|| entry.clone());
+                after.directory.get_or_insert_with(id.clone(), || entry.clone());
             }
         }
         (Fault::NothingForgotten, _) => {
@@ -94,7 +97,7 @@ fn plant(before: &State, after: &mut State, command: &Command, fault: Fault) {
         }
         (Fault::ClaimsStay, Command::Events { .. }) => {
             for (id, claim) in &before.claims {
-                after.claims.entry(id.clone()).or_insert_with(|| claim.clone());
+                after.claims.get_or_insert_with(id.clone(), || claim.clone());
             }
         }
         _ => {}

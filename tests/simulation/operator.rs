@@ -79,14 +79,14 @@ pub fn request(state: &State, rng: &mut fastrand::Rng) -> Command {
     let some_process = |rng: &mut fastrand::Rng| -> ProcessName {
         rng.choice(["keep", "xone", "xport", "each", "europe", "frail"]).unwrap().parse().unwrap()
     };
-    let some_host = |rng: &mut fastrand::Rng| rng.choice(state.hosts.keys().cloned());
+    let some_host = |rng: &mut fastrand::Rng| rng.choice(state.hosts.keys().cloned().collect::<Vec<_>>());
     match rng.u32(0..18) {
         0 | 1 => Command::ApplySpec { spec: Wish::any(rng).spec(), expected_revision: None },
         2 | 3 | 17 => {
             let process = rng.choice(["keep", "xone", "xone", "frail"]).unwrap().parse().unwrap();
             Command::Scale { process, count: rng.bool().then(|| rng.u32(0..8)) }
         }
-        4 => match rng.choice(state.placements.keys().cloned()) {
+        4 => match rng.choice(state.placements.keys().cloned().collect::<Vec<_>>()) {
             Some(instance) => Command::Pause { target: Target::Instance(instance) },
             None => Command::Resume { target: Target::All },
         },

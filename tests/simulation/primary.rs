@@ -95,7 +95,10 @@ impl Primary {
     fn plan(&mut self, state: &State, now: u64, fault: Fault) -> Vec<Command> {
         let mut seen = state.clone();
         if fault == Fault::DrainIgnored {
-            seen.hosts.values_mut().for_each(|host| host.drained = false);
+            let all: Vec<_> = seen.hosts.keys().cloned().collect();
+            for name in all {
+                seen.hosts.get_mut(&name).unwrap().drained = false;
+            }
         }
         let mut commands = self.planner.plan(&seen, &Liveness::default(), now).commands;
         for command in &mut commands {

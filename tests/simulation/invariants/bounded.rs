@@ -37,7 +37,7 @@ pub fn check_rest(state: &State) -> Result<(), String> {
     let exclusive = |id: &&InstanceId| state.spec.processes.get(&id.process).is_some_and(|p| p.exclusive());
     let claimed = state.placements.keys().filter(exclusive);
     if !claimed.eq(state.claims.keys()) {
-        return Err(format!("{LAW}: claimed are {:?}", state.claims.keys()));
+        return Err(format!("{LAW}: claimed are {:?}", state.claims.keys().collect::<Vec<_>>()));
     }
     let gone = |id: &&InstanceId| !state.wants(id);
     let left = state.failed.keys().chain(&state.paused.instances).chain(&state.paused.except);

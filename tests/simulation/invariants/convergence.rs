@@ -27,7 +27,10 @@ pub fn check(world: &World) -> Result<(), String> {
         declared.extend(instances(state, name, process).into_iter().filter(|id| !unplaced.contains(id)));
     }
     if !declared.iter().eq(state.placements.keys()) {
-        return Err(format!("{LAW}: declared {declared:?}, placed {:?}", state.placements.keys()));
+        return Err(format!(
+            "{LAW}: declared {declared:?}, placed {:?}",
+            state.placements.keys().collect::<Vec<_>>()
+        ));
     }
     let mut running: BTreeMap<&InstanceId, Vec<&HostName>> = BTreeMap::new();
     for site in &world.sites {
