@@ -86,7 +86,9 @@ impl Beginning<'_> {
             tokio::time::sleep(FILE_AGAIN).await;
         }
         match alone {
-            Some((liveness, unplaced)) => drop(planner::settle(handle, liveness, unplaced).await),
+            Some((liveness, unplaced)) => {
+                planner::settle(handle, liveness, unplaced).await;
+            }
             None => {
                 let mut states = handle.state.clone();
                 let planned =

@@ -162,7 +162,7 @@ mod tests {
             let command = state::Command::JoinHost { host: name.parse().unwrap(), facts };
             state.apply(&state::Envelope { stamp_ms: 1, command }).unwrap();
         }
-        state.hosts.get_mut("beta").unwrap().up = false;
+        state.hosts.get_mut(&"beta".parse::<HostName>().unwrap()).unwrap().up = false;
         let ports = |name: &str, protocol| BTreeMap::from([(name.to_owned(), (protocol, 9001))]);
         let entry = |ports, ready| state::Entry {
             host: "beta".parse().unwrap(),
