@@ -144,11 +144,16 @@ async fn at_work(
 ) -> Response {
     let waits = starting.borrow().clone();
     match waits {
-        Some(waits) if !["/v1/status", "/v1/healthz", "/metrics"].contains(&request.uri().path()) => {
-            Refusal::starting(&waits).into_response()
-        }
+        Some(waits) if !while_starting(request.uri().path()) => Refusal::starting(&waits).into_response(),
         _ => next.run(request).await,
     }
+}
+
+/// What an agent can tell before it is at work. Not what there is to be scraped: of an empty list Prometheus would
+/// forget the hosts, of none it keeps them.
+fn while_starting(path: &str) -> bool {
+    let metrics = path.starts_with("/v1/hosts/") && path.ends_with("/metrics");
+    metrics || ["/v1/status", "/v1/healthz", "/metrics"].contains(&path)
 }
 
 /// Counts and times every request by its route's pattern, so that the labels are closed.
