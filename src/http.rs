@@ -23,6 +23,7 @@ mod operate;
 mod peers;
 mod piece;
 mod problem;
+mod prometheus;
 mod router;
 mod server;
 mod snapshots;

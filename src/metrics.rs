@@ -2,7 +2,7 @@
 //!
 //! Owns the registry. Methods are named by what happened and cost a few atomic operations, so the
 //! supervision loop calls them where it happens. What can be read at any time (instances by state, CPU,
-//! memory) is read by [`Metrics::render`] when somebody scrapes, and never in between; an instance that
+//! memory, the cluster) is read by [`Metrics::render`] when somebody scrapes, and never in between; an instance that
 //! is gone is gone from the next scrape. Names follow Prometheus' conventions:
 //! <https://prometheus.io/docs/practices/naming/>.
 
@@ -16,11 +16,14 @@ use prometheus::{
 use crate::agent::handle::HostSnapshot;
 use crate::spec::Probe;
 
+mod cluster;
 mod family;
 mod fault;
 mod scrape;
 mod usage;
 
+use cluster::Cluster;
+pub use cluster::{ClusterReading, Outcome};
 use family::{closed, counter, gauge, histogram, histogram_opts, int_gauge_vec, opts, registered};
 pub use fault::{SavedFile, SocketFault, SpawnFault};
 use scrape::ReadAtScrape;
@@ -45,6 +48,7 @@ const LATENESS_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 pub struct Metrics {
     registry: Registry,
     runs: Runs,
+    cluster: Cluster,
     log_bytes_kept: IntCounter,
     log_bytes_dropped: IntCounter,
     socket_errors: IntCounterVec,
@@ -93,6 +97,7 @@ impl Metrics {
 
         Metrics {
             runs: Runs::new(&r),
+            cluster: Cluster::new(&r),
             log_bytes_kept: counter(
                 &r,
                 "log_bytes_total",
@@ -220,6 +225,16 @@ impl Metrics {
         self.unsaved.with_label_values(&[file.label()]).set(i64::from(unsaved));
     }
 
+    /// A command for the replicated state came to this.
+    pub fn proposed(&self, outcome: Outcome) {
+        self.cluster.proposed(outcome);
+    }
+
+    /// A plan was made.
+    pub fn planned(&self, took: Duration) {
+        self.cluster.planned(took);
+    }
+
     /// The API answered; `route` is one of its patterns (`/v1/instances/{id}`), never a path.
     pub fn request_served(&self, route: &str, status: u16, took: Duration) {
         let class = match status / 100 {
@@ -236,10 +251,11 @@ impl Metrics {
     /// Everything in Prometheus' text format. `None`: the supervision loop did not answer in time; what
     /// is known without it is shown. Reads files of /proc and of cgroups, so it may take some
     /// milliseconds: call it where blocking is allowed.
-    pub fn render(&self, snapshot: Option<&HostSnapshot>) -> String {
+    pub fn render(&self, snapshot: Option<&HostSnapshot>, cluster: &ClusterReading) -> String {
         let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         usage.read(snapshot);
         self.read.fill(snapshot, &usage);
+        self.cluster.fill(cluster);
         let families = self.registry.gather();
         // The encoder fails only on metrics without a name or a value, and the registry has none.
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()

@@ -17,3 +17,5 @@ mod looking;
 mod losing;
 #[path = "agents/operating.rs"]
 mod operating;
+#[path = "agents/prometheus.rs"]
+mod prometheus;

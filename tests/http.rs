@@ -18,6 +18,8 @@ mod elsewhere;
 mod following;
 #[path = "http/metrics.rs"]
 mod metrics;
+#[path = "http/monitoring.rs"]
+mod monitoring;
 #[path = "http/reading.rs"]
 mod reading;
 #[path = "http/refusals.rs"]

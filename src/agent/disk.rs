@@ -91,8 +91,11 @@ mod tests {
         let folder = dir.path().join("gone");
         let metrics = Arc::new(Metrics::new());
         let mut saving = Saving::new(folder.join("host.json"), SavedFile::Book).measured(metrics.clone());
-        let shown =
-            |value: u8| metrics.render(None).contains(&format!("unsaved{{file=\"host.json\"}} {value}\n"));
+        let shown = |value: u8| {
+            metrics
+                .render(None, &Default::default())
+                .contains(&format!("unsaved{{file=\"host.json\"}} {value}\n"))
+        };
         assert!(shown(0));
         saving.save(|| Ok(b"one".to_vec())).await;
         assert!(shown(1));

@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::ring::Ring;
 use crate::cluster::node::ProposeError;
 use crate::http::view::{EventView, InstanceView, KeeperView};
+use crate::metrics::{Metrics, Outcome};
 use crate::spec::{HostName, InstanceId};
 use crate::state::{Command, Rejected, Response, State};
 
@@ -33,6 +34,8 @@ pub struct Handle {
     pub state: watch::Receiver<Arc<State>>,
     /// Events of this host as they happen; a receiver that lags loses the oldest.
     pub events: broadcast::Sender<EventView>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A question to the supervision loop.
@@ -114,6 +117,12 @@ impl Handle {
 
     /// Applies a command to the replicated state.
     pub async fn propose(&self, command: Command) -> Result<Response, AskError> {
-        self.ring.propose(command).await
+        let answered = self.ring.propose(command).await;
+        self.metrics.proposed(match &answered {
+            Ok(_) => Outcome::Applied,
+            Err(AskError::Rejected(_)) => Outcome::Refused,
+            Err(AskError::Busy | AskError::Stopping | AskError::Unanswered(_)) => Outcome::Unanswered,
+        });
+        answered
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -75,7 +75,9 @@ pub async fn settle(
     loop {
         let state = handle.state.borrow().clone();
         let soft = liveness.borrow().clone();
+        let began = Instant::now();
         let plan = planner.plan(&state, &soft, wall_ms());
+        handle.metrics.planned(began.elapsed());
         let settled = Settled { basis: state.basis, waits: plan.waits };
         unplaced.send_if_modified(|held| {
             let changed = **held != plan.unplaced;

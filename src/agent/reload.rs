@@ -165,6 +165,7 @@ mod tests {
             ring: Ring::Alone(Alone::to(proposals)),
             state: watch::channel(Default::default()).1,
             events: tokio::sync::broadcast::channel(1).0,
+            metrics: Arc::default(),
         };
         let settings = watch::channel(Arc::new(host)).0;
         let drift = watch::channel(None).0;

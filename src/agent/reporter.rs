@@ -325,6 +325,7 @@ mod tests {
             host: "alpha".parse().unwrap(),
             cluster: String::new(),
             started_at: String::new(),
+            metrics: Arc::default(),
             logs: Default::default(),
             requests: mpsc::channel(1).0,
             ring: Ring::Alone(Alone::to(to)),

@@ -114,6 +114,14 @@ impl Ring {
         }
     }
 
+    /// How many hosts are attached to this one.
+    pub fn attached_here(&self) -> u64 {
+        match self {
+            Ring::Alone(_) | Ring::Attached(_) => 0,
+            Ring::Peer(peer) => peer.attached(),
+        }
+    }
+
     /// The peers, as far as this host knows; `None`: only peers know.
     pub fn peers(&self) -> Option<Vec<Member>> {
         match self {

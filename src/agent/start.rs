@@ -145,7 +145,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let (open_gate, gate) = oneshot::channel();
     let (met, keeper_met) = watch::channel(None);
     let (starting, waits) = watch::channel(Some(waits_for_keeper(&config.host)));
-    let api = crate::http::serve(handle.clone(), metrics.clone(), listeners, waits, ending.clone());
+    let api = crate::http::serve(handle.clone(), listeners, waits, ending.clone());
     let mut api = tokio::spawn(api);
     let supervision = start_supervision(Parts { met, gate, shutdown: ending.clone(), ..parts })?;
     let copy = tasks.copy.run(metrics.clone());
@@ -236,7 +236,8 @@ fn handle(
     events: broadcast::Sender<EventView>,
 ) -> Handle {
     let (host, cluster) = (config.host.name.clone(), config.cluster.name.clone());
-    Handle { host, cluster, started_at: rfc3339(wall_ms()), logs, requests, ring, state, events }
+    let (started_at, metrics) = (rfc3339(wall_ms()), Arc::new(Metrics::new()));
+    Handle { host, cluster, started_at, logs, requests, ring, state, events, metrics }
 }
 
 /// What the agent is made of.
@@ -290,7 +291,7 @@ async fn assemble(options: &AgentOptions, config: &Config, entrance: Entrance) -
         book,
         resolver,
         chronicle: Chronicle::new(host.name.clone(), events),
-        metrics: Arc::new(Metrics::new()),
+        metrics: handle.metrics.clone(),
         reports,
         settled,
         states: state,

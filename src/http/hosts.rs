@@ -70,9 +70,11 @@ fn role(host: &HostName, peers: &[PeerView], alone: bool) -> &'static str {
     }
 }
 
-type Named = Result<Path<String>, PathRejection>;
+/// A host as a path names it.
+pub(super) type Named = Result<Path<String>, PathRejection>;
 
-fn named(api: &Api, name: Named) -> Result<HostName, Refusal> {
+/// One that there is.
+pub(super) fn named(api: &Api, name: Named) -> Result<HostName, Refusal> {
     let host = name?.0.parse()?;
     let state = api.handle.state.borrow().clone();
     names::host(&state, &api.handle.host, &host)?;

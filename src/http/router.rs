@@ -17,9 +17,11 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
-use super::{directory, events, hosts, instances, logs, operate, peers, spec, status, strike, watchers};
+use super::{
+    directory, events, hosts, instances, logs, operate, peers, prometheus, spec, status, strike, watchers,
+};
 use crate::agent::Handle;
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 
 /// The largest request body, in bytes.
 pub(super) const MAX_BODY: usize = 1024 * 1024;
@@ -33,16 +35,12 @@ const MAX_WATCHERS: usize = 6_000;
 /// Questions of this agent that wait at other hosts at once: less than one connection takes, so that others pass.
 const MAX_WAITING: usize = 32;
 
-/// How long /metrics waits for the supervision loop before it shows what it has.
-const SCRAPE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
-
 /// What every route may use.
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) handle: Handle,
     /// How its requests come.
     pub(super) transport: Transport,
-    pub(super) metrics: Arc<Metrics>,
     pub(super) snapshots: Snapshots,
     /// What a starting agent waits for; `None`: it is at work.
     pub(super) starting: watch::Receiver<Option<String>>,
@@ -59,7 +57,6 @@ pub(super) struct Api {
 impl Api {
     pub(super) fn new(
         handle: Handle,
-        metrics: Arc<Metrics>,
         snapshots: Snapshots,
         starting: watch::Receiver<Option<String>>,
         shutdown: watch::Receiver<bool>,
@@ -68,7 +65,7 @@ impl Api {
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
         let (transport, keys) = (Transport::Unix, Keys::default());
-        Api { handle, transport, metrics, snapshots, starting, keys, shutdown, followers, watchers, waiting }
+        Api { handle, transport, snapshots, starting, keys, shutdown, followers, watchers, waiting }
     }
 
     /// A place among those who watch the directory, held while the permit lives.
@@ -106,7 +103,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
             .unwrap_or_else(|_| Refusal::timeout().into_response())
     };
     let routes = Router::new()
-        .route("/metrics", get(scrape))
+        .route("/metrics", get(prometheus::scrape))
         .route("/v1/healthz", get(healthz))
         .route("/v1/status", get(status::read))
         .route("/v1/directory", get(directory::list))
@@ -124,6 +121,8 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/hosts/{host}/declare-down", post(hosts::declare_down))
         .route("/v1/hosts/{host}/strike", post(strike::host))
         .route("/v1/strike", post(strike::run))
+        .route("/v1/hosts/{host}/metrics", get(prometheus::of_host))
+        .route("/v1/prometheus/targets", get(prometheus::targets))
         .route("/v1/peers", get(peers::list))
         .route("/v1/peers/add", post(peers::add))
         .route("/v1/peers/remove", post(peers::remove))
@@ -149,7 +148,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         Transport::Unix | Transport::Tunnel => routes,
         Transport::Tcp => routes.layer(middleware::from_fn(guard_tcp)),
     };
-    routes.layer(middleware::from_fn_with_state(api.metrics.clone(), counted)).with_state(api)
+    routes.layer(middleware::from_fn_with_state(api.handle.metrics.clone(), counted)).with_state(api)
 }
 
 /// An agent that has not met its keeper yet knows nothing of its instances, and can change nothing: who asks is
@@ -161,11 +160,16 @@ async fn at_work(
 ) -> Response {
     let waits = starting.borrow().clone();
     match waits {
-        Some(waits) if !["/v1/status", "/v1/healthz", "/metrics"].contains(&request.uri().path()) => {
-            Refusal::starting(&waits).into_response()
-        }
+        Some(waits) if !while_starting(request.uri().path()) => Refusal::starting(&waits).into_response(),
         _ => next.run(request).await,
     }
+}
+
+/// What an agent can tell before it is at work. Not what there is to be scraped: of an empty list Prometheus would
+/// forget the hosts, of none it keeps them.
+fn while_starting(path: &str) -> bool {
+    let metrics = path.starts_with("/v1/hosts/") && path.ends_with("/metrics");
+    metrics || ["/v1/status", "/v1/healthz", "/metrics"].contains(&path)
 }
 
 /// Counts and times every request by its route's pattern, so that the labels are closed.
@@ -215,18 +219,6 @@ fn names_loopback(host: &str) -> bool {
 
 async fn healthz() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "ok": true, "version": env!("CARGO_PKG_VERSION") }))
-}
-
-async fn scrape(State(api): State<Api>) -> Result<Response, Refusal> {
-    let snapshot = match tokio::time::timeout(SCRAPE_WAIT, api.snapshots.get()).await {
-        Ok(Ok(snapshot)) => Some(snapshot),
-        // Shown by bigbrother_supervision_loop_up.
-        Ok(Err(_)) | Err(_) => None,
-    };
-    let text = tokio::task::spawn_blocking(move || api.metrics.render(snapshot.as_deref()))
-        .await
-        .map_err(|e| Refusal::internal(format!("the metrics could not be read: {e}")))?;
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -23,7 +22,6 @@ use super::listen::Listeners;
 use super::router::{self, Api, Transport};
 use super::snapshots;
 use crate::agent::Handle;
-use crate::metrics::Metrics;
 
 /// Bounds on connections and requests.
 #[derive(Clone, Copy, Debug)]
@@ -61,18 +59,16 @@ pub enum ServeError {
 /// the agent waits for, only its status is answered.
 pub async fn serve(
     handle: Handle,
-    metrics: Arc<Metrics>,
     listeners: Listeners,
     starting: watch::Receiver<Option<String>>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    serve_within(Limits::DEFAULT, handle, metrics, listeners, starting, shutdown).await
+    serve_within(Limits::DEFAULT, handle, listeners, starting, shutdown).await
 }
 
 async fn serve_within(
     limits: Limits,
     handle: Handle,
-    metrics: Arc<Metrics>,
     listeners: Listeners,
     starting: watch::Receiver<Option<String>>,
     shutdown: watch::Receiver<bool>,
@@ -80,7 +76,7 @@ async fn serve_within(
     let Listeners { unix, tcp, socket, tunnel } = listeners;
     let ours = inode(&socket);
     let (snapshots, answering) = snapshots::shared(handle.clone());
-    let api = Api::new(handle, metrics, snapshots, starting, shutdown.clone());
+    let api = Api::new(handle, snapshots, starting, shutdown.clone());
 
     let on_unix =
         accept_all(unix, router::router(api.clone(), Transport::Unix, limits), limits, shutdown.clone());
@@ -222,6 +218,7 @@ mod tests {
     use crate::agent::handle::HostRequest;
     use crate::agent::ring::{Alone, Ring};
     use crate::state::State;
+    use std::sync::Arc;
     use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
@@ -250,17 +247,11 @@ mod tests {
             ring: Ring::Alone(Alone::to(mpsc::channel(1).0)),
             state: watch::channel(Arc::new(State::default())).1,
             events: broadcast::channel(1).0,
+            metrics: Arc::default(),
         };
         let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None).await.unwrap();
         let (shutdown, stop) = watch::channel(false);
-        let served = tokio::spawn(serve_within(
-            limits,
-            handle,
-            Arc::new(Metrics::new()),
-            listeners,
-            watch::channel(None).1,
-            stop,
-        ));
+        let served = tokio::spawn(serve_within(limits, handle, listeners, watch::channel(None).1, stop));
         Served { dir, unanswered, shutdown, served }
     }
 

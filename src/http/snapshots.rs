@@ -71,6 +71,7 @@ mod tests {
             ring: Ring::Alone(Alone::to(proposals)),
             state,
             events: broadcast::channel(1).0,
+            metrics: Arc::default(),
         };
         let (snapshots, work) = shared(handle);
         let work = tokio::spawn(work);

@@ -71,12 +71,12 @@ pub(super) async fn read(
 }
 
 /// A host alone is its own primary and always has a quorum.
-fn alone(api: &Api, state: &state::State) -> Standing {
+pub(super) fn alone(api: &Api, state: &state::State) -> Standing {
     let primary = Some(api.handle.host.clone());
     Standing { primary, index: state.index, quorum: true, ..Standing::default() }
 }
 
-fn count(state: &state::State, watched: Option<&Watched>, alone: bool) -> HostCounts {
+pub(super) fn count(state: &state::State, watched: Option<&Watched>, alone: bool) -> HostCounts {
     let up = state.hosts.values().filter(|host| host.up).count() as u64;
     let silent =
         watched.map(|watched| watched.silent_ms.values().filter(|ms| **ms > SILENT_MS).count() as u64);

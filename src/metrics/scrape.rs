@@ -32,26 +32,26 @@ pub(super) struct ReadAtScrape {
 impl ReadAtScrape {
     pub(super) fn new(r: &Registry) -> Self {
         let float_counters =
-            |name, help, label: &str| registered(r, GenericCounterVec::new(opts(name, help), &[label]));
+            |name, help, labels: &[&str]| registered(r, GenericCounterVec::new(opts(name, help), labels));
         let float_gauges =
-            |name, help, label: &str| registered(r, GenericGaugeVec::new(opts(name, help), &[label]));
+            |name, help, labels: &[&str]| registered(r, GenericGaugeVec::new(opts(name, help), labels));
         ReadAtScrape {
             instances: int_gauge_vec(r, "instances", "Instances of this host by state.", &["state"]),
             instance_cpu: float_counters(
                 "instance_cpu_seconds_total",
                 "CPU time of an instance: of its cgroup where it has one, else of its main process.",
-                "instance",
+                &["process", "instance"],
             ),
             instance_memory: float_gauges(
                 "instance_memory_bytes",
                 "Memory of an instance: of its cgroup where memory is accounted, else resident memory of its main process.",
-                "instance",
+                &["process", "instance"],
             ),
-            own_cpu: float_counters("own_cpu_seconds_total", "CPU time of agent and keeper.", "part"),
+            own_cpu: float_counters("own_cpu_seconds_total", "CPU time of agent and keeper.", &["part"]),
             own_memory: float_gauges(
                 "own_resident_memory_bytes",
                 "Resident memory of agent and keeper.",
-                "part",
+                &["part"],
             ),
             loop_answers: int_gauge(
                 r,
@@ -93,8 +93,9 @@ impl ReadAtScrape {
             for view in &snapshot.instances {
                 let Some(reading) = usage.instance(view) else { continue };
                 let name = view.instance.to_string();
-                self.instance_cpu.with_label_values(&[&name]).inc_by(reading.cpu_seconds);
-                self.instance_memory.with_label_values(&[&name]).set(reading.memory_bytes);
+                let labels = [view.process.as_str(), &name];
+                self.instance_cpu.with_label_values(&labels).inc_by(reading.cpu_seconds);
+                self.instance_memory.with_label_values(&labels).set(reading.memory_bytes);
             }
         }
         for (part, reading) in OWN.into_iter().zip([usage.agent(), usage.keeper()]) {

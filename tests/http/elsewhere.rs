@@ -13,10 +13,11 @@ use bigbrother::cluster::wire::{Hello, Purpose, decode, encode};
 use bigbrother::http::view::{InstanceView, Problem};
 use bigbrother::spec::*;
 use bigbrother::state::{Command, HostFacts, PlaceChange};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use super::pretended::{Asked, instance, pretend, process, two_zones};
-use super::server::{Answer, Server};
+use super::server::{Answer, Server, exchange};
 
 /// What the pretended agent answers, by method and path.
 type Script = Arc<Mutex<BTreeMap<String, (u16, String)>>>;
@@ -223,6 +224,41 @@ async fn an_operation_goes_to_the_host_of_the_instance() {
     assert_eq!(
         (unknown.kind.as_str(), unknown.detail.as_str()),
         ("no-host", "there is no host bta: did you mean beta?")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_agent_gives_the_metrics_of_any_host() {
+    let mut two = Two::start().await;
+    two.script.lock().unwrap().insert("GET /metrics".into(), (200, "bigbrother_primary 0\n".into()));
+    assert_eq!(two.server.get("/v1/hosts/beta/metrics").await.body, "bigbrother_primary 0\n");
+    assert_eq!(two.server.asked(), [], "this host was asked, too");
+    let own = two.server.get("/v1/hosts/alpha/metrics").await;
+    assert_eq!(own.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    for sample in ["primary 1", "quorum 1", "term 1", "hosts{state=\"up\"} 2", "hosts{state=\"down\"} 0"] {
+        assert!(own.body.contains(&format!("bigbrother_{sample}\n")), "no {sample} in {}", own.body);
+    }
+    assert_eq!(two.asked(), ["GET /metrics"]);
+    assert_eq!(two.server.get("/v1/hosts/bta/metrics").await.problem().kind, "no-host");
+    let tunnelled = two.tunnelled(Request::get("/v1/hosts/beta/metrics")).await;
+    assert_eq!(tunnelled.status, 421, "{tunnelled:?}");
+
+    // Both are found where this one was asked.
+    let over_tcp = TcpStream::connect(two.server.tcp).await.unwrap();
+    let here = two.server.tcp.to_string();
+    let found = exchange(over_tcp, "GET", "/v1/prometheus/targets", &[("host", &here)], "").await;
+    let found = Answer::read(found).await.json();
+    let paths = ["/v1/hosts/alpha/metrics", "/v1/hosts/beta/metrics"];
+    let shown: Vec<_> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| (&group["targets"][0], &group["labels"]["__metrics_path__"]))
+        .collect();
+    let here = serde_json::Value::from(here);
+    assert_eq!(
+        shown,
+        paths.map(serde_json::Value::from).iter().map(|path| (&here, path)).collect::<Vec<_>>()
     );
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
 use bigbrother::keeper::protocol::SpawnStep;
-use bigbrother::metrics::{SavedFile, SocketFault, SpawnFault};
+use bigbrother::metrics::{ClusterReading, Outcome, SavedFile, SocketFault, SpawnFault};
 use bigbrother::spec::Probe;
 
 use super::pretended::{instance, snapshot};
@@ -37,6 +37,15 @@ fn promtool(text: &str) {
     assert!(said.status.success() && complaints.is_empty(), "promtool: {complaints}\n{text}");
 }
 
+/// What a host alone has none of.
+const OF_MANY: [&str; 5] = [
+    "bigbrother_term",
+    "bigbrother_hosts",
+    "bigbrother_hosts_silent",
+    "bigbrother_hosts_braked",
+    "bigbrother_attached_hosts",
+];
+
 #[tokio::test]
 async fn metrics_pass_promtool_with_everything_above_zero() {
     let server = Server::start().await;
@@ -56,6 +65,10 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.limits_unenforced(&["memory.max".into(), "io.max".into()]);
     m.keeper_lost();
     m.unsaved(SavedFile::State, true);
+    m.planned(Duration::from_millis(3));
+    m.proposed(Outcome::Refused);
+    m.proposed(Outcome::Unanswered);
+    server.post("/v1/scale", r#"{"process":"zone","count":3}"#).await;
     server.get("/v1/status").await;
     server.get("/nowhere").await;
 
@@ -66,8 +79,8 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
         assert_eq!(answer.status, 200);
         assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
         let mut zero = zero_families(&answer.body);
-        // An idle machine has no load.
-        zero.retain(|family| family != "bigbrother_host_load1");
+        // An idle machine has no load, and there is no other host.
+        zero.retain(|family| family != "bigbrother_host_load1" && !OF_MANY.contains(&family.as_str()));
         if zero.is_empty() {
             break answer.body;
         }
@@ -97,9 +110,18 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
         "bigbrother_instances{state=\"ready\"} 2\n",
         "bigbrother_instances{state=\"failed\"} 0\n",
         "bigbrother_supervision_loop_up 1\n",
+        "bigbrother_primary 1\n",
+        "bigbrother_quorum 1\n",
+        "bigbrother_state_index 17\n",
+        "bigbrother_directory_entries 4\n",
+        "bigbrother_plan_seconds_bucket{le=\"0.005\"} 1\n",
+        "bigbrother_plan_seconds_bucket{le=\"0.0025\"} 0\n",
+        "bigbrother_proposals_total{outcome=\"applied\"} 1\n",
+        "bigbrother_proposals_total{outcome=\"refused\"} 1\n",
+        "bigbrother_proposals_total{outcome=\"unanswered\"} 1\n",
         "bigbrother_api_requests_total{route=\"/v1/status\",status=\"2xx\"} 1\n",
         "bigbrother_api_requests_total{route=\"none\",status=\"4xx\"} 1\n",
-        "bigbrother_instance_memory_bytes{instance=\"zone.0\"} ",
+        "bigbrother_instance_memory_bytes{instance=\"zone.0\",process=\"zone\"} ",
         "bigbrother_own_resident_memory_bytes{part=\"keeper\"} ",
     ] {
         assert!(text.contains(sample), "no {sample:?} in\n{text}");
@@ -110,4 +132,43 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     let text = server.get("/metrics").await.body;
     assert!(!text.contains("zone.0"), "{text}");
     assert!(text.contains("bigbrother_instances{state=\"ready\"} 1\n"), "{text}");
+}
+
+#[test]
+fn how_the_cluster_stands_passes_promtool() {
+    let metrics = bigbrother::metrics::Metrics::new();
+    let reading = ClusterReading {
+        primary: true,
+        quorum: true,
+        term: 3,
+        index: 900,
+        entries: 40,
+        up: 8,
+        down: 2,
+        silent: 4,
+        braked: 5,
+        attached: 6,
+    };
+    let text = metrics.render(None, &reading);
+    promtool(&text);
+    for sample in [
+        "primary 1\n",
+        "quorum 1\n",
+        "term 3\n",
+        "state_index 900\n",
+        "directory_entries 40\n",
+        "hosts{state=\"up\"} 8\n",
+        "hosts{state=\"down\"} 2\n",
+        "hosts_silent 4\n",
+        "hosts_braked 5\n",
+        "attached_hosts 6\n",
+    ] {
+        assert!(text.contains(&format!("bigbrother_{sample}")), "no {sample:?} in\n{text}");
+    }
+    // A primary that is none any more says so.
+    let text = metrics.render(None, &ClusterReading { primary: false, silent: 0, ..reading });
+    assert!(
+        text.contains("bigbrother_primary 0\n") && text.contains("bigbrother_hosts_silent 0\n"),
+        "{text}"
+    );
 }

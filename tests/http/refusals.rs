@@ -136,8 +136,16 @@ async fn a_starting_agent_answers_its_status_and_says_what_it_waits_for() {
     let status = server.get("/v1/status").await.json();
     assert_eq!(status["starting"], "it waits for the moon");
     assert_eq!(server.get("/v1/healthz").await.status, 200);
-    assert_eq!(server.get("/metrics").await.status, 200);
-    for path in ["/v1/instances", "/v1/instances/zone.0", "/v1/events?follow=true", "/v1/spec"] {
+    for path in ["/metrics", "/v1/hosts/alpha/metrics"] {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    for path in [
+        "/v1/instances",
+        "/v1/instances/zone.0",
+        "/v1/events?follow=true",
+        "/v1/spec",
+        "/v1/prometheus/targets",
+    ] {
         let answer = server.get(path).await;
         assert_eq!(answer.header("retry-after"), "1");
         let problem = answer.problem();

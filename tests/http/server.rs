@@ -74,6 +74,7 @@ impl Server {
         asked: mpsc::UnboundedReceiver<Asked>,
     ) -> Server {
         let events = broadcast::channel(4).0;
+        let metrics = Arc::new(Metrics::new());
         let handle = Handle {
             host: "alpha".parse().unwrap(),
             cluster: "pirates".into(),
@@ -83,6 +84,7 @@ impl Server {
             ring,
             state,
             events: events.clone(),
+            metrics: metrics.clone(),
         };
         let listeners =
             Listeners::bind(&dir.path().join("api.sock"), 0o600, Some("127.0.0.1:0")).await.unwrap();
@@ -91,10 +93,9 @@ impl Server {
             None => listeners,
         };
         let tcp = listeners.tcp_address().unwrap();
-        let metrics = Arc::new(Metrics::new());
         let (shutdown, stop) = watch::channel(false);
         let (starting, waits) = watch::channel(None);
-        let served = tokio::spawn(serve(handle, metrics.clone(), listeners, waits, stop));
+        let served = tokio::spawn(serve(handle, listeners, waits, stop));
         Server { dir, metrics, events, snapshot, asked, tcp, starting, shutdown, served, agent }
     }
 

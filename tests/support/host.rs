@@ -33,7 +33,7 @@ mod surroundings;
 mod witness;
 
 use cgroups::{folders, games_cgroup};
-use ports::PortBlock;
+pub use ports::PortBlock;
 pub use surroundings::{Bystander, PATIENCE, SmallDisk, alive, expect, signal, until};
 use surroundings::{processes, words};
 
@@ -52,6 +52,8 @@ pub struct Host {
     /// The section `[cluster]`, and the agent's port; "" and `None`: a host alone.
     cluster: String,
     listen: Option<u16>,
+    /// The port of `host.api`; `None`: the API is on its socket only.
+    pub api: Option<u16>,
     pub root: PathBuf,
     pub runtime: PathBuf,
     pub data: PathBuf,
@@ -102,6 +104,7 @@ impl Host {
             name: "alpha".to_owned(),
             cluster: String::new(),
             listen: None,
+            api: None,
             runtime: root.join("run"),
             data: root.join("data"),
             cgroup,
@@ -133,8 +136,9 @@ impl Host {
     pub fn write_config_to(&self, file: &Path, processes: &str) {
         let Host { name, cluster, data, runtime, ports: (low, high), .. } = self;
         let listen = self.listen.map(|port| format!("listen = \"127.0.0.1:{port}\"\n")).unwrap_or_default();
+        let api = self.api.map(|port| format!("127.0.0.1:{port}")).unwrap_or_default();
         let head = format!(
-            "{cluster}[host]\nname = {name:?}\n{listen}data_dir = {data:?}\nruntime_dir = {runtime:?}\napi = \"\"\n\
+            "{cluster}[host]\nname = {name:?}\n{listen}data_dir = {data:?}\nruntime_dir = {runtime:?}\napi = {api:?}\n\
              address = \"127.0.0.1\"\nports = \"{low}-{high}\"\n\n"
         );
         fs::write(file, head + processes).unwrap();

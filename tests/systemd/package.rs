@@ -69,6 +69,9 @@ fn the_package_installs_upgrades_without_touching_games_and_leaves_nothing() {
     assert!(status.contains("alpha") && status.contains("keeper"), "{status}");
     let manual = machine.run(&["man", "--where", "bigbrother-kill-test"]);
     assert!(manual.contains("/usr/share/man/man1/"), "{manual}");
+    for file in ["bigbrother.rules.yml", "bigbrother.dashboard.json"] {
+        machine.run(&["test", "-s", &format!("/usr/share/bigbrother/prometheus/{file}")]);
+    }
 
     let before = [AGENT, KEEPER].map(|unit| machine.main_pid(unit));
     let holder = machine.main_pid(GAMES);

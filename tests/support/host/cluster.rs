@@ -39,11 +39,13 @@ impl Host {
         }
     }
 
-    /// Makes this host one of a cluster: its first port is its agent's.
+    /// Makes this host one of a cluster: its first port is its agent's, its last one its API's.
     pub fn join(&mut self, name: &str, cluster: &str) {
         self.name = name.to_owned();
         self.cluster = cluster.to_owned();
         self.listen = Some(self.ports.0);
         self.ports.0 += 1;
+        self.api = Some(self.ports.1);
+        self.ports.1 -= 1;
     }
 }
