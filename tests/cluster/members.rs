@@ -1,6 +1,11 @@
 //! Peers that come, go, and come back without their disk.
 
+use std::time::Duration;
+
 use bigbrother::cluster::raft::membership::Role;
+use bigbrother::cluster::wire::hello::Ours;
+use bigbrother::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, encode};
+use tokio::sync::{mpsc, watch};
 
 use super::peers::*;
 
@@ -113,6 +118,37 @@ fn peers_are_added_promoted_and_removed() {
     peers.push(delta);
     primary(&peers);
     peers[2].propose(spec());
+}
+
+#[test]
+fn only_peers_are_heard_as_peers_and_only_as_long_as_they_are_some() {
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let alpha = &peers[0];
+    let target = Target { host: name("alpha"), id: Some(1), address: alpha.settings.listen.clone() };
+    let history = alpha.node().history();
+    let cluster = "pirates".to_owned();
+    let (_ours, seen) =
+        watch::channel(Ours { cluster, host: name("delta"), incarnation: 1, history, id: Some(9) });
+    let exchange = Exchange::new(Dialer::new(seen, None), mpsc::channel(1).0);
+    let down = bigbrother::state::Command::HostDown { host: name("beta"), incarnation: 1 };
+    let envelope = std::sync::Arc::new(bigbrother::state::Envelope { stamp_ms: 1, command: down });
+    let down = encode(&bigbrother::cluster::raft::Change::State(envelope)).unwrap();
+    let ask = |purpose, kind: Kind| {
+        let body = if kind == Kind::Propose { down.clone() } else { Vec::new() };
+        alpha.run(async { exchange.call(&target, purpose, kind, body, Duration::from_secs(5)).await })
+    };
+    for (purpose, kind) in [(Purpose::Urgent, Kind::Vote), (Purpose::Bulk, Kind::Propose)] {
+        let Err(CallError::Unreachable(why)) = ask(purpose, kind) else { panic!("{kind:?} is answered") };
+        assert!(why.contains("alpha knows of no peer named delta"), "{why}");
+    }
+    alpha.run(alpha.node().add_peer(name("delta"), "127.0.0.1:1".to_owned())).unwrap();
+    until("it is heard", || ask(Purpose::Bulk, Kind::Propose));
+    // The connection lasts; the right does not.
+    let _ = alpha.run(alpha.node().remove_peer(name("delta")));
+    until("it is refused", || match ask(Purpose::Bulk, Kind::Propose) {
+        Err(CallError::Failed(why)) if why == "delta is no peer (any more)" => Ok(()),
+        other => Err(other),
+    });
 }
 
 #[test]

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    CallError, DialError, Dialer, Exchange, Hello, Kind, Purpose, Refusal, Server, Service, Target, parcel,
+    CallError, DialError, Dialer, Exchange, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
+    parcel,
 };
+use bigbrother::spec::HostName;
 use tokio::sync::{mpsc, watch};
 
 use super::peers::name;
@@ -25,6 +27,14 @@ struct Echo {
 impl Service for Echo {
     fn ours(&self) -> Ours {
         ours("alpha", "pirates")
+    }
+
+    fn peerage(&self, host: &HostName) -> Peerage {
+        match host.as_str() {
+            "delta" => Peerage::Unproven,
+            "omega" => Peerage::Stranger,
+            _ => Peerage::Peer,
+        }
     }
 
     async fn answer(&self, _: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
@@ -113,6 +123,39 @@ async fn another_cluster_hears_why_it_is_refused() {
         panic!("answered")
     };
     assert!(why.contains("belongs to the cluster \"pirates\", not \"ninjas\""), "{why}");
+}
+
+#[tokio::test]
+async fn a_stranger_does_not_speak_as_a_peer() {
+    let wire = wire(ours("omega", "pirates")).await;
+    for purpose in [Purpose::Urgent, Purpose::Bulk, Purpose::Snapshot] {
+        let dialled = wire.exchange.dialer().dial(&wire.target, purpose).await.map(drop);
+        let Err(DialError::Refused(refusal)) = dialled else { panic!("{purpose:?} is let in") };
+        assert!(refusal.to_string().starts_with("alpha knows of no peer named omega"), "{refusal}");
+    }
+    for purpose in [Purpose::Host, Purpose::HostBulk, Purpose::Api, Purpose::Probe] {
+        let asked = wire.exchange.call(&wire.target, purpose, Kind::Load, vec![7], Duration::from_secs(5));
+        assert_eq!(asked.await.unwrap(), [7]);
+    }
+}
+
+#[tokio::test]
+async fn little_is_taken_from_whoever_is_not_known_to_be_a_peer() {
+    let wire = wire(ours("delta", "pirates")).await;
+    let send = async |size: usize| {
+        let (dialer, head) = (wire.exchange.dialer(), b"head".to_vec());
+        parcel::send(dialer, &wire.target, head, &vec![7; size], Duration::from_secs(10)).await
+    };
+    assert_eq!(send(64 << 20).await.unwrap(), b"head");
+    assert!(send((64 << 20) + 1).await.is_err());
+    // One begins, and holds the only place there is.
+    let _first = wire.exchange.dialer().dial(&wire.target, Purpose::Snapshot).await.unwrap();
+    assert!(send(1).await.is_err());
+    drop(_first);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while send(1).await.is_err() {
+        assert!(Instant::now() < deadline, "its place is never free again");
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use super::frame::{Frame, Kind};
 use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
 use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
+use crate::spec::HostName;
 
 /// Connections at once: two of each of 500 hosts, and those of the peers.
 const MAX_CONNECTIONS: usize = 1024 + PEERS;
@@ -30,13 +31,29 @@ const MAX_REQUESTS: usize = 64;
 const GREETING: Duration = Duration::from_secs(3);
 /// The largest snapshot.
 pub const MAX_SNAPSHOT: usize = 1 << 30;
+/// The largest of whoever is not known to be a peer; one at a time is taken.
+const MAX_UNPROVEN: usize = 64 << 20;
 /// Within this the next part of a snapshot must come.
 const PART: Duration = Duration::from_secs(10);
+
+/// What a host is that speaks as a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peerage {
+    /// A peer.
+    Peer,
+    /// There is nothing yet to tell it by. It is heard; little is taken from it.
+    Unproven,
+    /// None.
+    Stranger,
+}
 
 /// Who answers.
 pub trait Service: Send + Sync + 'static {
     /// Whom a hello is held against, as of now.
     fn ours(&self) -> Ours;
+
+    /// Whether the host may speak as a peer, as of now.
+    fn peerage(&self, host: &HostName) -> Peerage;
 
     /// The answer to a request, or why there is none.
     fn answer(
@@ -75,6 +92,7 @@ impl Server {
     /// Answers until it is dropped.
     pub async fn run<S: Service>(self, service: Arc<S>) {
         let mut connections = JoinSet::new();
+        let unproven = Arc::new(Semaphore::new(1));
         loop {
             while connections.try_join_next().is_some() {}
             let socket = match self.listener.accept().await {
@@ -86,12 +104,20 @@ impl Server {
                 }
             };
             let room = MAX_CONNECTIONS.saturating_sub(connections.len());
-            let (service, tls) = (service.clone(), self.tls.clone());
+            let (service, tls, unproven) = (service.clone(), self.tls.clone(), unproven.clone());
             connections.spawn(async move {
                 let greeted = greet(&*service, tls, socket, room);
-                if let Ok(Some((hello, reader, writer))) = tokio::time::timeout(GREETING, greeted).await {
+                if let Ok(Some((hello, mut reader, mut writer))) =
+                    tokio::time::timeout(GREETING, greeted).await
+                {
                     match hello.purpose {
-                        Purpose::Snapshot => receive_snapshot(&*service, hello, reader, writer).await,
+                        Purpose::Snapshot => {
+                            let taken = receive_snapshot(&*service, &unproven, &hello, &mut reader).await;
+                            if let Some(answer) = taken {
+                                let _ = writer.send(&[answer]).await;
+                                writer.close().await;
+                            }
+                        }
                         _ => answer_requests(service, hello, reader, writer).await,
                     }
                 }
@@ -126,7 +152,12 @@ async fn greet<S: Service>(
     let judged = match &certificate {
         _ if full => Err(Refusal::Busy(ours.host.clone())),
         Some(certificate) if !certificate.names(&hello.host) => Err(Refusal::Certificate(hello.host.clone())),
-        _ => ours.judge(&hello),
+        _ => ours.judge(&hello).and_then(|welcome| match service.peerage(&hello.host) {
+            Peerage::Stranger if hello.purpose.is_for_peers() => {
+                Err(Refusal::Stranger { host: ours.host.clone(), stranger: hello.host.clone() })
+            }
+            _ => Ok(welcome),
+        }),
     };
     if let Err(refusal) = &judged {
         tracing::info!(from = %hello.host, %refusal, "a connection was refused");
@@ -190,22 +221,30 @@ async fn send_answers(mut writer: Writer, mut answers: mpsc::Receiver<(Frame, Ow
     }
 }
 
-async fn receive_snapshot<S: Service>(service: &S, hello: Hello, mut reader: Reader, mut writer: Writer) {
+/// The answer to a snapshot; `None` when it does not come to its end.
+async fn receive_snapshot<S: Service>(
+    service: &S,
+    unproven: &Semaphore,
+    hello: &Hello,
+    reader: &mut Reader,
+) -> Option<Frame> {
+    let proven = service.peerage(&hello.host) == Peerage::Peer;
+    let most = if proven { MAX_SNAPSHOT } else { MAX_UNPROVEN };
+    let _room = if proven { None } else { Some(unproven.try_acquire().ok()?) };
     let mut head = None;
     let mut bytes = Vec::new();
     while let Ok(Ok(frame)) = tokio::time::timeout(PART, reader.next()).await {
         match (frame.kind, &head) {
             (Kind::SnapshotHead, None) => head = Some(frame.body),
-            (Kind::SnapshotPart, Some(_)) if bytes.len() + frame.body.len() > MAX_SNAPSHOT => return,
+            (Kind::SnapshotPart, Some(_)) if bytes.len() + frame.body.len() > most => return None,
             (Kind::SnapshotPart, Some(_)) if !frame.body.is_empty() => bytes.extend(frame.body),
             // The empty part is the last one.
             (Kind::SnapshotPart, Some(_)) => {
-                let answer = service.take_snapshot(&hello, head.take().unwrap_or_default(), bytes).await;
-                let _ = writer.send(&[reply(frame.request, answer)]).await;
-                writer.close().await;
-                return;
+                let answer = service.take_snapshot(hello, head.take().unwrap_or_default(), bytes).await;
+                return Some(reply(frame.request, answer));
             }
-            _ => return,
+            _ => return None,
         }
     }
+    None
 }
