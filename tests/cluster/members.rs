@@ -120,16 +120,44 @@ fn peers_are_added_promoted_and_removed() {
     peers[2].propose(spec());
 }
 
+/// Whoever says that it is this host, and whom it talks to.
+fn speaker(host: &str, to: &Peer) -> (Exchange, Target) {
+    let (cluster, history) = ("pirates".to_owned(), to.node().history());
+    let ours = Ours { cluster, host: name(host), incarnation: 1, history, id: Some(9) };
+    let exchange = Exchange::new(Dialer::new(watch::channel(ours).1, None), mpsc::channel(1).0);
+    (exchange, Target { host: to.name().clone(), id: None, address: to.settings.listen.clone() })
+}
+
+#[test]
+fn the_wrong_clock_of_another_host_does_not_move_the_clusters() {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let primary = &peers[primary(&peers)];
+    let pause = bigbrother::state::Command::Pause { target: bigbrother::state::Target::All };
+    let envelope =
+        std::sync::Arc::new(bigbrother::state::Envelope { stamp_ms: u64::MAX / 2, command: pause });
+    let change = encode(&bigbrother::cluster::raft::Change::State(envelope)).unwrap();
+    let peer = peers.iter().find(|peer| peer.name() != primary.name()).unwrap().name();
+    for (host, purpose) in [("delta", Purpose::HostBulk), (peer.as_str(), Purpose::Bulk)] {
+        let (exchange, target) = speaker(host, primary);
+        let before = primary.state().index;
+        until("the change", || {
+            let asked =
+                exchange.call(&target, purpose, Kind::Propose, change.clone(), Duration::from_secs(5));
+            primary.run(asked)
+        });
+        let latest = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(61);
+        let state = primary.state();
+        assert!(state.index > before, "{host} is not listened to");
+        assert!(state.now_ms <= latest.as_millis() as u64, "{host}: {}", state.now_ms);
+    }
+}
+
 #[test]
 fn only_peers_are_heard_as_peers_and_only_as_long_as_they_are_some() {
     let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
     let alpha = &peers[0];
-    let target = Target { host: name("alpha"), id: Some(1), address: alpha.settings.listen.clone() };
-    let history = alpha.node().history();
-    let cluster = "pirates".to_owned();
-    let (_ours, seen) =
-        watch::channel(Ours { cluster, host: name("delta"), incarnation: 1, history, id: Some(9) });
-    let exchange = Exchange::new(Dialer::new(seen, None), mpsc::channel(1).0);
+    let (exchange, target) = speaker("delta", alpha);
     let down = bigbrother::state::Command::HostDown { host: name("beta"), incarnation: 1 };
     let envelope = std::sync::Arc::new(bigbrother::state::Envelope { stamp_ms: 1, command: down });
     let down = encode(&bigbrother::cluster::raft::Change::State(envelope)).unwrap();
