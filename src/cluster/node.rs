@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 mod hosts;
 pub mod identity;
+mod peerage;
 mod propose;
 mod service;
 mod settle;

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::tls::{Tls, TlsError};
 use super::wire::hello::Ours;
 use super::wire::{
-    CallError, DecodeError, Exchange, Hello, Kind, Purpose, Server, Service, Target, decode, encode,
+    CallError, DecodeError, Exchange, Hello, Kind, Peerage, Purpose, Server, Service, Target, decode, encode,
 };
 use crate::config::TlsFiles;
 use crate::spec::HostName;
@@ -174,6 +174,11 @@ struct ApiOnly {
 impl Service for ApiOnly {
     fn ours(&self) -> Ours {
         self.ours.borrow().clone()
+    }
+
+    /// Nothing is taken from peers here; who asks hears so.
+    fn peerage(&self, _: &HostName) -> Peerage {
+        Peerage::Unproven
     }
 
     async fn answer(&self, from: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {

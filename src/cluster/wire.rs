@@ -24,4 +24,4 @@ pub use exchange::Exchange;
 pub use frame::{Decoder, Frame, FrameError, Kind};
 pub use hello::{Hello, Purpose, Refusal, Welcome};
 pub use line::{CallError, Line};
-pub use serve::{Server, Service};
+pub use serve::{Peerage, Server, Service};

@@ -1,6 +1,11 @@
 //! Peers that come, go, and come back without their disk.
 
+use std::time::Duration;
+
 use bigbrother::cluster::raft::membership::Role;
+use bigbrother::cluster::wire::hello::Ours;
+use bigbrother::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, encode};
+use tokio::sync::{mpsc, watch};
 
 use super::peers::*;
 
@@ -113,6 +118,65 @@ fn peers_are_added_promoted_and_removed() {
     peers.push(delta);
     primary(&peers);
     peers[2].propose(spec());
+}
+
+/// Whoever says that it is this host, and whom it talks to.
+fn speaker(host: &str, to: &Peer) -> (Exchange, Target) {
+    let (cluster, history) = ("pirates".to_owned(), to.node().history());
+    let ours = Ours { cluster, host: name(host), incarnation: 1, history, id: Some(9) };
+    let exchange = Exchange::new(Dialer::new(watch::channel(ours).1, None), mpsc::channel(1).0);
+    (exchange, Target { host: to.name().clone(), id: None, address: to.settings.listen.clone() })
+}
+
+#[test]
+fn the_wrong_clock_of_another_host_does_not_move_the_clusters() {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let primary = &peers[primary(&peers)];
+    let pause = bigbrother::state::Command::Pause { target: bigbrother::state::Target::All };
+    let envelope =
+        std::sync::Arc::new(bigbrother::state::Envelope { stamp_ms: u64::MAX / 2, command: pause });
+    let change = encode(&bigbrother::cluster::raft::Change::State(envelope)).unwrap();
+    let peer = peers.iter().find(|peer| peer.name() != primary.name()).unwrap().name();
+    for (host, purpose) in [("delta", Purpose::HostBulk), (peer.as_str(), Purpose::Bulk)] {
+        let (exchange, target) = speaker(host, primary);
+        let before = primary.state().index;
+        until("the change", || {
+            let asked =
+                exchange.call(&target, purpose, Kind::Propose, change.clone(), Duration::from_secs(5));
+            primary.run(asked)
+        });
+        let latest = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(61);
+        let state = primary.state();
+        assert!(state.index > before, "{host} is not listened to");
+        assert!(state.now_ms <= latest.as_millis() as u64, "{host}: {}", state.now_ms);
+    }
+}
+
+#[test]
+fn only_peers_are_heard_as_peers_and_only_as_long_as_they_are_some() {
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let alpha = &peers[0];
+    let (exchange, target) = speaker("delta", alpha);
+    let down = bigbrother::state::Command::HostDown { host: name("beta"), incarnation: 1 };
+    let envelope = std::sync::Arc::new(bigbrother::state::Envelope { stamp_ms: 1, command: down });
+    let down = encode(&bigbrother::cluster::raft::Change::State(envelope)).unwrap();
+    let ask = |purpose, kind: Kind| {
+        let body = if kind == Kind::Propose { down.clone() } else { Vec::new() };
+        alpha.run(async { exchange.call(&target, purpose, kind, body, Duration::from_secs(5)).await })
+    };
+    for (purpose, kind) in [(Purpose::Urgent, Kind::Vote), (Purpose::Bulk, Kind::Propose)] {
+        let Err(CallError::Unreachable(why)) = ask(purpose, kind) else { panic!("{kind:?} is answered") };
+        assert!(why.contains("alpha knows of no peer named delta"), "{why}");
+    }
+    alpha.run(alpha.node().add_peer(name("delta"), "127.0.0.1:1".to_owned())).unwrap();
+    until("it is heard", || ask(Purpose::Bulk, Kind::Propose));
+    // The connection lasts; the right does not.
+    let _ = alpha.run(alpha.node().remove_peer(name("delta")));
+    until("it is refused", || match ask(Purpose::Bulk, Kind::Propose) {
+        Err(CallError::Failed(why)) if why == "delta is no peer (any more)" => Ok(()),
+        other => Err(other),
+    });
 }
 
 #[test]

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    CallError, DialError, Dialer, Exchange, Hello, Kind, Purpose, Refusal, Server, Service, Target, parcel,
+    CallError, DialError, Dialer, Exchange, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
+    parcel,
 };
+use bigbrother::spec::HostName;
 use tokio::sync::{mpsc, watch};
 
 use super::peers::name;
@@ -25,6 +27,14 @@ struct Echo {
 impl Service for Echo {
     fn ours(&self) -> Ours {
         ours("alpha", "pirates")
+    }
+
+    fn peerage(&self, host: &HostName) -> Peerage {
+        match host.as_str() {
+            "delta" => Peerage::Unproven,
+            "omega" => Peerage::Stranger,
+            _ => Peerage::Peer,
+        }
     }
 
     async fn answer(&self, _: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
@@ -116,6 +126,39 @@ async fn another_cluster_hears_why_it_is_refused() {
 }
 
 #[tokio::test]
+async fn a_stranger_does_not_speak_as_a_peer() {
+    let wire = wire(ours("omega", "pirates")).await;
+    for purpose in [Purpose::Urgent, Purpose::Bulk, Purpose::Snapshot] {
+        let dialled = wire.exchange.dialer().dial(&wire.target, purpose).await.map(drop);
+        let Err(DialError::Refused(refusal)) = dialled else { panic!("{purpose:?} is let in") };
+        assert!(refusal.to_string().starts_with("alpha knows of no peer named omega"), "{refusal}");
+    }
+    for purpose in [Purpose::Host, Purpose::HostBulk, Purpose::Api, Purpose::Probe] {
+        let asked = wire.exchange.call(&wire.target, purpose, Kind::Load, vec![7], Duration::from_secs(5));
+        assert_eq!(asked.await.unwrap(), [7]);
+    }
+}
+
+#[tokio::test]
+async fn little_is_taken_from_whoever_is_not_known_to_be_a_peer() {
+    let wire = wire(ours("delta", "pirates")).await;
+    let send = async |size: usize| {
+        let (dialer, head) = (wire.exchange.dialer(), b"head".to_vec());
+        parcel::send(dialer, &wire.target, head, &vec![7; size], Duration::from_secs(10)).await
+    };
+    assert_eq!(send(64 << 20).await.unwrap(), b"head");
+    assert!(send((64 << 20) + 1).await.is_err());
+    // One begins, and holds the only place there is.
+    let _first = wire.exchange.dialer().dial(&wire.target, Purpose::Snapshot).await.unwrap();
+    assert!(send(1).await.is_err());
+    drop(_first);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while send(1).await.is_err() {
+        assert!(Instant::now() < deadline, "its place is never free again");
+    }
+}
+
+#[tokio::test]
 async fn a_host_that_is_back_is_told_of() {
     let mut wire = wire(ours("beta", "pirates")).await;
     ask(&wire, Kind::Vote, b"1", 5000).await.unwrap();
@@ -164,6 +207,22 @@ async fn a_vote_does_not_wait_behind_a_snapshot() {
     // On one connection the slowest would have waited for all of it; the rest is the machine's own business.
     let most = (started.elapsed() / 5).max(Duration::from_millis(75));
     assert!(slowest < most, "{slowest:?} of {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn strangers_that_say_nothing_keep_no_peer_out() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let wire = wire(ours("beta", "pirates")).await;
+    // Dialled by a thread, so that the server takes them in meanwhile.
+    let address = wire.target.address.clone();
+    let dial = move || (0..1300).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect::<Vec<_>>();
+    let silent = tokio::task::spawn_blocking(dial).await.unwrap();
+    let since = Instant::now();
+    while ask(&wire, Kind::Vote, b"x", 1500).await.is_err() {
+        assert!(since.elapsed() < Duration::from_millis(2500), "{} strangers keep it out", silent.len());
+    }
 }
 
 #[tokio::test]

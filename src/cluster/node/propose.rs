@@ -28,6 +28,8 @@ const ATTEMPT: Duration = Duration::from_millis(1500);
 const AGAIN: Duration = Duration::from_millis(10);
 /// How long a round with a quorum may take.
 const ROUND: Duration = Duration::from_secs(1);
+/// So far another host's clock may be ahead of this one's.
+const AHEAD_MS: u64 = 60_000;
 /// How long a hand-over may take.
 const HAND_OVER: Duration = Duration::from_secs(1);
 
@@ -151,6 +153,11 @@ impl Peer {
     pub async fn promote_peer(&self, host: HostName) -> Result<(), PeersError> {
         self.shared.change_peers(&PeersChange::Promote { host }, 24 * PATIENCE).await.map(drop)
     }
+}
+
+/// A change of another host, stamped as this one's clock allows it.
+pub(super) fn stamped(change: Change) -> Change {
+    change.stamped_until(wall_ms().saturating_add(AHEAD_MS))
 }
 
 /// Where an attempt went, and what came of it.

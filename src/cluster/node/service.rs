@@ -10,12 +10,12 @@ use openraft::{ReadPolicy, Snapshot, TokioRuntime};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, Probed};
-use super::propose::{PATIENCE, PeersError};
+use super::propose::{PATIENCE, PeersError, stamped};
 use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, SnapshotMeta, Types, Vote};
 use crate::cluster::wire::hello::Ours;
-use crate::cluster::wire::{Hello, Kind, Purpose, Service, decode, encode};
+use crate::cluster::wire::{Hello, Kind, Peerage, Purpose, Service, decode, encode};
 use crate::spec::HostName;
 
 type C = Types<TokioRuntime>;
@@ -57,6 +57,10 @@ impl Service for Answers {
         self.shared.ours.borrow().clone()
     }
 
+    fn peerage(&self, host: &HostName) -> Peerage {
+        self.shared.peerage(host)
+    }
+
     async fn answer(&self, from: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
         match kind {
             Kind::Probe => {
@@ -74,6 +78,10 @@ impl Service for Answers {
                 let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
                 entrance.answer(from, &body).await
             }
+            // A peer reports for the hosts that are attached to it, too.
+            _ if from.purpose.is_for_peers() && self.peerage(&from.host) == Peerage::Stranger => {
+                Err(format!("{} is no peer (any more)", from.host))
+            }
             Kind::Report | Kind::GiveUp | Kind::Roll if from.purpose.is_for_peers() => {
                 self.shared.answer_vigil(kind, &body).await
             }
@@ -85,7 +93,10 @@ impl Service for Answers {
         }
     }
 
-    async fn take_snapshot(&self, _: &Hello, head: Vec<u8>, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn take_snapshot(&self, from: &Hello, head: Vec<u8>, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        if self.peerage(&from.host) == Peerage::Stranger {
+            return Err(format!("{} is no peer (any more)", from.host));
+        }
         let (vote, meta): (Vote, SnapshotMeta) = decode(&head).map_err(words)?;
         let snapshot = Snapshot { meta, snapshot: Arc::new(bytes) };
         encode(&self.raft()?.install_full_snapshot(vote, snapshot).await.map_err(words)?).map_err(words)
@@ -123,7 +134,7 @@ impl Answers {
             }
             Kind::Propose => {
                 let change: Change = decode(body).map_err(words)?;
-                let applied = raft.client_write(change).await;
+                let applied = raft.client_write(stamped(change)).await;
                 encode(&match applied {
                     Ok(applied) => Forwarded::Applied(applied.data, applied.log_id.index),
                     Err(_) => Forwarded::NotPrimary,

@@ -59,6 +59,17 @@ impl Change {
             _ => Change::Once { key, envelope },
         }
     }
+
+    /// The same, stamped no later than this: the state takes the latest stamp for its time and never goes back, so
+    /// one wrong clock would be for ever.
+    pub fn stamped_until(mut self, latest_ms: u64) -> Change {
+        if let Change::State(envelope) | Change::Once { envelope, .. } = &mut self
+            && envelope.stamp_ms > latest_ms
+        {
+            Arc::make_mut(envelope).stamp_ms = latest_ms;
+        }
+        self
+    }
 }
 
 impl fmt::Display for Change {
@@ -157,6 +168,19 @@ mod tests {
         assert!(roll.pending.is_empty());
         roll.take_note([1, 2]);
         assert_eq!(roll.hand_out(&name("gamma"), "g:1"), 6, "the number of one that left is not given again");
+    }
+
+    #[test]
+    fn a_stamp_is_no_later_than_it_may_be() {
+        let envelope =
+            |stamp_ms| Arc::new(Envelope { stamp_ms, command: Command::Pause { target: Target::All } });
+        let once = |stamp_ms| Change::Once { key: (1, 2), envelope: envelope(stamp_ms) };
+        for (stamp, kept) in [(4, 4), (5, 5), (u64::MAX, 5)] {
+            assert_eq!(Change::State(envelope(stamp)).stamped_until(5), Change::State(envelope(kept)));
+            assert_eq!(once(stamp).stamped_until(5), once(kept));
+        }
+        let forget = Change::Forget { host: name("delta") };
+        assert_eq!(forget.clone().stamped_until(5), forget);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Applied {
     pub log: Option<LogId>,
     /// The peers' own part.
     pub roll: Arc<Roll>,
+    /// The peers.
+    pub membership: StoredMembership,
 }
 
 /// All that a snapshot holds.
@@ -142,7 +144,8 @@ impl<S: Shelf> Machine<S> {
     fn publish(&mut self) {
         self.states.send_replace(self.content.state.clone());
         self.feed.iter_mut().for_each(|feed| feed.tell(&self.content.state));
-        self.applies.send_replace(Applied { log: self.applied, roll: self.content.roll.clone() });
+        let (roll, membership) = (self.content.roll.clone(), self.membership.clone());
+        self.applies.send_replace(Applied { log: self.applied, roll, membership });
     }
 
     fn meta(&self) -> SnapshotMeta {

@@ -136,6 +136,17 @@ pub enum Refusal {
     /// As many connections as it takes.
     #[error("{0} has no room for another connection")]
     Busy(HostName),
+    /// Speaks as a peer and is none, as far as this host knows.
+    #[error(
+        "{host} knows of no peer named {stranger}: if it is one, name it in `peers` in the cluster.toml of {host} and \
+         start the agent there again; else `bigbrother peers add {stranger} ADDRESS`"
+    )]
+    Stranger {
+        /// Who refused.
+        host: HostName,
+        /// Who dialled.
+        stranger: HostName,
+    },
 }
 
 /// Whom a hello is held against.
