@@ -1,17 +1,17 @@
 //! Answering other agents: the listener, the handshake, one task a request.
 //!
 //! Owns the listener and its connections; they end with [`Server::run`]. Never knows what a request means:
-//! that is the [`Service`]'s. Bounded: connections, requests at work on each, bytes of a snapshot, and
-//! the time for each step.
+//! that is the [`Service`]'s. Bounded: handshakes, connections, requests at work on each, bytes of a snapshot,
+//! and the time for each step. A connection counts once its handshake is over: strangers keep nobody out.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::codec::{decode, encode};
@@ -21,10 +21,14 @@ use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
 use crate::spec::HostName;
 
-/// Connections at once: two of each of 500 hosts, and those of the peers.
-const MAX_CONNECTIONS: usize = 1024 + PEERS;
-/// As many of them are for peers alone, so that hosts never keep peers out.
+/// Connections at once: two of each of 500 hosts, and some of peers.
+const MAX_CONNECTIONS: usize = 1024;
+/// As many more are for peers alone, so that hosts never keep peers out.
 const PEERS: usize = 128;
+/// Handshakes at once.
+const MAX_GREETINGS: usize = 128;
+/// When there is no room for another one for so long, those that take longer are over.
+const LINGER: Duration = Duration::from_millis(100);
 /// Requests of one connection at work at once.
 const MAX_REQUESTS: usize = 64;
 /// From the accept to the end of the handshake.
@@ -92,7 +96,8 @@ impl Server {
     /// Answers until it is dropped.
     pub async fn run<S: Service>(self, service: Arc<S>) {
         let mut connections = JoinSet::new();
-        let unproven = Arc::new(Semaphore::new(1));
+        let rooms = Arc::new(Rooms::default());
+        let mut hall = Hall::default();
         loop {
             while connections.try_join_next().is_some() {}
             let socket = match self.listener.accept().await {
@@ -103,16 +108,18 @@ impl Server {
                     continue;
                 }
             };
-            let room = MAX_CONNECTIONS.saturating_sub(connections.len());
-            let (service, tls, unproven) = (service.clone(), self.tls.clone(), unproven.clone());
+            let (place, displaced) = hall.enter().await;
+            let (service, tls, rooms) = (service.clone(), self.tls.clone(), rooms.clone());
             connections.spawn(async move {
-                let greeted = greet(&*service, tls, socket, room);
-                if let Ok(Some((hello, mut reader, mut writer))) =
-                    tokio::time::timeout(GREETING, greeted).await
-                {
+                let greeted = tokio::select! {
+                    greeted = tokio::time::timeout(GREETING, greet(&*service, tls, socket, &rooms)) => greeted,
+                    _ = displaced => return,
+                };
+                drop(place);
+                if let Ok(Some((hello, mut reader, mut writer, _room))) = greeted {
                     match hello.purpose {
                         Purpose::Snapshot => {
-                            let taken = receive_snapshot(&*service, &unproven, &hello, &mut reader).await;
+                            let taken = receive_snapshot(&*service, &rooms.unproven, &hello, &mut reader).await;
                             if let Some(answer) = taken {
                                 let _ = writer.send(&[answer]).await;
                                 writer.close().await;
@@ -126,13 +133,64 @@ impl Server {
     }
 }
 
+/// Room for connections whose handshake is over.
+struct Rooms {
+    all: Arc<Semaphore>,
+    peers: Arc<Semaphore>,
+    /// For a snapshot of whoever is not known to be a peer.
+    unproven: Semaphore,
+}
+
+impl Default for Rooms {
+    fn default() -> Rooms {
+        let room = |most| Arc::new(Semaphore::new(most));
+        Rooms { all: room(MAX_CONNECTIONS), peers: room(PEERS), unproven: Semaphore::new(1) }
+    }
+}
+
+impl Rooms {
+    fn take(&self, purpose: Purpose) -> Option<OwnedSemaphorePermit> {
+        let own = self.peers.clone().try_acquire_owned().ok().filter(|_| purpose.is_for_peers());
+        own.or_else(|| self.all.clone().try_acquire_owned().ok())
+    }
+}
+
+/// Who is in a handshake.
+struct Hall {
+    room: Arc<Semaphore>,
+    guests: Vec<(Instant, oneshot::Sender<()>)>,
+}
+
+impl Default for Hall {
+    fn default() -> Hall {
+        Hall { room: Arc::new(Semaphore::new(MAX_GREETINGS)), guests: Vec::new() }
+    }
+}
+
+impl Hall {
+    /// A place for a handshake, and what tells when it is lost. A handshake takes milliseconds: whoever lingers makes
+    /// room for the next.
+    async fn enter(&mut self) -> (Option<OwnedSemaphorePermit>, oneshot::Receiver<()>) {
+        let place = loop {
+            self.guests.retain(|(_, guest)| !guest.is_closed());
+            match tokio::time::timeout(LINGER, self.room.clone().acquire_owned()).await {
+                Ok(place) => break place.ok(),
+                Err(_) => self.guests.retain(|(since, _)| since.elapsed() < LINGER),
+            }
+        };
+        let (guest, displaced) = oneshot::channel();
+        self.guests.push((Instant::now(), guest));
+        (place, displaced)
+    }
+}
+
 /// The handshake; `None` when the connection is over.
 async fn greet<S: Service>(
     service: &S,
     tls: Option<Arc<Tls>>,
     socket: TcpStream,
-    room: usize,
-) -> Option<(Hello, Reader, Writer)> {
+    rooms: &Rooms,
+) -> Option<(Hello, Reader, Writer, OwnedSemaphorePermit)> {
     socket.set_nodelay(true).ok()?;
     let (socket, certificate): (Box<dyn Duplex>, _) = match &tls {
         None => (Box::new(socket), None),
@@ -148,9 +206,7 @@ async fn greet<S: Service>(
     let first = reader.next().await.ok().filter(|frame| frame.kind == Kind::Hello)?;
     let hello: Hello = decode(&first.body).ok()?;
     let ours = service.ours();
-    let full = room <= if hello.purpose.is_for_peers() { 0 } else { PEERS };
     let judged = match &certificate {
-        _ if full => Err(Refusal::Busy(ours.host.clone())),
         Some(certificate) if !certificate.names(&hello.host) => Err(Refusal::Certificate(hello.host.clone())),
         _ => ours.judge(&hello).and_then(|welcome| match service.peerage(&hello.host) {
             Peerage::Stranger if hello.purpose.is_for_peers() => {
@@ -159,17 +215,24 @@ async fn greet<S: Service>(
             _ => Ok(welcome),
         }),
     };
+    let judged = judged.and_then(|welcome| {
+        let room = rooms.take(hello.purpose).ok_or_else(|| Refusal::Busy(ours.host.clone()))?;
+        Ok((welcome, room))
+    });
     if let Err(refusal) = &judged {
         tracing::info!(from = %hello.host, %refusal, "a connection was refused");
     }
-    let refused = judged.is_err();
+    let (judged, room) = match judged {
+        Ok((welcome, room)) => (Ok(welcome), Some(room)),
+        Err(refusal) => (Err(refusal), None),
+    };
     writer.send(&[verdict(judged)?]).await.ok()?;
-    if refused {
+    let Some(room) = room else {
         writer.close().await;
         return None;
-    }
+    };
     reader.greeted();
-    Some((hello, reader, writer))
+    Some((hello, reader, writer, room))
 }
 
 fn verdict(judged: Result<Welcome, Refusal>) -> Option<Frame> {
