@@ -90,9 +90,10 @@ impl Trail {
 
     /// What somebody at this place lacks; steps up to about `bytes`.
     pub fn since(&self, have: Place, bytes: usize) -> Since {
-        // A peer may be behind the one that served the host before.
         if have.index > self.head.0.index {
-            return Since::Nothing;
+            // A peer may be behind the one that served the host before, but then its term is no later one: what an
+            // older primary wrote and this log does not have was undone, by copies that were put back.
+            return if have.term < self.head.0.term { Since::Whole } else { Since::Nothing };
         }
         if !self.reaches(have) {
             return Since::Whole;
@@ -228,6 +229,13 @@ mod tests {
             ("one that is too large for a message", at(20), 1, Err(Since::Whole)),
             ("nothing", at(25), 1000, Err(Since::Nothing)),
             ("more than is here", at(26), 1000, Err(Since::Nothing)),
+            ("more than is here, by a later primary", at(30), 1000, Err(Since::Nothing)),
+            (
+                "more than is here, from before a restore",
+                Place { index: 26, term: 2 },
+                1000,
+                Err(Since::Whole),
+            ),
             ("what another primary wrote", older, 1000, Err(Since::Whole)),
             ("the last of another primary", Place { index: 25, term: 9 }, 1000, Err(Since::Whole)),
         ];
