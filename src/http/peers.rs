@@ -1,5 +1,6 @@
 //! The peers: who keeps the replicated state, and changing that.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -14,6 +15,9 @@ use crate::cluster::raft::membership::{Member, Role};
 use crate::cluster::tunnel::Asked;
 use crate::http::view::{DoneView, PeerRequest, PeerView};
 use crate::spec::HostName;
+
+/// How long what has just ended on a drained host may take to be known here.
+const EMPTY: Duration = Duration::from_secs(2);
 
 type Body = Result<Json<PeerRequest>, JsonRejection>;
 
@@ -71,8 +75,23 @@ pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Json<DoneV
 /// `POST /v1/peers/remove`
 pub(super) async fn remove(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, .. }) = body?;
-    let detail = format!("{host} is a peer no more; what runs there goes on until it is drained or stopped");
+    if known(&api).await.iter().any(|peer| peer.host == host) {
+        let mut states = api.handle.state.clone();
+        let free = tokio::time::timeout(EMPTY, states.wait_for(|state| may_leave(state, &host))).await;
+        free.map_err(|_| Refusal::peer_in_use(&host))?.map_err(|_| Refusal::no_quorum())?;
+    }
+    let detail =
+        format!("{host} is a peer no more: stop its agent and keeper, or let it attach as another host");
     change(detail, async move { api.handle.ring.remove_peer(host).await }).await
+}
+
+/// True when nothing is left on a host that hears of no change any more: it is down, or drained and empty.
+fn may_leave(state: &crate::state::State, host: &HostName) -> bool {
+    let Some(known) = state.hosts.get(host).filter(|known| known.up) else { return true };
+    let superseded = state.superseded.values().flat_map(BTreeMap::values);
+    let mut entries = state.directory.values().chain(superseded);
+    let placed = state.placements.values().any(|placement| placement.host == *host);
+    known.drained && !placed && !entries.any(|entry| entry.host == *host)
 }
 
 /// `POST /v1/peers/promote`

@@ -74,6 +74,15 @@ impl Refusal {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "no-address", "an address is missing", detail)
     }
 
+    /// A peer to be removed that goes on.
+    pub(super) fn peer_in_use(host: &HostName) -> Self {
+        let detail = format!(
+            "{host} is up and not drained and empty: it would hear of no change any more and go on with what it knows. \
+             `bigbrother drain {host} --wait` first; if it is lost, wait until `bigbrother hosts` shows it down"
+        );
+        Refusal::new(StatusCode::CONFLICT, "peer-in-use", "not drained", detail)
+    }
+
     /// A change of the peers that takes longer than a request may.
     pub(super) fn under_way() -> Self {
         let detail =

@@ -135,6 +135,10 @@ fn peers_are_listed_removed_and_added_from_any_host() {
     }
     let lost = cluster.other(&[primary]);
     let asked = cluster.other(&[primary, lost]);
+    let in_use = cluster.run(asked, &["peers", "remove", NAMES[lost]]);
+    assert!(in_use.code == Some(4) && in_use.err.contains("--wait` first"), "{in_use:?}");
+    assert_eq!(peers(&cluster, asked).len(), 3);
+    cluster.ok(asked, &["drain", NAMES[lost], "--wait"]);
     cluster.hosts[lost].power_off();
     std::fs::remove_dir_all(cluster.hosts[lost].data.join("raft")).unwrap();
     cluster.ok(asked, &["peers", "remove", NAMES[lost]]);
