@@ -1,5 +1,6 @@
 //! Agents, keepers and whole hosts die or stand still, the primary among them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -24,19 +25,43 @@ fn whoever_dies_or_stands_still_all_runs_as_declared_in_the_end() {
     }
     assert_eq!(fleet.running(), before, "nor does a dead keeper");
     // Short stand-stills change nothing either; long ones are a death, and the host comes back.
-    for (host, seconds) in [(fleet.primary(), 2), ("delta", 2), (fleet.primary(), 9), ("epsilon", 9)] {
-        let agent = fleet.agent(host);
-        send(agent, Signal::SIGSTOP);
-        fleet.pass(Duration::from_secs(seconds));
-        send(agent, Signal::SIGCONT);
-        fleet.settle(&format!("the agent of {host} stood still for {seconds} s"));
+    for host in [fleet.primary(), "delta"] {
+        stand_still(&mut fleet, host, 2);
+    }
+    for number in 0..2 {
+        let host = if number == 0 { fleet.primary() } else { home(&fleet, "arena.0") };
+        let exclusive = exclusive(&fleet, host);
+        let runs = witness::runs(&fleet.shared());
+        stand_still(&mut fleet, host, 9);
+        let moved = witness::runs(&fleet.shared()) - runs;
+        assert!(moved >= exclusive, "{host} had {exclusive} exclusive ones, {moved} were started elsewhere");
     }
     let keeper = fleet.keeper("beta").expect("a keeper");
     send(keeper, Signal::SIGSTOP);
     fleet.pass(Duration::from_secs(6));
     send(keeper, Signal::SIGCONT);
     fleet.settle("the keeper of beta stood still for 6 s");
-    assert!(witness::runs(&fleet.shared()) >= 3);
+}
+
+fn stand_still(fleet: &mut Fleet, host: &'static str, seconds: u64) {
+    let agent = fleet.agent(host);
+    send(agent, Signal::SIGSTOP);
+    fleet.pass(Duration::from_secs(seconds));
+    send(agent, Signal::SIGCONT);
+    fleet.settle(&format!("the agent of {host} stood still for {seconds} s"));
+}
+
+/// How many exclusive instances run on a host.
+fn exclusive(fleet: &Fleet, host: &str) -> usize {
+    let on = |runs: &BTreeSet<(String, u64)>| runs.iter().any(|(at, _)| at == host);
+    fleet.running().iter().filter(|(instance, runs)| instance.starts_with("arena.") && on(runs)).count()
+}
+
+/// Where an instance runs.
+fn home(fleet: &Fleet, instance: &str) -> &'static str {
+    let running = fleet.running();
+    let on = |host: &&str| running[instance].iter().any(|(at, _)| at == *host);
+    HOSTS.into_iter().find(on).expect("it runs")
 }
 
 #[test]
