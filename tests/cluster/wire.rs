@@ -1,7 +1,7 @@
 //! What agents say to each other, over real sockets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bigbrother::cluster::wire::hello::Ours;
@@ -207,6 +207,42 @@ async fn a_vote_does_not_wait_behind_a_snapshot() {
     // On one connection the slowest would have waited for all of it; the rest is the machine's own business.
     let most = (started.elapsed() / 5).max(Duration::from_millis(75));
     assert!(slowest < most, "{slowest:?} of {:?}", started.elapsed());
+}
+
+/// Opens connections without a word until it is told to end, more in 3 s than there may be in all.
+fn pester(address: &str, opened: &AtomicUsize, done: &AtomicBool) {
+    let mut silent = std::collections::VecDeque::new();
+    while !done.load(Ordering::Relaxed) {
+        silent.push_back((Instant::now(), std::net::TcpStream::connect(address).unwrap()));
+        opened.fetch_add(1, Ordering::Relaxed);
+        while silent.front().is_some_and(|(at, _)| at.elapsed() > Duration::from_secs(4)) {
+            silent.pop_front();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_that_say_nothing_keep_no_peer_out() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let wire = wire(ours("beta", "pirates")).await;
+    let counts = Arc::new((AtomicUsize::new(0), AtomicBool::new(false)));
+    let (address, shared) = (wire.target.address.clone(), counts.clone());
+    let pest = std::thread::spawn(move || pester(&address, &shared.0, &shared.1));
+    let since = Instant::now();
+    while counts.0.load(Ordering::Relaxed) < 2000 && since.elapsed() < Duration::from_secs(5) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let since = Instant::now();
+    while let Err(why) = ask(&wire, Kind::Vote, b"x", 1500).await {
+        let opened = counts.0.load(Ordering::Relaxed);
+        assert!(since.elapsed() < Duration::from_millis(2500), "{opened} strangers keep it out: {why}");
+    }
+    println!("a peer was in after {:?}, {} strangers", since.elapsed(), counts.0.load(Ordering::Relaxed));
+    counts.1.store(true, Ordering::Relaxed);
+    pest.join().unwrap();
 }
 
 #[tokio::test]
