@@ -20,7 +20,8 @@ use crate::state::{Host, Launch, Placement, Scale, SharedMap, State, of_process}
 pub(super) struct Ledger {
     seen: Seen,
     board: Board,
-    accounts: BTreeMap<ProcessName, Account>,
+    /// Sorted by name.
+    accounts: Vec<Account>,
     /// Placements that are not as they should be, whatever else their host carries.
     odd: BTreeSet<InstanceId>,
     /// Hosts by number that carry what may not all stay.
@@ -41,6 +42,9 @@ struct Seen {
 /// What is remembered of one process.
 #[derive(Debug)]
 struct Account {
+    name: ProcessName,
+    /// How many are wanted, where they are counted.
+    count: u64,
     hash: SpecHash,
     view: View,
     /// Wanted and placed nowhere.
@@ -56,18 +60,30 @@ impl Ledger {
         let mut touched = vec![false; self.board.seats().len()];
         self.renew_hosts(state, &mut touched);
         let seen = std::mem::take(&mut self.seen.placements);
+        // Changes come in order: those of a process together.
+        let mut at = 0;
         state.placements.changes(&seen, |id, was, is| {
-            for (placement, comes) in was.map(|was| (was, false)).into_iter().chain(is.map(|is| (is, true))) {
-                if let Some(number) = self.count(id, placement, comes) {
-                    touched[number] = true;
-                }
+            at = self.account_of(&id.process, at);
+            let was = was.and_then(|was| self.board.number(&was.host));
+            let number = is.and_then(|is| self.board.number(&is.host));
+            if was != number {
+                self.count(at, id, was, false);
+                self.count(at, id, number, true);
             }
-            self.judge(state, id, is);
+            for number in was.into_iter().chain(number) {
+                touched[number] = true;
+            }
+            self.judge(state, at, id, is, number.is_some());
         });
         let seen = std::mem::take(&mut self.seen.launches);
-        state.launches.changes(&seen, |id, _, _| self.judge(state, id, state.placements.get(id)));
+        state.launches.changes(&seen, |id, _, _| {
+            at = self.account_of(&id.process, at);
+            let is = state.placements.get(id);
+            let seated = is.is_some_and(|is| self.board.number(&is.host).is_some());
+            self.judge(state, at, id, is, seated);
+        });
         for number in (0..touched.len()).filter(|number| touched[*number]) {
-            let views = self.accounts.values().map(|account| &account.view);
+            let views = self.accounts.iter().map(|account| &account.view);
             match self.board.holds(number, views) {
                 true => self.crowded.remove(&number),
                 false => self.crowded.insert(number),
@@ -81,9 +97,10 @@ impl Ledger {
         let board = Board::new(state);
         let account = |(name, process): (&ProcessName, &Arc<Process>)| {
             let placed = of_process(&state.placements, name).map(|(id, _)| id);
-            let missing = Wanted::new(state, name, process).missing(name, process, placed);
-            let missing = missing.into_iter().collect();
-            Some((name.clone(), Account { hash: state.hash_of(name)?, view: board.view(process), missing }))
+            let wanted = Wanted::new(state, name, process);
+            let missing = wanted.missing(name, process, placed).into_iter().collect();
+            let (hash, view) = (state.hash_of(name)?, board.view(process));
+            Some(Account { name: name.clone(), count: wanted.count(), hash, view, missing })
         };
         let accounts = state.spec.processes.iter().filter_map(account).collect();
         let seen = Seen { hosts: state.hosts.clone(), launches: state.launches.clone(), ..Seen::default() };
@@ -96,34 +113,47 @@ impl Ledger {
             let (Some(was), Some(is), Some(number)) = (was, is, self.board.number(name)) else { return };
             // The count of its events says nothing of what it may carry.
             if (was.up, was.drained, &was.facts) != (is.up, is.drained, &is.facts) {
-                let views = self.accounts.values_mut().map(|account| &mut account.view);
+                let views = self.accounts.iter_mut().map(|account| &mut account.view);
                 self.board.renew(number, is, views);
                 touched[number] = true;
             }
         });
     }
 
-    /// Counts a placement that comes or goes. Gives the number of its host.
-    fn count(&mut self, id: &InstanceId, placement: &Placement, comes: bool) -> Option<usize> {
-        let number = self.board.number(&placement.host)?;
-        let view = &mut self.accounts.get_mut(&id.process)?.view;
-        match comes {
-            true => self.board.note(view, id, number),
-            false => self.board.forget(view, id, number),
+    /// Where the account of a process is, or would be; perhaps where the last one was.
+    fn account_of(&self, name: &ProcessName, last: usize) -> usize {
+        match self.accounts.get(last).is_some_and(|account| account.name == *name) {
+            true => last,
+            false => self.accounts.binary_search_by(|account| account.name.cmp(name)).unwrap_or(usize::MAX),
         }
-        Some(number)
+    }
+
+    /// Counts a placement that comes to a host or goes.
+    fn count(&mut self, at: usize, id: &InstanceId, number: Option<usize>, comes: bool) {
+        let (Some(number), Some(account)) = (number, self.accounts.get_mut(at)) else { return };
+        match comes {
+            true => self.board.note(&mut account.view, id, number),
+            false => self.board.forget(&mut account.view, id, number),
+        }
     }
 
     /// Is an instance where it should be, and should it be anywhere?
-    fn judge(&mut self, state: &State, id: &InstanceId, placement: Option<&Placement>) {
-        let account = self.accounts.get_mut(&id.process);
-        let wanted = account
-            .as_ref()
-            .is_some_and(|account| Wanted::new(state, &id.process, &account.view.process).has(id));
+    fn judge(
+        &mut self,
+        state: &State,
+        at: usize,
+        id: &InstanceId,
+        placement: Option<&Placement>,
+        seated: bool,
+    ) {
+        let account = self.accounts.get_mut(at);
+        let wanted = account.as_ref().is_some_and(|account| {
+            Wanted::of_count(state, account.count, &account.view.process.population).has(id)
+        });
         let right = placement.is_none_or(|placement| {
             let own = !matches!(&id.key, InstanceKey::Host(own) if *own != placement.host);
             let new = account.as_ref().is_some_and(|account| account.hash == placement.hash);
-            wanted && own && new && self.board.number(&placement.host).is_some()
+            seated && wanted && own && new
         });
         match right {
             true => self.odd.remove(id),
@@ -148,15 +178,15 @@ impl Ledger {
     pub(super) fn fill(&mut self, state: &State) -> Plan {
         let (mut plan, mut changes) = (Plan::default(), Vec::new());
         let mut seated = Vec::new();
-        for (name, account) in self.accounts.iter_mut().filter(|(_, account)| !account.missing.is_empty()) {
+        for account in self.accounts.iter_mut().filter(|account| !account.missing.is_empty()) {
             let homeless = account.missing.iter().cloned().collect();
             let (board, changes) = (&mut self.board, &mut changes);
             let mut filling = Filling { state, board, changes, plan: &mut plan };
-            seated.push((name.clone(), filling.fill(&mut account.view, account.hash, homeless)));
+            let placed = filling.fill(&mut account.view, account.hash, homeless);
+            seated.push((account, placed));
         }
         // They are counted when they are placed: the plan may never be carried out.
-        for (name, placed) in seated {
-            let Some(account) = self.accounts.get_mut(&name) else { continue };
+        for (account, placed) in seated {
             placed.iter().for_each(|(id, number)| self.board.forget(&mut account.view, id, *number));
         }
         conclude(state, changes, &mut plan);

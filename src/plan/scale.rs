@@ -32,7 +32,17 @@ pub(super) struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     pub(super) fn new(state: &'a State, name: &ProcessName, process: &'a Process) -> Self {
         let count = state.count_of(name).unwrap_or(0).into();
-        Wanted { state, count, population: &process.population }
+        Wanted::of_count(state, count, &process.population)
+    }
+
+    /// The same, where the count is known.
+    pub(super) fn of_count(state: &'a State, count: u64, population: &'a Population) -> Self {
+        Wanted { state, count, population }
+    }
+
+    /// Ordinals below this are wanted, where instances are counted.
+    pub(super) fn count(&self) -> u64 {
+        self.count
     }
 
     pub(super) fn has(&self, id: &InstanceId) -> bool {
