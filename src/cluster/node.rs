@@ -1,8 +1,8 @@
 //! A peer of the cluster, as the rest of the agent uses it.
 //!
 //! Owns all tasks of a peer: the listener, the finding of the others, Raft, and what watches over it. States
-//! go out by `watch`, changes come in by [`Node::propose`], which reaches the primary from any peer. Whoever
-//! is about to do something that only the primary may do asks [`Node::ensure_primary`] right before:
+//! go out by `watch`, changes come in by [`Peer::propose`], which reaches the primary from any peer. Whoever
+//! is about to do something that only the primary may do asks [`Peer::ensure_primary`] right before:
 //! [`Standing`] is for showing. Called by the agent; the state itself is `state`'s.
 
 use std::collections::BTreeMap;
@@ -173,7 +173,7 @@ struct Outlets {
 
 impl Node {
     /// Opens the log, listens, and begins to look for the others. Returns at once: a cluster that is not
-    /// formed yet forms in the background ([`Node::standing`] shows it).
+    /// formed yet forms in the background ([`Peer::standing`] shows it).
     pub async fn open(settings: Settings) -> Result<Node, OpenError> {
         let tls =
             settings.tls.as_ref().map(|files| Tls::load(files, &settings.host)).transpose()?.map(Arc::new);
