@@ -100,20 +100,22 @@ impl Beginning<'_> {
             Some((liveness, unplaced)) => {
                 planner::settle(handle, &mut Planner::default(), liveness, unplaced).await;
             }
-            None => {
-                let mut states = handle.state.clone();
-                let incarnation = reporter.incarnation();
-                let planned = states.wait_for(|state| {
-                    let own = state.hosts.get(&handle.host);
-                    own.is_some_and(|host| host.planned && host.incarnation == incarnation)
-                });
-                if tokio::time::timeout(patience, planned).await.is_err() {
-                    tracing::warn!("no plan was made for this host yet: it goes on with what it ran before");
-                }
-            }
+            None => await_plan(handle, reporter.incarnation(), patience).await,
         }
         gate.open();
         Ok(reporter)
+    }
+}
+
+/// Until a plan knows of this life of the host, or for as long as that may take.
+async fn await_plan(handle: &Handle, incarnation: u64, patience: Duration) {
+    let mut states = handle.state.clone();
+    let planned = states.wait_for(|state| {
+        let own = state.hosts.get(&handle.host);
+        own.is_some_and(|host| host.planned && host.incarnation == incarnation)
+    });
+    if tokio::time::timeout(patience, planned).await.is_err() {
+        tracing::warn!("no plan was made for this host yet: it goes on with what it ran before");
     }
 }
 

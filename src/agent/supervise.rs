@@ -57,10 +57,6 @@ const TURN: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_millis(250);
 /// How soon after a long stall the keeper has handed over what it took meanwhile.
 const HANDED_OVER: Duration = Duration::from_millis(250);
-/// How often others than the keeper are heard in any case.
-const OTHERS: Duration = Duration::from_millis(20);
-/// As many of their questions are answered in one go.
-const QUESTIONS: usize = 16;
 /// Messages of the keeper taken in one turn.
 const KEEPER_BATCH: usize = 64;
 /// How long what only tells of a start may wait for the next turn.
@@ -263,47 +259,6 @@ impl Supervisor {
             self.notice_stall();
             more = self.hear_sockets();
             self.pass_time();
-        }
-    }
-
-    /// The keeper comes first, and where programs end at once and are started again it always has something to
-    /// say: whoever else asks is heard as often as this.
-    fn attend_others(&mut self) {
-        let now = moment();
-        if now.since(self.attended) < OTHERS {
-            return;
-        }
-        self.attended = now;
-        for _ in 0..QUESTIONS {
-            let Ok(request) = self.parts.requests.try_recv() else { break };
-            self.answer(request);
-        }
-        // Exclusive runs live by these.
-        while let Ok(confirm) = self.parts.attended.confirms.try_recv() {
-            self.hear_confirm(&confirm);
-        }
-        if self.parts.attended.incarnations.has_changed().unwrap_or(false) {
-            self.joined();
-        }
-        for _ in 0..QUESTIONS {
-            let Ok(run) = self.parts.settled.try_recv() else { break };
-            self.carry_out(vec![Action::Acknowledge { run }]);
-        }
-        if !self.open && self.parts.gate.try_recv().is_ok() {
-            self.open_gate();
-        }
-        if self.parts.states.has_changed().unwrap_or(false) {
-            self.desire();
-        }
-    }
-
-    /// What is wanted is known: from now on runs are started and stopped.
-    fn open_gate(&mut self) {
-        self.open = true;
-        // What is not wanted any more is withdrawn before it goes.
-        self.desire();
-        if self.met {
-            self.send_orders();
         }
     }
 

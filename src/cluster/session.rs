@@ -25,6 +25,7 @@ mod follow;
 mod handle;
 pub mod kept;
 pub mod message;
+mod peers;
 mod pulse;
 pub mod rights;
 mod search;

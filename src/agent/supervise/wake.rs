@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
-use super::{LaunchDone, Parts, Supervisor};
+use super::{LaunchDone, Parts, Supervisor, moment};
 use crate::agent::handle::HostRequest;
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup;
 use crate::agent::probe::ProbeResult;
+use crate::host::Action;
 use crate::keeper::protocol::RunId;
 use crate::plan::liveness::Confirm;
 
@@ -29,6 +30,11 @@ pub(super) enum Wake {
     Time,
     End,
 }
+
+/// How often others than the keeper are heard in any case.
+const OTHERS: Duration = Duration::from_millis(20);
+/// As many of their questions are answered in one go.
+const QUESTIONS: usize = 16;
 
 impl Supervisor {
     pub(super) async fn wake(&mut self, wait: Duration) -> Wake {
@@ -52,6 +58,47 @@ impl Supervisor {
             Some(done) = launched.recv() => Wake::Launched(done),
             Some(request) = requests.recv() => Wake::Asked(request),
             () = tokio::time::sleep(wait) => Wake::Time,
+        }
+    }
+
+    /// The keeper comes first, and where programs end at once and are started again it always has something to
+    /// say: whoever else asks is heard as often as this.
+    pub(super) fn attend_others(&mut self) {
+        let now = moment();
+        if now.since(self.attended) < OTHERS {
+            return;
+        }
+        self.attended = now;
+        for _ in 0..QUESTIONS {
+            let Ok(request) = self.parts.requests.try_recv() else { break };
+            self.answer(request);
+        }
+        // Exclusive runs live by these.
+        while let Ok(confirm) = self.parts.attended.confirms.try_recv() {
+            self.hear_confirm(&confirm);
+        }
+        if self.parts.attended.incarnations.has_changed().unwrap_or(false) {
+            self.joined();
+        }
+        for _ in 0..QUESTIONS {
+            let Ok(run) = self.parts.settled.try_recv() else { break };
+            self.carry_out(vec![Action::Acknowledge { run }]);
+        }
+        if !self.open && self.parts.gate.try_recv().is_ok() {
+            self.open_gate();
+        }
+        if self.parts.states.has_changed().unwrap_or(false) {
+            self.desire();
+        }
+    }
+
+    /// What is wanted is known: from now on runs are started and stopped.
+    pub(super) fn open_gate(&mut self) {
+        self.open = true;
+        // What is not wanted any more is withdrawn before it goes.
+        self.desire();
+        if self.met {
+            self.send_orders();
         }
     }
 }

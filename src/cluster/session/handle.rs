@@ -12,11 +12,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::Settings;
 use super::kept::Kept;
-use super::message::{Members, PeersChanged, Place, Proposed, Sight};
+use super::message::{Members, Place, Proposed, Sight};
 use crate::agent::replica::wall_ms;
 use crate::cluster::feed::{self, Feed};
-use crate::cluster::node::{NotPrimary, PeersError, ProposeError, Standing};
-use crate::cluster::raft::membership::PeersChange;
+use crate::cluster::node::{NotPrimary, ProposeError, Standing};
 use crate::cluster::raft::{Change, Outcome};
 use crate::cluster::tls::Tls;
 use crate::cluster::wire::hello::Ours;
@@ -27,8 +26,6 @@ use crate::state::{Change as Told, Command, Envelope, Response, State};
 
 /// How long a change is tried, as on a peer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a change of the peers is tried: a newcomer has to catch up.
-const PEERS_PATIENCE: Duration = Duration::from_secs(120);
 /// How long one attempt may take. The peer itself tries for as long.
 const ATTEMPT: Duration = Duration::from_millis(2000);
 /// Between two attempts.
@@ -194,39 +191,6 @@ impl Attached {
         Err(NotPrimary("no primary answers".to_owned()))
     }
 
-    /// Lets a host become a peer that is not in the founders' file.
-    pub async fn add_peer(&self, host: HostName, address: String) -> Result<(), PeersError> {
-        self.change_peers(&PeersChange::Add { host, address }).await
-    }
-
-    /// Takes a host out of the peers.
-    pub async fn remove_peer(&self, host: HostName) -> Result<(), PeersError> {
-        self.change_peers(&PeersChange::Remove { host }).await
-    }
-
-    /// Lets a peer vote.
-    pub async fn promote_peer(&self, host: HostName) -> Result<(), PeersError> {
-        self.change_peers(&PeersChange::Promote { host }).await
-    }
-
-    async fn change_peers(&self, change: &PeersChange) -> Result<(), PeersError> {
-        let body = encode(change).map_err(|_| PeersError::NoPrimary(PEERS_PATIENCE))?;
-        let deadline = Instant::now() + PEERS_PATIENCE;
-        // An attempt without an answer may have been carried out.
-        let mut unknown = false;
-        while Instant::now() < deadline {
-            match self.ask_for(Kind::Peers, &body, deadline, PEERS_PATIENCE).await {
-                Some(PeersChanged::Done) => return Ok(()),
-                Some(PeersChanged::Refused(refused)) if unknown && refused.says_done(change) => return Ok(()),
-                Some(PeersChanged::Refused(refused)) => return Err(refused.into()),
-                Some(PeersChanged::NoPrimary) => break,
-                None => unknown = true,
-            }
-            tokio::time::sleep(10 * AGAIN).await;
-        }
-        Err(PeersError::NoPrimary(PEERS_PATIENCE))
-    }
-
     /// Tells the primary that this host lives, and waits for its answer for at most `ttl`. Never behind anything
     /// large, and never asked twice. The answer on the wire is an `Option<Confirm>`.
     pub async fn report(&self, attendance: &Attendance, ttl: Duration) -> Option<Confirm> {
@@ -255,7 +219,7 @@ impl Attached {
     }
 
     /// One attempt with whoever serves this host; it ends early when that is somebody else.
-    async fn ask_for<T: serde::de::DeserializeOwned>(
+    pub(super) async fn ask_for<T: serde::de::DeserializeOwned>(
         &self,
         kind: Kind,
         body: &[u8],
