@@ -58,15 +58,24 @@ async fn lost(leads: &mut Option<watch::Receiver<bool>>) {
 }
 
 /// What an empty plan was made of.
-pub struct Settled {
+struct Settled {
     /// The state's basis.
     basis: u64,
     /// See [`crate::plan::Plan::waits`].
     waits: bool,
 }
 
+/// Plans until a plan is empty, for a host that is alone.
+pub async fn settle_once(
+    handle: &Handle,
+    liveness: &watch::Receiver<Arc<Liveness>>,
+    unplaced: &watch::Sender<Unplaced>,
+) {
+    settle(handle, &mut Planner::default(), liveness, unplaced).await;
+}
+
 /// Plans until a plan is empty.
-pub async fn settle(
+async fn settle(
     handle: &Handle,
     planner: &mut Planner,
     liveness: &watch::Receiver<Arc<Liveness>>,
