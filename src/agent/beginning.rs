@@ -18,7 +18,7 @@ use super::planner;
 use super::reload::Reloader;
 use super::reporter::{Report, Reporter};
 use crate::config::Config;
-use crate::plan::{Liveness, Planner};
+use crate::plan::Liveness;
 use crate::state::HostFacts;
 use crate::systemd::Systemd;
 
@@ -97,9 +97,7 @@ impl Beginning<'_> {
             }
         }
         match alone {
-            Some((liveness, unplaced)) => {
-                planner::settle(handle, &mut Planner::default(), liveness, unplaced).await;
-            }
+            Some((liveness, unplaced)) => planner::settle_once(handle, liveness, unplaced).await,
             None => await_plan(handle, reporter.incarnation(), patience).await,
         }
         gate.open();

@@ -31,12 +31,12 @@ pub struct Primary {
 }
 
 impl Primary {
-    pub fn new(term: u64, committed: Moment, fault: Fault) -> Primary {
+    pub fn new(term: u64, committed: Moment, state: &State, fault: Fault) -> Primary {
         let early = if fault == Fault::NoWait { committed.0.min(60_000_000_000) } else { 0 };
         let mut roll = Roll::new(Moment(committed.0 - early));
         // Small steps: it must not look as if it had slept.
         for ns in (0..early).rev().step_by(100_000_000) {
-            roll.tick(&State::default(), Moment(committed.0 - ns));
+            roll.tick(state, Moment(committed.0 - ns));
         }
         Primary {
             term,

@@ -303,7 +303,8 @@ impl World {
         self.sites[n].primary.take_if(|primary| !leads || primary.term != term);
         if reigns && self.sites[n].primary.is_none() {
             let committed = self.sites[n].machine.moment(self.now);
-            self.sites[n].primary = Some(Primary::new(term, committed, self.fault));
+            self.sites[n].primary =
+                Some(Primary::new(term, committed, &self.sites[n].copy.state, self.fault));
         }
         self.apply(n)?;
         let site = &mut self.sites[n];
