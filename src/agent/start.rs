@@ -43,6 +43,9 @@ use crate::systemd::Systemd;
 /// Who may use the API's socket: this account.
 const API_SOCKET_MODE: u32 = 0o600;
 
+/// What a disk must take before a log that has stopped is tried again, in bytes.
+const ROOM: usize = 1 << 20;
+
 /// How long an agent that ends before it has begun waits for the API's last answers.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -94,6 +97,9 @@ pub enum AgentError {
     /// Threads, descriptors, signals.
     #[error("the machine refuses what an agent needs")]
     Machine(#[from] std::io::Error),
+    /// This peer's log could not be written; now it could.
+    #[error("this peer's log stopped and there is room again: start the agent again, the games go on ({0})")]
+    LogStopped(String),
     /// The supervision loop ended by itself.
     #[error("the supervision thread ended; the games go on, start the agent again")]
     Supervision,
@@ -187,7 +193,11 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     tokio::spawn(reload.run(keeper_met, hung_up));
     tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
 
-    let result = until_end(&mut signals, &hang_up, &supervision).await;
+    let ended = until_end(&mut signals, &hang_up, &supervision);
+    let result = tokio::select! {
+        result = ended => result,
+        error = log_stopped(&handle, config.host.data_dir.join("room")) => Err(error),
+    };
     Systemd::from_environment().tell("STOPPING=1");
     let _ = shutdown.send(true);
     let joined = tokio::task::spawn_blocking(move || supervision.join());
@@ -213,6 +223,27 @@ async fn until_end(
             _ = check.tick() => if supervision.is_finished() {
                 return Err(AgentError::Supervision);
             }
+        }
+    }
+}
+
+/// A peer whose log has stopped goes on by itself, as if it were cut off. It can only begin anew; as soon as its disk
+/// takes something, the agent ends for that, so that its service manager starts it again.
+async fn log_stopped(handle: &Handle, probe: PathBuf) -> AgentError {
+    loop {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let Some(why) = handle.ring.standing().and_then(|standing| standing.broken) else { continue };
+        let path = probe.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            let taken = super::disk::replace(&path, &vec![0; ROOM]);
+            // What was written in part takes room, too.
+            let _ = std::fs::remove_file(path.with_extension("new"));
+            let _ = std::fs::remove_file(&path);
+            taken
+        });
+        match taken.await {
+            Ok(Ok(())) => return AgentError::LogStopped(why),
+            _ => tracing::error!(why, "this peer's log has stopped; is the disk full?"),
         }
     }
 }

@@ -318,7 +318,7 @@ restart = {{ backoff = false, give_up = false }}
         list.as_array().unwrap().iter().filter(|instance| instance["host"] == host).cloned().collect()
     }
 
-    fn directory(&self, host: &str) -> Result<Running, String> {
+    pub fn directory(&self, host: &str) -> Result<Running, String> {
         let mut listed = Running::new();
         for entry in self.get(host, "/v1/directory")?.as_array().ok_or("no array")? {
             let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
