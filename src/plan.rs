@@ -162,8 +162,12 @@ impl<'a> Work<'a> {
         if self.placed.iter().all(|(_, placement, _)| placement.hash == self.hash) {
             return;
         }
-        let staying =
-            self.placed.iter().filter(|(.., seat)| seat.is_some()).map(|(id, held, _)| (*id, *held));
+        // One that was given up where it is will be placed again, there or elsewhere, and is down until it is ready.
+        let given_up = |id: &InstanceId, held: &Placement| {
+            state.failed.get(id).is_some_and(|hosts| hosts.contains(&held.host))
+        };
+        let staying = self.placed.iter().filter(|(id, held, seat)| seat.is_some() || given_up(id, held));
+        let staying = staying.map(|(id, held, _)| (*id, *held));
         let mut budget = rollout::Budget::new(state, &self.view.process, self.hash, staying);
         for (id, placement, seat) in &self.placed {
             plan.waits |= self.turn.waits(state, id, self.hash);

@@ -54,7 +54,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// The budget of a process at this moment; `staying`: its placements that this plan neither moves nor removes.
+    /// The budget of a process at this moment; `staying`: its placements that this plan neither
+    /// moves nor removes, and those that were given up where they are.
     pub(super) fn new<'a>(
         state: &State,
         process: &Process,

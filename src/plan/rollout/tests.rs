@@ -135,3 +135,31 @@ fn one_that_is_to_go_is_not_down() {
     assert_eq!(updated(&first), [id(0), id(1)]);
     assert_eq!(updated(&plan(&after(state, &first), &empty(), 1)), []);
 }
+
+#[test]
+fn one_that_was_given_up_where_it_is_holds_the_update_up() {
+    let mut state = updating(0);
+    let text = "[process.zone]\ncommand = [\"/zone\"]\ncount = 3\nbuild = \"2\"\nupdate.max_unavailable = 1";
+    let context = Context { hostname: "alpha".to_owned(), host_override: None };
+    let spec =
+        parse(text, "test.toml", &context).unwrap_or_else(|faults| panic!("{}", faults.render(false))).spec;
+    apply(&mut state, 1, Command::ApplySpec { spec, expected_revision: None });
+    let first = plan(&state, &Liveness::default(), 1);
+    assert_eq!(updated(&first), [id(0)]);
+    let mut state = after(state, &first);
+    // Its new run is no good, and there is no other host.
+    let rest = crate::state::Rest {
+        run: RunId(9),
+        end: crate::keeper::protocol::End::Code(2),
+        at_ms: 1,
+        failed: Some("gave up".to_owned()),
+    };
+    let ended = crate::state::Ended { end: crate::keeper::protocol::End::Code(2), done: false };
+    let event = |run, kind| Event { instance: id(0), run: RunId(run), kind };
+    let events = vec![event(1, EventKind::Stopped(ended)), event(9, EventKind::Rests(rest))];
+    let host = "alpha".parse().unwrap();
+    apply(&mut state, 1, Command::Events { host, incarnation: 1, first_seq: 7, events });
+    let next = plan(&state, &Liveness::default(), 1);
+    assert!(!updated(&next).contains(&id(1)), "it goes on: {next:?}");
+    assert!(!updated(&plan(&after(state, &next), &Liveness::default(), 1)).contains(&id(1)));
+}
