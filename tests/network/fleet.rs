@@ -411,7 +411,7 @@ restart = {{ backoff = false, give_up = false }}
         loop {
             self.tend();
             match look(self) {
-                Ok(()) => return,
+                Ok(()) => return eprintln!("{what}: after {:.2} s", began.elapsed().as_secs_f64()),
                 Err(seen) if began.elapsed() > PATIENCE => panic!("{what}: {seen}\n{}", self.logs()),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
