@@ -40,7 +40,10 @@ fn runs_without(fleet: &mut Fleet, witness: &str, zones: usize, lost: &[&str]) {
         };
         match counted.iter().find(missing) {
             None => Ok(()),
-            Some(id) => Err(format!("{id}: {:?}", directory.get(id))),
+            Some(id) => {
+                let (status, hosts) = (fleet.get(witness, "/v1/status")?, fleet.get(witness, "/v1/hosts")?);
+                Err(format!("{id}: {:?}\n{status}\n{hosts}", directory.get(id)))
+            }
         }
     });
 }
