@@ -116,6 +116,18 @@ impl Fleet {
         fs::remove_file(self.disks[host].join("filler")).unwrap();
     }
 
+    /// A file that asks for the same and is large, each time another one.
+    pub fn with_ballast(&self, host: &str) -> String {
+        let path = self.home(host).join("ballast.toml");
+        let before = fs::metadata(&path).map_or(0, |file| file.len());
+        let large = "x".repeat(100_000 + before as usize % 7);
+        let ballast = format!(
+            "[process.ballast]\ncommand = [\"/bin/true\"]\ncount = 0\nenv = {{ LARGE = \"{large}\" }}\n"
+        );
+        fs::write(&path, self.cluster_toml(host) + &ballast).unwrap();
+        path.display().to_string()
+    }
+
     fn bigbrother(&self, args: &[&str]) {
         let output = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
             .args(args)
