@@ -1,6 +1,6 @@
 /* The supervised process of the measurements.
 
-     worker [-x] [-n | -w | -q PORT] [-m MS] [-b BASE] LOGDIR INDEX
+     worker [-xs] [-n | -w | -q PORT] [-m MS] [-b BASE] LOGDIR INDEX
 
    The first act of main() is to read CLOCK_MONOTONIC; "start <ns> <pid>" is then appended to LOGDIR/INDEX.
      -n   beat on $BIGBROTHER_SOCKET, without blocking, as protocol.md asks
@@ -8,6 +8,7 @@
      -q   answer Teeworlds 0.6 server info on this UDP port
      -m   the period of the beats (default 1000)
      -b   is added to INDEX
+     -s   with -n: tell another number of players with each beat
      -x   hold a lock for this index; "double" is written when another process holds it
    With -n and -w the time of each beat is written to LOGDIR/../beat/INDEX before it is sent, and with -q at
    the same period.  SIGUSR1: hang, that is, fall silent. */
@@ -49,7 +50,7 @@ static int unix_socket(const char *path, int type) {
 
 /* ---- native */
 static int rpc = -1;
-static void beat_native(void) {
+static void beat_native(int status) {
     static const char beat[] = "{\"jsonrpc\":\"2.0\",\"method\":\"heartbeat\"}\n";
     static const char hello[] = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"hello\",\"params\":"
                                 "{\"client\":\"bench\",\"state\":\"ready\"}}\n";
@@ -62,6 +63,12 @@ static void beat_native(void) {
         if (rpc >= 0) send(rpc, hello, sizeof hello - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
     if (rpc >= 0) send(rpc, beat, sizeof beat - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (rpc >= 0 && status) {
+        static int players;
+        int length = snprintf(answer, sizeof answer, "{\"jsonrpc\":\"2.0\",\"method\":\"status\",\"params\":"
+                              "{\"players\":%d,\"capacity\":64}}\n", players++ % 64);
+        send(rpc, answer, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
 }
 
 /* ---- notify */
@@ -99,11 +106,12 @@ static void append(const char *path, const char *text) {
 
 int main(int argc, char **argv) {
     long long t0 = now();
-    int option, mode = 0, port = 0, lock = 0, base = 0;
+    int option, mode = 0, port = 0, lock = 0, status = 0, base = 0;
     long ms = 1000;
     char path[4200], text[128];
-    while ((option = getopt(argc, argv, "+xnwq:m:b:")) != -1) {
+    while ((option = getopt(argc, argv, "+xsnwq:m:b:")) != -1) {
         if (option == 'x') lock = 1;
+        else if (option == 's') status = 1;
         else if (option == 'b') base = atoi(optarg);
         else if (option == 'm') ms = atol(optarg);
         else if (option == '?') return 2;
@@ -146,7 +154,7 @@ int main(int argc, char **argv) {
         if (wait <= 0) {
             int length = snprintf(text, sizeof text, "%020lld\n", now());
             if (pwrite(beats, text, length, 0) != length) return 9;
-            if (mode == 'n') beat_native();
+            if (mode == 'n') beat_native(status);
             if (mode == 'w') tell("WATCHDOG=1");
             next += ms * 1000000LL;
             if (next < now()) next = now();
