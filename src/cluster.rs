@@ -9,12 +9,13 @@
 //!
 //! [`node::Node`] is what the agent of a peer uses, [`session::Session`] that of any other host; everything else
 //! here serves them. [`raft`] keeps the state by Raft (openraft), [`wire`] carries messages, [`tls`] says who is who.
-//! [`tunnel`] carries requests of the API from one agent to another.
+//! [`tunnel`] carries requests of the API from one agent to another, [`statuses`] what runs say about themselves.
 
 pub mod feed;
 pub mod node;
 pub mod raft;
 pub mod session;
+pub mod statuses;
 pub mod tls;
 pub mod tunnel;
 pub mod wire;

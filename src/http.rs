@@ -25,6 +25,7 @@ mod piece;
 mod problem;
 mod prometheus;
 mod router;
+mod said;
 mod server;
 mod snapshots;
 mod spec;

@@ -45,4 +45,6 @@ pub mod process_api;
 #[cfg(feature = "host")]
 pub mod state;
 #[cfg(feature = "host")]
+pub mod status;
+#[cfg(feature = "host")]
 pub mod systemd;

@@ -13,6 +13,8 @@ const PURE: &[&str] = &[
     "state/",
     "plan.rs",
     "plan/",
+    "status.rs",
+    "status/",
     "host.rs",
     "host/",
     "config.rs",

@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::ring::Ring;
 use crate::cluster::node::ProposeError;
-use crate::http::view::{EventView, InstanceView, KeeperView};
+use crate::http::view::{EventView, InstanceView, KeeperView, PlayersView};
 use crate::metrics::{Metrics, Outcome};
 use crate::spec::{HostName, InstanceId};
 use crate::state::{Command, Rejected, Response, State};
@@ -48,6 +48,8 @@ pub enum HostRequest {
     Restart(Vec<InstanceId>, oneshot::Sender<()>),
     /// Write an event of kind `announce` for the instance: what is about to be done to it by hand.
     Announce(InstanceId, String, oneshot::Sender<()>),
+    /// Who plays on the instance's run; `None`: none runs here.
+    Players(InstanceId, oneshot::Sender<Option<PlayersView>>),
     /// The newest hang report of the instance, as text.
     HangReport(InstanceId, oneshot::Sender<Option<String>>),
     /// Re-read the file (also on SIGHUP); the answer is what came of it, in words.

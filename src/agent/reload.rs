@@ -162,7 +162,7 @@ mod tests {
             started_at: String::new(),
             logs: PathBuf::new(),
             requests: handle_requests,
-            ring: Ring::Alone(Alone::to(proposals)),
+            ring: Ring::Alone(Alone::to(proposals, "alpha".parse().unwrap())),
             state: watch::channel(Default::default()).1,
             events: tokio::sync::broadcast::channel(1).0,
             metrics: Arc::default(),

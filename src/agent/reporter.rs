@@ -328,7 +328,7 @@ mod tests {
             metrics: Arc::default(),
             logs: Default::default(),
             requests: mpsc::channel(1).0,
-            ring: Ring::Alone(Alone::to(to)),
+            ring: Ring::Alone(Alone::to(to, "alpha".parse().unwrap())),
             state: seen,
             events: broadcast::channel(1).0,
         };

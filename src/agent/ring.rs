@@ -14,6 +14,7 @@ use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing, Watched};
 use crate::cluster::raft::membership::Member;
 use crate::cluster::session::Attached;
+use crate::cluster::statuses::Statuses;
 use crate::cluster::wire::{EncodeError, Exchange, Kind, decode, encode};
 use crate::plan::Liveness;
 use crate::plan::liveness::{Attendance, Confirm};
@@ -42,12 +43,14 @@ pub struct Alone {
     pub feed: Feed,
     /// Names this life of the agent: what a host alone knows of runs does not outlive it.
     pub history: u64,
+    /// What runs say about themselves.
+    pub statuses: Statuses,
 }
 
 impl Alone {
-    /// A way that leads to whoever takes these proposals; nothing changes in the directory.
-    pub fn to(proposals: mpsc::Sender<Proposal>) -> Alone {
-        Alone { proposals, feed: feed::feed().1, history: 0 }
+    /// A way that leads to whoever takes these proposals; nothing changes in the directory of this host.
+    pub fn to(proposals: mpsc::Sender<Proposal>, host: HostName) -> Alone {
+        Alone { proposals, feed: feed::feed().1, history: 0, statuses: Statuses::new(host) }
     }
 }
 
@@ -205,6 +208,15 @@ impl Ring {
             Ring::Alone(alone) => alone.history,
             Ring::Peer(peer) => peer.history().unwrap_or(0),
             Ring::Attached(attached) => attached.history().unwrap_or(0),
+        }
+    }
+
+    /// What runs say about themselves.
+    pub fn statuses(&self) -> &Statuses {
+        match self {
+            Ring::Alone(alone) => &alone.statuses,
+            Ring::Peer(peer) => peer.statuses(),
+            Ring::Attached(attached) => attached.statuses(),
         }
     }
 

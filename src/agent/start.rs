@@ -328,6 +328,7 @@ async fn assemble(options: &AgentOptions, config: &Config, entrance: Entrance) -
         states: state,
         attended,
         unplaced: unplaced_seen,
+        statuses: handle.ring.statuses().clone(),
         liveness: liveness_told,
         drift: drift_seen,
         requests: asked,

@@ -27,6 +27,7 @@ use super::readiness::Readiness;
 use super::replica::wall_ms;
 use super::reporter::Report;
 use super::resolve::Resolver;
+use crate::cluster::statuses::Statuses;
 use crate::host::{Action, Grounds, Host, Moment, Now, wants};
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{AGENT_SILENCE_MS, CgroupSupport, RunId};
@@ -44,6 +45,7 @@ mod hearing;
 mod meeting;
 mod orders;
 mod reporting;
+mod saying;
 mod wake;
 mod watchers;
 
@@ -96,6 +98,8 @@ pub struct Parts {
     pub states: watch::Receiver<Arc<State>>,
     /// Instances that fit nowhere.
     pub unplaced: watch::Receiver<Unplaced>,
+    /// What runs say about themselves.
+    pub statuses: Statuses,
     /// Soft facts for the planner.
     pub liveness: watch::Sender<Arc<Liveness>>,
     /// The difference between file and cluster, if any.
@@ -150,6 +154,7 @@ pub struct Supervisor {
     evidence: Evidence,
     /// Runs that answer on the host's address and not on loopback.
     far: BTreeSet<RunId>,
+    saying: saying::Saying,
     open: bool,
     met: bool,
     reports_lost: bool,
@@ -198,6 +203,7 @@ impl Supervisor {
             answers,
             evidence: Evidence::default(),
             far: BTreeSet::new(),
+            saying: saying::Saying::default(),
             open: false,
             met: false,
             reports_lost: false,
@@ -273,7 +279,7 @@ impl Supervisor {
         if self.link.is_none() {
             next = next.min(self.connect_at);
         }
-        next = self.later_at.map_or(next, |later| next.min(later));
+        next = self.later_at.into_iter().chain(self.saying.next_due()).fold(next, Moment::min);
         next = self.guard_due(now).map_or(next, |due| next.min(due));
         next.since(now)
     }
@@ -310,9 +316,11 @@ impl Supervisor {
             }
             self.count_socket_faults();
             self.tell_planner();
+            self.strike_out_ended();
             self.repeat_lost_reports();
             self.look_up_again(now);
         }
+        self.tell_status(now);
         self.stand_guard();
         if !self.met {
             return;

@@ -73,6 +73,9 @@ pub struct Status {
     /// Simulation steps a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fps: Option<f64>,
+    /// How long a message to a player and back takes on average, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ping_ms: Option<f64>,
     /// The map or level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map: Option<String>,
@@ -82,6 +85,26 @@ pub struct Status {
     /// Anything else, flat.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, Label>,
+    /// Who plays. Stays with the agent of this host, which is asked for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub player_list: Vec<Player>,
+}
+
+/// One of a [`Status::player_list`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Player {
+    /// As others see it.
+    pub name: String,
+    /// The game's own, of the account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<i64>,
+    /// How long a message and its answer take, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ping_ms: Option<u32>,
 }
 
 /// The value of a label in a [`Status`].
@@ -166,6 +189,9 @@ pub struct Listing {
     /// What it says about itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
+    /// How long ago it said so, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_age_ms: Option<u64>,
 }
 
 /// A port of a run.

@@ -22,6 +22,7 @@ mod peerage;
 mod propose;
 mod service;
 mod settle;
+mod soft;
 mod standing;
 mod vigil;
 
@@ -36,6 +37,7 @@ use super::raft::membership::{Member, Raft, members};
 use super::session::desk::Desk;
 use super::session::message::Members;
 use super::session::trail::{self, Recorder};
+use super::statuses::Statuses;
 use super::tls::{Tls, TlsError};
 use super::tunnel::Entrance;
 use super::wire::hello::Ours;
@@ -133,6 +135,8 @@ struct Shared {
     vigil: mpsc::Sender<vigil::Ask>,
     /// What hosts tell the primary beside the state.
     liveness: watch::Sender<Arc<Liveness>>,
+    /// What runs say about themselves.
+    statuses: Statuses,
     /// Where requests of other agents go; empty: the API is not up yet.
     tunnel: OnceLock<Entrance>,
     /// One change of the peers at a time.
@@ -202,6 +206,7 @@ impl Node {
         let (recorder, feed) = feed::feed();
         let shared = Arc::new(Shared {
             exchange: Exchange::new(Dialer::new(ours_seen, tls), connected),
+            statuses: Statuses::new(settings.host.clone()),
             settings,
             disk,
             identity: watch::channel(identity).0,
@@ -231,6 +236,7 @@ impl Node {
         node.tasks.spawn(standing::watch(shared.clone()));
         node.tasks.spawn(standing::reconnect(shared.clone(), connections));
         node.tasks.spawn(standing::tidy(shared.clone()));
+        node.tasks.spawn(soft::hear_peers(shared.clone()));
         node.tasks.spawn(vigil::watch(shared.clone(), asks));
         let settler = settle::Settler::new(shared, Outlets { states, applies, trail, feed: recorder });
         // A peer that has its number is up when this returns; a newcomer looks around first.
@@ -291,6 +297,12 @@ impl Peer {
     /// Which life of the host this is, for the handshakes from now on; `JoinHost` tells it.
     pub fn set_incarnation(&self, incarnation: u64) {
         self.shared.ours.send_modify(|ours| ours.incarnation = incarnation);
+        self.shared.statuses.begin(incarnation);
+    }
+
+    /// What the runs of all hosts say about themselves.
+    pub fn statuses(&self) -> &Statuses {
+        &self.shared.statuses
     }
 
     /// How many hosts that are no peers are attached to this one.

@@ -29,6 +29,7 @@ mod peers;
 mod pulse;
 pub mod rights;
 mod search;
+mod soft;
 pub mod trail;
 mod twin;
 
@@ -93,6 +94,8 @@ impl Session {
         let mut tasks = JoinSet::new();
         tasks.spawn(search::run(attached.clone()));
         tasks.spawn(kept::keep(attached.clone()));
+        tasks.spawn(soft::tell(attached.clone()));
+        tasks.spawn(soft::hear(attached.clone()));
         Ok(Session { attached, tasks })
     }
 

@@ -3,8 +3,8 @@
 //! Owns the connections between agents, never what is said on them. A connection begins with a handshake
 //! ([`Hello`], then [`Welcome`] or [`Refusal`]) that names its [`Purpose`]; afterwards each frame is a
 //! request or the answer to one. Votes, heartbeats and reports have a connection of their own
-//! ([`Purpose::Urgent`]), entries and proposals another, each snapshot a third, so that nothing small
-//! ever waits behind something large. Every queue is bounded, and every request ends by its deadline.
+//! ([`Purpose::Urgent`]), entries and proposals another, the status of runs and each snapshot one more, so that
+//! nothing small ever waits behind something large. Every queue is bounded, and every request ends by its deadline.
 //! [`frame`], [`codec`] and [`hello`] are pure; [`line`](mod@line) dials and [`serve`] answers. Called by `cluster::raft` and
 //! `cluster::node`.
 

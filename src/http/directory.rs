@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::names::{Id, Name};
 use super::problem::Refusal;
 use super::router::Api;
+use super::said::Said;
 use super::watchers;
 use crate::http::view::{DirectoryView, LeaderView, PortView, ProcessView};
 use crate::spec::{HostName, InstanceId, Population, ProcessName};
@@ -34,7 +35,7 @@ pub(super) struct Filter {
     process: Option<ProcessName>,
     host: Option<HostName>,
     ready: Option<bool>,
-    /// `key=value` of the process's labels.
+    /// `key=value` of the labels of the process, or of those that the run says it has.
     label: Option<String>,
     /// Names of fields, with commas between.
     fields: Option<String>,
@@ -45,6 +46,9 @@ pub(super) struct Filter {
     /// Answered when something has changed after this index, or after `wait`.
     index: Option<u64>,
     wait: Option<String>,
+    /// With what the runs say about themselves.
+    #[serde(default)]
+    status: bool,
 }
 
 /// Whether the copy has to be as new as any.
@@ -54,21 +58,52 @@ pub(super) struct Consistent {
     consistent: Option<String>,
 }
 
+/// How a run is read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct How {
+    /// The copy has to be as new as any.
+    consistent: Option<String>,
+    /// With what the run says about itself.
+    #[serde(default)]
+    status: bool,
+}
+
 /// The state that answers, and what the asker has seen already.
 struct Copy {
     state: Arc<state::State>,
+    /// What runs say about themselves, where the answer depends on it.
+    said: Option<Said>,
+    /// `None`: an answer with ages is like no other.
+    tag: Option<String>,
     seen: bool,
 }
 
 impl Copy {
-    async fn get(api: &Api, consistent: Option<&str>, headers: &HeaderMap) -> Result<Copy, Refusal> {
-        if consistent.is_some_and(|word| word != "false") {
+    async fn get(api: &Api, how: &How, headers: &HeaderMap) -> Result<Copy, Refusal> {
+        Copy::with(api, how, headers, how.status).await
+    }
+
+    async fn with(api: &Api, how: &How, headers: &HeaderMap, said: bool) -> Result<Copy, Refusal> {
+        if how.consistent.as_ref().is_some_and(|word| word != "false") {
             api.handle.ring.catch_up().await.map_err(|_| Refusal::no_quorum())?;
         }
+        let said = if said { Some(Said::read(api).await) } else { None };
         let state = api.handle.state.borrow().clone();
+        let tag = (!how.status).then(|| tag_of(&state, said.as_ref()));
         let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-        let seen = known.is_some_and(|known| known.split(',').any(|tag| tag.trim() == tag_of(&state)));
-        Ok(Copy { state, seen })
+        let seen = known.zip(tag.as_deref());
+        let seen = seen.is_some_and(|(known, tag)| known.split(',').any(|one| one.trim() == tag));
+        Ok(Copy { state, said, tag, seen })
+    }
+
+    /// The entry as it is shown.
+    fn view(&self, how: &How, id: &InstanceId, entry: &Entry) -> DirectoryView {
+        let plain = view(&self.state, id, entry);
+        match self.said.as_ref().filter(|_| how.status) {
+            Some(said) => said.add_to(plain),
+            None => plain,
+        }
     }
 
     fn answer<T: Serialize>(
@@ -82,17 +117,21 @@ impl Copy {
         let headers = response.headers_mut();
         headers.insert(INDEX, HeaderValue::from(self.state.index));
         // Digits between quotes are a legal value.
-        headers.extend(HeaderValue::from_str(&tag_of(&self.state)).ok().map(|tag| (header::ETAG, tag)));
+        let tag = self.tag.as_ref().and_then(|tag| HeaderValue::from_str(tag).ok());
+        headers.extend(tag.map(|tag| (header::ETAG, tag)));
         Ok(response)
     }
 }
 
-/// Answers to one question differ only when the state does.
-fn tag_of(state: &state::State) -> String {
-    format!("\"{}\"", state.index)
+/// Answers to one question differ only when the state does, or what runs say.
+fn tag_of(state: &state::State, said: Option<&Said>) -> String {
+    match said {
+        Some(said) => format!("\"{}.{}\"", state.index, said.version()),
+        None => format!("\"{}\"", state.index),
+    }
 }
 
-/// `GET /v1/directory?process=&host=&ready=&label=&fields=&limit=&after=&consistent`
+/// `GET /v1/directory?process=&host=&ready=&label=&fields=&limit=&after=&status=&consistent`
 pub(super) async fn list(
     api: State<Api>,
     headers: HeaderMap,
@@ -105,7 +144,9 @@ pub(super) async fn list(
         let wait = filter.wait.as_deref().map_or(Ok(watchers::LONGEST), parse_wait)?;
         watchers::poll(&api.handle.ring.feed(), index, wait).await;
     }
-    let copy = Copy::get(&api, filter.consistent.as_deref(), &headers).await?;
+    let status = filter.status || fields.as_ref().is_some_and(|fields| fields.contains(&"status"));
+    let how = How { consistent: filter.consistent.clone(), status };
+    let copy = Copy::with(&api, &how, &headers, status || label.is_some()).await?;
     let mut next = None;
     let mut response = copy.answer(|state| {
         let wanted = |(id, entry): &(&InstanceId, &Entry)| {
@@ -113,7 +154,10 @@ pub(super) async fn list(
                 && filter.ready.is_none_or(|ready| entry.ready.is_some() == ready)
                 && filter.after.as_ref().is_none_or(|after| *id > after)
                 && label.is_none_or(|(key, value)| {
-                    labels(state, id).and_then(|l| l.get(key)).is_some_and(|v| v == value)
+                    let declared = labels(state, id).and_then(|labels| labels.get(key));
+                    let run = (&entry.host, *id, entry.run);
+                    declared.is_some_and(|declared| declared == value)
+                        || copy.said.as_ref().is_some_and(|said| said.has(run, key, value))
                 })
         };
         let all: Box<dyn Iterator<Item = _>> = match &filter.process {
@@ -127,7 +171,7 @@ pub(super) async fn list(
                 next = page.last().map(|last| last.instance.clone());
                 break;
             }
-            page.push(view(state, id, entry));
+            page.push(copy.view(&how, id, entry));
         }
         project(page, fields.as_deref())
     })?;
@@ -139,38 +183,38 @@ pub(super) async fn list(
     Ok(response)
 }
 
-/// `GET /v1/directory/{id}?consistent`
+/// `GET /v1/directory/{id}?status=&consistent`
 pub(super) async fn one(
     api: State<Api>,
     Id(id): Id,
     headers: HeaderMap,
-    how: Result<Query<Consistent>, QueryRejection>,
+    how: Result<Query<How>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(Consistent { consistent }) = how?;
-    let copy = Copy::get(&api, consistent.as_deref(), &headers).await?;
+    let Query(how) = how?;
+    let copy = Copy::get(&api, &how, &headers).await?;
     copy.answer(|state| {
         let entry = state.directory.get(&id);
         entry
-            .map(|entry| view(state, &id, entry))
+            .map(|entry| copy.view(&how, &id, entry))
             .ok_or_else(|| Refusal::nothing_there(format!("no run of {id} lives")))
     })
 }
 
-/// `GET /v1/directory/{id}/leader?consistent`
+/// `GET /v1/directory/{id}/leader?status=&consistent`
 pub(super) async fn leader(
     api: State<Api>,
     Name(process): Name,
     headers: HeaderMap,
-    how: Result<Query<Consistent>, QueryRejection>,
+    how: Result<Query<How>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(Consistent { consistent }) = how?;
-    let copy = Copy::get(&api, consistent.as_deref(), &headers).await?;
+    let Query(how) = how?;
+    let copy = Copy::get(&api, &how, &headers).await?;
     copy.answer(|state| {
         let leader = state.leaders.get(&process);
         let led = leader.and_then(|leader| Some((leader, state.directory.get(&leader.instance)?)));
         match led {
             Some((leader, entry)) => {
-                Ok(LeaderView { token: leader.token, entry: view(state, &leader.instance, entry) })
+                Ok(LeaderView { token: leader.token, entry: copy.view(&how, &leader.instance, entry) })
             }
             None => Err(Refusal::nothing_there(format!("no run of {process} is ready, so none leads"))),
         }
@@ -184,7 +228,7 @@ pub(super) async fn processes(
     how: Result<Query<Consistent>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(Consistent { consistent }) = how?;
-    let copy = Copy::get(&api, consistent.as_deref(), &headers).await?;
+    let copy = Copy::get(&api, &How { consistent, status: false }, &headers).await?;
     copy.answer(|state| {
         Ok(state.spec.processes.keys().filter_map(|name| process(state, name)).collect::<Vec<_>>())
     })
@@ -233,11 +277,12 @@ pub(super) fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -
         ready: entry.ready.is_some(),
         started: entry.started,
         labels: labels(state, instance).cloned().unwrap_or_default(),
+        status: None,
     }
 }
 
 const FIELDS: &[&str] =
-    &["instance", "process", "host", "run", "address", "ports", "ready", "started", "labels"];
+    &["instance", "process", "host", "run", "address", "ports", "ready", "started", "labels", "status"];
 
 fn parse_label(text: &str) -> Result<(&str, &str), Refusal> {
     text.split_once('=').ok_or_else(|| Refusal::query(format!("label={text}: it is written label=KEY=VALUE")))

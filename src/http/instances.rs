@@ -1,4 +1,4 @@
-//! Reading instances: all of the cluster, one, its last hang report.
+//! Reading instances: all of the cluster, one, its last hang report, who plays there.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -96,4 +96,23 @@ pub(super) async fn hang_report(
     }
     Names::read(&api).await?.instance(&id)?;
     Err(Refusal::nothing_there(format!("{id} was not seen to hang: there is no report")))
+}
+
+/// `GET /v1/instances/{id}/players?host=`: the list stays with the host of the run.
+pub(super) async fn players(
+    api: State<Api>,
+    Id(id): Id,
+    uri: Uri,
+    on: Result<Query<On>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(On { host }) = on?;
+    if let Place::There(host) = api.place_of(&id, host.as_ref())? {
+        return api.pass_on_get(&host, &path_of(&uri)).await;
+    }
+    let players = api.handle.ask(|reply| HostRequest::Players(id.clone(), reply)).await?;
+    if let Some(players) = players {
+        return Ok(Json(players).into_response());
+    }
+    Names::read(&api).await?.instance(&id)?;
+    Err(Refusal::nothing_there(format!("{id} does not run, so nobody plays there")))
 }

@@ -114,6 +114,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{id}", get(instances::one))
         .route("/v1/instances/{id}/hang-report", get(instances::hang_report))
+        .route("/v1/instances/{id}/players", get(instances::players))
         .route("/v1/instances/{id}/logs", get(logs::read))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{host}/drain", post(hosts::drain))

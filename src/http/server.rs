@@ -244,7 +244,7 @@ mod tests {
             started_at: String::new(),
             logs: dir.path().into(),
             requests,
-            ring: Ring::Alone(Alone::to(mpsc::channel(1).0)),
+            ring: Ring::Alone(Alone::to(mpsc::channel(1).0, "alpha".parse().unwrap())),
             state: watch::channel(Arc::new(State::default())).1,
             events: broadcast::channel(1).0,
             metrics: Arc::default(),

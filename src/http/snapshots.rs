@@ -68,7 +68,7 @@ mod tests {
             started_at: String::new(),
             logs: "/nonexistent".into(),
             requests,
-            ring: Ring::Alone(Alone::to(proposals)),
+            ring: Ring::Alone(Alone::to(proposals, "alpha".parse().unwrap())),
             state,
             events: broadcast::channel(1).0,
             metrics: Arc::default(),

@@ -3,7 +3,7 @@
 
 mod directory;
 
-pub use directory::{DirectoryView, LeaderView, ProcessView};
+pub use directory::{DirectoryView, LeaderView, PlayersView, ProcessView, RunStatusView, SaidView};
 
 use std::collections::BTreeMap;
 

@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::directory::view;
 use super::problem::Refusal;
 use super::router::Api;
+use super::said::Hearer;
 use crate::cluster::feed::{At, END, Feed, Newest};
 use crate::spec::ProcessName;
 use crate::state::{self, Change, Changed};
@@ -45,6 +46,9 @@ pub(super) struct Wanted {
     process: Option<ProcessName>,
     /// As `Last-Event-ID`, for those who cannot set headers.
     after: Option<String>,
+    /// And what the runs say about themselves.
+    #[serde(default)]
+    status: bool,
 }
 
 /// A place that a watcher has seen.
@@ -68,13 +72,13 @@ impl Seen {
     }
 }
 
-/// `GET /v1/directory/watch?process=&after=`
+/// `GET /v1/directory/watch?process=&after=&status=`
 pub(super) async fn follow(
     State(api): State<Api>,
     headers: HeaderMap,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(Wanted { process, after }) = wanted?;
+    let Query(Wanted { process, after, status }) = wanted?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok().map(str::to_owned)).or(after);
     let seen = last.map(|text| {
         Seen::parse(&text)
@@ -87,8 +91,9 @@ pub(super) async fn follow(
     }
     let place = api.watch()?;
     let (to, events) = mpsc::channel(AHEAD);
+    let hearer = status.then(|| Hearer::new(&api, process.clone()));
     let watcher = Watcher { api, feed, process, to, _place: place };
-    tokio::spawn(watcher.run(seen));
+    tokio::spawn(watcher.run(seen, hearer));
     let events = ReceiverStream::new(events).map(Ok::<_, Infallible>);
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)).into_response())
 }
@@ -112,6 +117,17 @@ pub(super) async fn poll(feed: &Feed, index: u64, wait: Duration) {
     let _ = tokio::time::timeout(wait - jitter, newest.wait_for(|newest| newest.modified > index)).await;
 }
 
+/// Waits until a watcher may be told what runs say; for ever where it does not want to know.
+async fn said(hearer: &mut Option<Hearer>) -> &mut Hearer {
+    match hearer {
+        Some(hearer) => {
+            hearer.due().await;
+            hearer
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// The watcher is gone, or the agent ends.
 struct Gone;
 
@@ -124,16 +140,16 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn run(self, seen: Option<Seen>) {
+    async fn run(self, seen: Option<Seen>, hearer: Option<Hearer>) {
         let mut stop = self.api.shutdown.clone();
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {}
             () = self.to.closed() => {}
-            _ = self.tell_all(seen) => {}
+            _ = self.tell_all(seen, hearer) => {}
         }
     }
 
-    async fn tell_all(&self, seen: Option<Seen>) -> Result<(), Gone> {
+    async fn tell_all(&self, seen: Option<Seen>, mut hearer: Option<Hearer>) -> Result<(), Gone> {
         let mut newest = self.feed.newest();
         let mut at = match seen {
             Some(seen) if seen.history == self.api.handle.ring.history() => seen.at,
@@ -154,7 +170,10 @@ impl Watcher {
                     continue;
                 }
             }
-            newest.changed().await.map_err(|_| Gone)?;
+            tokio::select! {
+                changed = newest.changed() => changed.map_err(|_| Gone)?,
+                hearer = said(&mut hearer) => hearer.tell(&self.to),
+            }
         }
     }
 

@@ -302,7 +302,9 @@ fn disarm(status: &mut Status) {
         Label::Text(text) => Some(text),
         _ => None,
     });
-    for text in status.map.iter_mut().chain(&mut status.text).chain(labels) {
+    let players = status.player_list.iter_mut();
+    let players = players.flat_map(|player| [Some(&mut player.name), player.id.as_mut()]).flatten();
+    for text in status.map.iter_mut().chain(&mut status.text).chain(labels).chain(players) {
         text.retain(|c| !c.is_control());
     }
 }

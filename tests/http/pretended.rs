@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bigbrother::agent::handle::{HostRequest, HostSnapshot, Proposal};
-use bigbrother::http::view::{EventView, ExitView, HeartbeatView, InstanceView, KeeperView};
+use bigbrother::client::Player;
+use bigbrother::http::view::{EventView, ExitView, HeartbeatView, InstanceView, KeeperView, PlayersView};
 use bigbrother::keeper::protocol::RunId;
 use bigbrother::spec::*;
 use bigbrother::state::{Command, Entry, Leader, Placement, Rejected, Response, State};
@@ -199,6 +200,18 @@ pub fn applied(command: &Command) -> Result<Response, Rejected> {
     }
 }
 
+pub fn players(id: &InstanceId) -> PlayersView {
+    let player = |name: &str| Player { name: name.into(), ..Player::default() };
+    PlayersView {
+        instance: id.clone(),
+        host: "alpha".parse().unwrap(),
+        run: 7,
+        players: Some(3),
+        player_list: vec![player("ann"), player("bob")],
+        truncated: true,
+    }
+}
+
 pub async fn pretend(
     mut requests: mpsc::Receiver<HostRequest>,
     mut proposals: mpsc::Receiver<Proposal>,
@@ -223,6 +236,9 @@ pub async fn pretend(
                 HostRequest::Announce(id, text, reply) => {
                     asked.send(Asked::Announce(id.to_string(), text)).unwrap();
                     let _ = reply.send(());
+                }
+                HostRequest::Players(id, reply) => {
+                    let _ = reply.send((id.to_string() == "zone.0").then(|| players(&id)));
                 }
                 HostRequest::HangReport(id, reply) => {
                     let report = (id.to_string() == "zone.1").then(|| "wchan: futex_wait\n".to_owned());

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bigbrother::agent::ring::{Alone, Ring};
 use bigbrother::cluster::feed::{Recorder, feed};
+use bigbrother::cluster::statuses::Statuses;
 use bigbrother::keeper::protocol::{End, RunId};
 use bigbrother::state::{Command, Ended, Envelope, Event, EventKind, HostFacts, State};
 use serde_json::Value;
@@ -20,6 +21,7 @@ struct Site {
 
 /// Whoever applies commands.
 struct Source {
+    statuses: Statuses,
     recorder: Recorder,
     states: watch::Sender<Arc<State>>,
     seq: u64,
@@ -33,10 +35,11 @@ impl Site {
         let (asked_in, asked) = mpsc::unbounded_channel();
         let agent = tokio::spawn(pretend(requests_in, mpsc::channel(1).1, snapshots, asked_in));
         let (recorder, feed) = feed();
+        let statuses = Statuses::new("alpha".parse().unwrap());
         let (states, seen) = watch::channel(Arc::new(State::default()));
-        let ring = Ring::Alone(Alone { proposals: mpsc::channel(1).0, feed, history });
+        let ring = Ring::Alone(Alone { proposals: mpsc::channel(1).0, feed, history, statuses: statuses.clone() });
         let server = Server::of(dir, requests, (ring, seen), None, agent, snapshot, asked).await;
-        let mut source = Source { recorder, states, seq: 0 };
+        let mut source = Source { statuses, recorder, states, seq: 0 };
         source.take(Command::JoinHost { host: "alpha".parse().unwrap(), facts: HostFacts::default() });
         Site { server, source }
     }

@@ -152,6 +152,8 @@ fn valve_servers_are_asked_with_their_challenge() {
         name: Some("A server".into()),
         game: Some("Team Fortress".into()),
         version: Some("8622567".into()),
+        ping_ms: None,
+        player_list: None,
     };
     assert_eq!(answer, expected);
 }

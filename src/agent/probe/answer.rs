@@ -4,6 +4,9 @@
 
 use serde_json::{Map, Value};
 
+use crate::client::message::Player;
+use crate::status::PLAYER_LIST;
+
 /// The longest text that is kept, in characters.
 const MAX_TEXT: usize = 128;
 
@@ -23,18 +26,25 @@ pub struct Answer {
     pub game: Option<String>,
     /// The server program's version.
     pub version: Option<String>,
+    /// How long a message to a player and back takes on average, in milliseconds.
+    pub ping_ms: Option<u32>,
+    /// Who plays, as far as the server says.
+    pub player_list: Option<Vec<Player>>,
 }
 
 impl Answer {
     /// The answer as the `status` of `InstanceView`: `players`, `capacity`, `map`, `name`, `game`,
-    /// `version`, each only when known.
+    /// `version`, `ping_ms`, `player_list`, each only when known.
     pub fn status(&self) -> Map<String, Value> {
-        let numbers = [("players", self.players), ("capacity", self.capacity)];
+        let numbers =
+            [("players", self.players), ("capacity", self.capacity), ("ping_ms", self.ping_ms)];
         let texts =
             [("map", &self.map), ("name", &self.name), ("game", &self.game), ("version", &self.version)];
         let numbers = numbers.into_iter().filter_map(|(key, n)| Some((key, Value::from(n?))));
         let texts = texts.into_iter().filter_map(|(key, t)| Some((key, Value::from(t.as_deref()?))));
-        numbers.chain(texts).map(|(key, value)| (key.to_owned(), value)).collect()
+        let list = self.player_list.as_ref().and_then(|list| serde_json::to_value(list).ok());
+        let list = list.map(|list| (PLAYER_LIST, list));
+        numbers.chain(texts).chain(list).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }
 
@@ -56,6 +66,9 @@ mod tests {
         let answer = Answer { players: Some(0), map: Some("dm1".into()), ..Answer::default() };
         assert_eq!(Value::Object(answer.status()), serde_json::json!({"players": 0, "map": "dm1"}));
         assert!(Answer::default().status().is_empty());
+        // Somebody was there before, and has left.
+        let empty = Answer { player_list: Some(vec![]), ..Answer::default() };
+        assert_eq!(Value::Object(empty.status()), serde_json::json!({ "player_list": [] }));
     }
 
     #[test]

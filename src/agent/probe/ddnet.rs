@@ -14,6 +14,7 @@
 
 use super::answer::{Answer, shown};
 use super::dialogue::{Dialogue, Malformed, Reader, Step};
+use crate::client::message::Player;
 
 /// One question.
 pub(super) struct Ddnet {
@@ -69,8 +70,26 @@ impl Dialogue for Ddnet {
         reader.decimal()?; // of so many
         let players = Some(reader.decimal()?);
         let capacity = Some(reader.decimal()?);
-        Ok(Step::Done(Answer { players, capacity, map, name, game, version }))
+        if extended {
+            let _ = reader.until(0); // room for more
+        }
+        let player_list = Some(std::iter::from_fn(|| client(&mut reader, extended)).collect());
+        let answer = Answer { players, capacity, map, name, game, version, player_list, ping_ms: None };
+        Ok(Step::Done(answer))
     }
+}
+
+/// The next client; `None` after the last, or when it makes no sense: that says nothing against the server.
+fn client(reader: &mut Reader<'_>, extended: bool) -> Option<Player> {
+    let name = shown(reader.until(0).ok()?);
+    reader.until(0).ok()?; // clan
+    reader.until(0).ok()?; // country
+    let score = std::str::from_utf8(reader.until(0).ok()?).ok()?.parse().ok()?;
+    reader.until(0).ok()?; // plays or watches
+    if extended {
+        reader.until(0).ok()?; // room for more
+    }
+    Some(Player { name: name.unwrap_or_default(), score: Some(score), id: None, ping_ms: None })
 }
 
 #[cfg(test)]
@@ -107,11 +126,25 @@ mod tests {
             name: Some("My DDNet server".into()),
             game: Some("TestDDraceNetwor".into()),
             version: Some("0.6.4, 16.4".into()),
+            ping_ms: None,
+            player_list: Some(vec![]),
         };
         assert_eq!(answer(EXTENDED), Ok(Step::Done(extended.clone())));
         let name = Some("My DDNet server [3/64]".into());
         let plain = Answer { players: Some(3), capacity: Some(16), name, ..extended };
         assert_eq!(answer(PLAIN), Ok(Step::Done(plain)));
+    }
+
+    #[test]
+    fn both_forms_tell_who_plays() {
+        let player = |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
+        let wanted = Some(vec![player("ann", 7), player("bob", -9999)]);
+        let extended = b"ann\0clan\0276\07\01\0\0bob\0\0-1\0-9999\00\0\0half\0";
+        let plain = b"ann\0clan\0276\07\01\0bob\0\0-1\0-9999\00\0half\0";
+        for (info, clients) in [(EXTENDED, &extended[..]), (PLAIN, &plain[..])] {
+            let Ok(Step::Done(told)) = answer(&[info, clients].concat()) else { panic!("no answer") };
+            assert_eq!(told.player_list, wanted);
+        }
     }
 
     #[test]

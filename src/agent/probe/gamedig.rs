@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, shown};
 use super::{ProbeError, heard, thread, udp};
+use crate::client::message::Player;
 
 /// The longest answer of a Minecraft server: its icon is in it, 64x64 pixels in base64.
 const MAX_PACKET: usize = 256 * 1024;
@@ -198,16 +199,27 @@ fn ask_valve(relay: SocketAddr, patience: TimeoutSettings) -> Result<Answer, GDE
         name: shown(info.name.as_bytes()),
         game: shown(info.game_mode.as_bytes()),
         version: shown(info.game_version.as_bytes()),
+        ..Answer::default()
     })
 }
 
 fn ask_minecraft(relay: SocketAddr, patience: TimeoutSettings) -> Result<Answer, GDError> {
     let status = minecraft::protocol::query_java(&relay, Some(patience), None)?;
+    let player = |player: &minecraft::Player| {
+        Some(Player {
+            name: shown(player.name.as_bytes())?,
+            id: shown(player.id.as_bytes()),
+            ..Player::default()
+        })
+    };
+    // A sample of them, as the server likes.
+    let list = status.players.iter().flatten().filter_map(player).collect();
     Ok(Answer {
         players: Some(status.players_online),
         capacity: Some(status.players_maximum),
         name: description(&status.description),
         version: shown(status.game_version.as_bytes()),
+        player_list: Some(list),
         ..Answer::default()
     })
 }

@@ -13,6 +13,7 @@
 
 use super::answer::{Answer, shown};
 use super::dialogue::{Dialogue, Malformed, Reader, Step};
+use crate::client::message::Player;
 
 /// One question.
 pub(super) struct Quake3;
@@ -47,10 +48,26 @@ impl Dialogue for Quake3 {
         if answer.map.is_none() {
             return Err(Malformed("it names no map"));
         }
-        let clients = reader.rest().split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
-        answer.players = u32::try_from(clients).ok();
+        let lines = reader.rest().split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        answer.players = u32::try_from(lines.clone().count()).ok();
+        let list: Vec<Player> = lines.filter_map(client).collect();
+        // Bots have none.
+        let pings: Vec<u32> = list.iter().filter_map(|player| player.ping_ms).filter(|ms| *ms > 0).collect();
+        let sum: u64 = pings.iter().map(|ms| u64::from(*ms)).sum();
+        answer.ping_ms = sum.checked_div(pings.len() as u64).and_then(|mean| u32::try_from(mean).ok());
+        answer.player_list = Some(list);
         Ok(Step::Done(answer))
     }
+}
+
+/// `3 48 "Grism"`
+fn client(line: &[u8]) -> Option<Player> {
+    let mut words = line.splitn(3, |b| *b == b' ');
+    let mut number = || std::str::from_utf8(words.next()?).ok()?.parse().ok();
+    let (score, ping): (Option<i64>, Option<i64>) = (number(), number());
+    let name = words.next()?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    let ping_ms = ping.and_then(|ping| u32::try_from(ping).ok());
+    Some(Player { name: shown(name)?, score, ping_ms, id: None })
 }
 
 #[cfg(test)]
@@ -62,6 +79,10 @@ mod tests {
     // As ioq3ded sent it, most settings left out.
     const STATUS: &[u8] = b"\xff\xff\xff\xffstatusResponse\n\\version\\ioq3 1.36/Debian\\mapname\\oa_dm1\\sv_privateClients\\0\\sv_hostname\\noname\\sv_maxclients\\8\\gamename\\baseoa\\g_needpass\\0\n0 0 \"Sarge\"\n3 48 \"Grism\"\n";
 
+    fn player(name: &str, score: i64, ping_ms: u32) -> Player {
+        Player { name: name.into(), score: Some(score), ping_ms: Some(ping_ms), id: None }
+    }
+
     #[test]
     fn a_status_is_read_with_its_clients() {
         let answer = Answer {
@@ -71,6 +92,8 @@ mod tests {
             name: Some("noname".into()),
             game: Some("baseoa".into()),
             version: Some("ioq3 1.36/Debian".into()),
+            ping_ms: Some(48),
+            player_list: Some(vec![player("Sarge", 0, 0), player("Grism", 3, 48)]),
         };
         assert_eq!(Quake3.receive(STATUS), Ok(Step::Done(answer)));
     }

@@ -15,6 +15,7 @@
 
 use super::answer::{Answer, shown};
 use super::dialogue::{Dialogue, Malformed, Reader, Step, pack};
+use crate::client::message::Player;
 
 /// Requests for a token are padded to this size, so that a server never sends more than it got.
 const TOKEN_REQUEST_SIZE: usize = 520;
@@ -51,8 +52,20 @@ impl Teeworlds {
         reader.count()?; // of so many
         let players = Some(reader.count()?);
         let capacity = Some(reader.count()?);
-        Ok(Answer { players, capacity, map, name, game, version })
+        let player_list = Some(std::iter::from_fn(|| client(reader)).collect());
+        Ok(Answer { players, capacity, map, name, game, version, player_list, ping_ms: None })
     }
+}
+
+/// The next client; `None` after the last, or when it makes no sense: that says nothing against the server.
+fn client(reader: &mut Reader<'_>) -> Option<Player> {
+    let name = shown(reader.until(0).ok()?);
+    reader.until(0).ok()?; // clan
+    reader.varint().ok()?; // country
+    let score = reader.varint().ok()?;
+    reader.varint().ok()?; // plays or watches
+    let name = name.unwrap_or_default();
+    Some(Player { name, score: Some(i64::from(score)), id: None, ping_ms: None })
 }
 
 impl Dialogue for Teeworlds {
@@ -118,8 +131,15 @@ mod tests {
             name: Some("unnamed server".into()),
             game: Some("DM".into()),
             version: Some("0.7.5".into()),
+            ping_ms: None,
+            player_list: Some(vec![]),
         };
-        assert_eq!(dialogue.receive(INFO), Ok(Step::Done(answer)));
+        assert_eq!(dialogue.receive(INFO), Ok(Step::Done(answer.clone())));
+        let (ann, bob) = (b"ann\0clan\0\x40\x07\0", b"bob\0\0\x40\x41\x01");
+        let player = |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
+        let list = Some(vec![player("ann", 7), player("bob", -2)]);
+        let told = dialogue.receive(&[INFO, ann, bob, b"half"].concat());
+        assert_eq!(told, Ok(Step::Done(Answer { player_list: list, ..answer })));
     }
 
     #[test]

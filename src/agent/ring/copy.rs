@@ -13,6 +13,7 @@ use crate::agent::replica::{self, Copies, Replica};
 use crate::cluster::node::{self, Node};
 use crate::cluster::raft::SNAPSHOT_EVERY;
 use crate::cluster::session::{self, Session};
+use crate::cluster::statuses::Statuses;
 use crate::cluster::tunnel::{self, Entrance};
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -60,7 +61,12 @@ pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenErr
         let (proposals, proposed) = mpsc::channel(1024);
         let (replica, Copies { states, feed }) = Replica::open(&host.data_dir, &host.name, proposed)?;
         return Ok((
-            Ring::Alone(Alone { proposals, feed, history: fastrand::u64(1..) }),
+            Ring::Alone(Alone {
+                proposals,
+                feed,
+                history: fastrand::u64(1..),
+                statuses: Statuses::new(host.name.clone()),
+            }),
             states,
             Copy::Replica(Box::new(replica)),
         ));

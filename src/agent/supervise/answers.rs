@@ -11,6 +11,7 @@ use crate::host::{Happening, Instance, Moment};
 use crate::http::view::{ExitView, HeartbeatView, InstanceView, PortView};
 use crate::keeper::protocol::End;
 use crate::spec::{HeartbeatMode, HostName, InstanceId, Probe, Process};
+use crate::status::PLAYER_LIST;
 
 impl Supervisor {
     pub(super) fn answer(&mut self, request: HostRequest) {
@@ -33,6 +34,7 @@ impl Supervisor {
                 self.parts.chronicle.announce(instance, text, wall_ms());
                 let _ = reply.send(());
             }
+            HostRequest::Players(instance, reply) => drop(reply.send(self.players_of(&instance))),
             HostRequest::HangReport(instance, reply) => drop(reply.send(self.evidence.report(&instance))),
             HostRequest::Reload(reply) => {
                 if let Err(refused) = self.parts.reloads.try_send(reply) {
@@ -86,8 +88,12 @@ fn view(instance: &Instance, host: &HostName, now: Moment) -> InstanceView {
             mode: instance.process.as_deref().map_or("none", mode).to_owned(),
             age_ms: run.and_then(|run| run.watch.last).map(age),
         },
-        status: instance.status.clone(),
+        status: instance.status.iter().filter(|(name, _)| *name != PLAYER_LIST).map(pair).collect(),
     }
+}
+
+fn pair((name, value): (&String, &serde_json::Value)) -> (String, serde_json::Value) {
+    (name.clone(), value.clone())
 }
 
 fn exit(last: &LastExit) -> ExitView {

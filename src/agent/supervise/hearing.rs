@@ -52,7 +52,10 @@ impl Supervisor {
                 Call::Ready => Happening::Ready,
                 Call::Draining => Happening::Draining,
                 Call::Stopping => Happening::Stopping,
-                Call::Status(status) => Happening::Status(as_map(&*status)),
+                Call::Status(status) => {
+                    self.has_said(instance);
+                    Happening::Status(as_map(&*status))
+                }
                 call => return self.hear_question(instance, event.conn, request.id, call),
             },
         };
@@ -72,6 +75,7 @@ impl Supervisor {
             happenings.push(Happening::Extend(Duration::from_micros(usec)));
         }
         if let Some(text) = &notice.status {
+            self.has_said(instance);
             happenings.push(Happening::Text(text.clone()));
         }
         match notice.watchdog {
@@ -130,6 +134,9 @@ impl Supervisor {
             let host = &self.host;
             self.far.retain(|run| host.instance_of(*run).is_some());
             self.far.insert(result.run);
+        }
+        if !status.is_empty() {
+            self.has_said(&result.instance);
         }
         if answer != Answer::Alive {
             let instance = self.host.instance(&result.instance);

@@ -4,10 +4,11 @@
 //! seen. Launches go to the replicated state over the other runtime and come back as [`LaunchDone`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::Supervisor;
+use super::{Supervisor, moment};
 use crate::agent::handle::{AskError, Handle};
 use crate::client::message::{
     Fault, Found, Hello, Launch, Launched, Listing, MAX_WATCHES, PROTOCOL, Phase as Said, Port, WatchChange,
@@ -16,8 +17,10 @@ use crate::client::message::{
 use crate::host::Happening;
 use crate::process_api::rpc::{Call, Id, Outgoing};
 use crate::process_api::socket::ConnId;
+use crate::keeper::protocol::RunId;
 use crate::spec::{HeartbeatMode, InstanceId, ProcessName};
 use crate::state::{Command, Rejected, Response, State};
+use crate::status::Summary;
 
 /// A launch on its way to the replicated state.
 #[derive(Debug)]
@@ -63,9 +66,7 @@ impl Supervisor {
                 let state = self.parts.states.borrow().clone();
                 let mut listings = self.listings(&state, &find.process);
                 listings.retain(|_, listing| listing.ready || !find.ready);
-                for (id, listing) in &mut listings {
-                    listing.status = self.status(id);
-                }
+                self.add_status(&mut listings);
                 let found = Found { listings: listings.into_values().collect() };
                 self.reply(instance, conn, id, |id| Outgoing::answer(id, &found));
             }
@@ -145,21 +146,32 @@ impl Supervisor {
                 ready: entry.ready.is_some(),
                 ports: entry.ports.iter().map(|(name, p)| (name.clone(), port(p))).collect(),
                 status: None,
+                status_age_ms: None,
             };
             (id.clone(), listing)
         })
         .collect()
     }
 
-    fn status(&self, instance: &InstanceId) -> Option<crate::client::message::Status> {
-        let known = self.host.instance(instance).filter(|instance| !instance.status.is_empty())?;
-        let shape = |map: &serde_json::Map<String, serde_json::Value>| {
-            // A query's answer has words of its own, which this shape does not know.
-            let fields = ["players", "capacity", "fps", "map", "text", "labels"];
-            let kept = map.iter().filter(|(key, _)| fields.contains(&key.as_str()));
-            serde_json::Value::Object(kept.map(|(k, v)| (k.clone(), v.clone())).collect())
-        };
-        serde_json::from_value(shape(&known.status)).ok()
+    /// What is known here of what the runs say: those of other hosts, too.
+    fn add_status(&self, listings: &mut Listings) {
+        let (board, now) = (self.parts.statuses.look(), moment());
+        for (id, listing) in listings {
+            let told = board.of(&listing.host, id, RunId(listing.run), now);
+            let told = told.map(|(said, age)| (said.clone(), age));
+            let said = match listing.host == self.parts.name {
+                // It may have said something else since the others were told.
+                true => self.host.instance(id).map(|instance| Summary::of(&instance.status)).map(|said| {
+                    let age = told.filter(|(known, _)| *known == said).map_or(Duration::ZERO, |told| told.1);
+                    (said, age)
+                }),
+                false => told,
+            };
+            let said = said.filter(|(said, _)| !said.is_empty());
+            listing.status = said.as_ref().map(|(said, _)| said.shown());
+            listing.status_age_ms =
+                said.map(|(_, age)| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        }
     }
 
     /// One watch a process: the same again starts it anew with a snapshot.

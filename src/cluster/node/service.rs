@@ -78,6 +78,7 @@ impl Service for Answers {
                 let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
                 entrance.answer(from, &body).await
             }
+            _ if from.purpose == Purpose::Status => self.shared.answer_status(from, kind, &body).await,
             // A peer reports for the hosts that are attached to it, too.
             _ if from.purpose.is_for_peers() && self.peerage(&from.host) == Peerage::Stranger => {
                 Err(format!("{} is no peer (any more)", from.host))

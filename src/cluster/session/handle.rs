@@ -17,6 +17,7 @@ use crate::agent::replica::wall_ms;
 use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::{NotPrimary, ProposeError, Standing};
 use crate::cluster::raft::{Change, Outcome};
+use crate::cluster::statuses::Statuses;
 use crate::cluster::tls::Tls;
 use crate::cluster::wire::hello::Ours;
 use crate::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, decode, encode};
@@ -51,6 +52,7 @@ struct Shared {
     /// The last changes of the directory; locked by the one task that follows the peer.
     recorder: Mutex<feed::Recorder>,
     feed: Feed,
+    statuses: Statuses,
     /// When the peer was last heard, whatever it said.
     heard: Mutex<Instant>,
     /// With `number`: the key of a proposal. Random per life of this session.
@@ -90,6 +92,7 @@ impl Attached {
         let (connected, _) = mpsc::channel(1);
         let standing = Standing { index: kept.place.index, ..Standing::default() };
         let (mut recorder, feed) = feed::feed();
+        let statuses = Statuses::attached(settings.host.clone());
         recorder.begin_anew(&kept.state);
         Attached(Arc::new(Shared {
             settings,
@@ -104,6 +107,7 @@ impl Attached {
             trouble: watch::channel(None).0,
             recorder: Mutex::new(recorder),
             feed,
+            statuses,
             heard: Mutex::new(Instant::now()),
             origin: fastrand::u64(..),
             number: AtomicU64::new(0),
@@ -154,6 +158,12 @@ impl Attached {
     /// Which life of the host this is, for the handshakes from now on; `JoinHost` tells it.
     pub fn set_incarnation(&self, incarnation: u64) {
         self.0.ours.send_modify(|ours| ours.incarnation = incarnation);
+        self.0.statuses.begin(incarnation);
+    }
+
+    /// What runs say about themselves: those of other hosts only while somebody reads.
+    pub fn statuses(&self) -> &Statuses {
+        &self.0.statuses
     }
 
     /// Applies a command, whoever is the primary. When it returns, this host's own copy has the change.
@@ -200,13 +210,15 @@ impl Attached {
         decode::<Option<Confirm>>(&answer.ok()?).ok()?
     }
 
-    /// Asks the peer something that it passes on, once.
+    /// Asks the peer something beside the log, once.
     pub async fn call(&self, kind: Kind, body: Vec<u8>, ttl: Duration) -> Result<Vec<u8>, CallError> {
         let deadline = Instant::now() + ttl;
         let nobody = |_| CallError::Unreachable("no peer serves this host".to_owned());
         let peer = tokio::time::timeout(ttl, self.some_peer()).await.map_err(nobody)?;
         let rest = deadline.saturating_duration_since(Instant::now());
-        self.call_peer(&peer, Purpose::HostBulk, kind, body, rest).await
+        let soft = matches!(kind, Kind::Status | Kind::Statuses);
+        let purpose = if soft { Purpose::Status } else { Purpose::HostBulk };
+        self.call_peer(&peer, purpose, kind, body, rest).await
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(

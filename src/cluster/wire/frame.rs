@@ -87,6 +87,10 @@ kinds! {
     Roll = 42,
     /// A request of the API for another host.
     Tunnel = 43,
+    /// What the runs of an attached host say about themselves, for its peer.
+    Status = 44,
+    /// What the runs of other hosts say, once there is more than the asker has.
+    Statuses = 45,
 }
 
 /// One message.

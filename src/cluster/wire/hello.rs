@@ -27,6 +27,8 @@ pub enum Purpose {
     HostBulk,
     /// Requests of the API, from any host to any other.
     Api,
+    /// What runs say about themselves, from any host to a peer: nothing waits behind it.
+    Status,
 }
 
 impl Purpose {

@@ -21,8 +21,8 @@ use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
 use crate::spec::HostName;
 
-/// Connections at once: two of each of 500 hosts, and some of peers.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections at once: three of each of 500 hosts, and some of peers.
+const MAX_CONNECTIONS: usize = 1536;
 /// As many more are for peers alone, so that hosts never keep peers out.
 const PEERS: usize = 128;
 /// Handshakes at once.
