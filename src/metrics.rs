@@ -20,6 +20,7 @@ mod cluster;
 mod family;
 mod fault;
 mod scrape;
+mod status;
 mod usage;
 
 use cluster::Cluster;

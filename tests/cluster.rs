@@ -16,5 +16,7 @@ mod members;
 mod net;
 #[path = "cluster/peers.rs"]
 mod peers;
+#[path = "cluster/statuses.rs"]
+mod statuses;
 #[path = "cluster/wire.rs"]
 mod wire;

@@ -24,5 +24,7 @@ mod monitoring;
 mod reading;
 #[path = "http/refusals.rs"]
 mod refusals;
+#[path = "http/saying.rs"]
+mod saying;
 #[path = "http/watching.rs"]
 mod watching;

@@ -238,7 +238,7 @@ impl Statuses {
 
     /// An attached host tells its own sheet; up to where this peer has it then.
     pub fn hear_host(&self, from: &HostName, body: &[u8]) -> Result<Vec<u8>, Unheard> {
-        let delta: Delta = decode(body)?;
+        let delta: Delta = decode(body).inspect_err(|_| self.count(&self.0.counters.refused, 1))?;
         if delta.host != *from {
             return Err(Unheard::Other(from.clone(), delta.host));
         }
@@ -252,18 +252,15 @@ impl Statuses {
 
     /// What somebody lacks, once there is something.
     pub async fn answer(&self, whose: Whose, body: &[u8]) -> Result<Vec<u8>, Unheard> {
-        let have: Have = decode(body)?;
+        let have = Arc::new(decode::<Have>(body)?.places);
         let mut versions = self.versions();
         let until = tokio::time::Instant::now() + WAIT;
         loop {
             versions.mark_unchanged();
-            let lacks = self.lacks(whose, &have.places);
-            let news = have.places.is_empty() || lacks.deltas.iter().any(Delta::is_news);
-            if news || tokio::time::Instant::now() >= until {
-                let lines: usize = lacks.deltas.iter().map(|delta| delta.lines.len()).sum();
-                self.count(&self.0.counters.sent, lines as u64);
-                self.count(&self.0.counters.messages, 1);
-                return Ok(encode(&lacks)?);
+            let (places, late) = (have.clone(), tokio::time::Instant::now() >= until);
+            let answer = self.aside(move |statuses| statuses.lacks(whose, &places, late)).await;
+            if let Some(answer) = answer.flatten() {
+                return answer;
             }
             // The sender is here; it cannot be gone.
             let _ = tokio::time::timeout_at(until, versions.changed()).await;
@@ -271,7 +268,25 @@ impl Statuses {
         }
     }
 
-    fn lacks(&self, whose: Whose, have: &Places) -> Lacks {
+    /// The answer, if there are news, or it is late.
+    fn lacks(&self, whose: Whose, have: &Places, late: bool) -> Option<Result<Vec<u8>, Unheard>> {
+        let lacks = self.lacking(whose, have);
+        if !late && !have.is_empty() && !lacks.deltas.iter().any(Delta::is_news) {
+            return None;
+        }
+        let lines: usize = lacks.deltas.iter().map(|delta| delta.lines.len()).sum();
+        self.count(&self.0.counters.sent, lines as u64);
+        self.count(&self.0.counters.messages, 1);
+        Some(encode(&lacks).map_err(Unheard::from))
+    }
+
+    /// Where blocking is allowed: what takes milliseconds holds up nobody who carries entries and votes.
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce(Statuses) -> T + Send + 'static) -> Option<T> {
+        let statuses = self.clone();
+        tokio::task::spawn_blocking(move || work(statuses)).await.ok()
+    }
+
+    fn lacking(&self, whose: Whose, have: &Places) -> Lacks {
         let now = moment();
         let mut home = locked(&self.0.relayed);
         home.retain(|_, told| now.since(*told) < RELAYED);

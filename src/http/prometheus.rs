@@ -136,6 +136,7 @@ async fn standing(api: &Api) -> ClusterReading {
         silent: hosts.silent.unwrap_or_default(),
         braked: watched.map_or(0, |watched| watched.brake.len() as u64),
         attached: ring.attached_here(),
+        status: ring.statuses().counts(),
     }
 }
 

@@ -82,8 +82,7 @@ pub(super) struct Hearer {
 }
 
 impl Hearer {
-    pub(super) fn new(api: &Api, process: Option<ProcessName>) -> Hearer {
-        let statuses = api.handle.ring.statuses().clone();
+    pub(super) fn new(statuses: Statuses, process: Option<ProcessName>) -> Hearer {
         let mut versions = statuses.versions();
         versions.mark_changed();
         Hearer { statuses, process, versions, seen: Places::new(), next: Instant::now() }
@@ -130,4 +129,46 @@ fn view((host, id, line): (&HostName, &InstanceId, &Line), now: Moment) -> Optio
         run: line.run.0,
         status: shown(summary, now.since(line.at)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(statuses: &Statuses, instance: &str, players: u32) {
+        let summary = Summary { players: Some(players), ..Summary::default() };
+        statuses.note([(instance.parse().unwrap(), RunId(1), Some(summary))]);
+    }
+
+    fn heard(events: &mut mpsc::Receiver<Event>) -> String {
+        // An event has no way to read it but this.
+        format!("{:?}", events.try_recv())
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_gets_the_newest_when_there_is_room() {
+        let statuses = Statuses::new("alpha".parse().unwrap());
+        let mut hearer = Hearer::new(statuses.clone(), Some("zone".parse().unwrap()));
+        let (to, mut events) = mpsc::channel(1);
+        says(&statuses, "zone.0", 501);
+        says(&statuses, "login.0", 777);
+        hearer.due().await;
+        hearer.tell(&to);
+        for players in [502, 503] {
+            says(&statuses, "zone.0", players);
+            hearer.due().await;
+            hearer.tell(&to);
+        }
+        assert_eq!(statuses.counts().put_off, 2, "nobody reads");
+        let first = heard(&mut events);
+        assert!(first.contains("501") && !first.contains("777"), "{first}");
+        let began = Instant::now();
+        hearer.due().await;
+        assert!(began.elapsed() > PACE / 2, "{:?}", began.elapsed());
+        hearer.tell(&to);
+        let newest = heard(&mut events);
+        assert!(newest.contains("503") && !newest.contains("502"), "{newest}");
+        let due = tokio::time::timeout(2 * PACE, hearer.due());
+        assert!(due.await.is_err(), "nothing new, and it is told again");
+    }
 }

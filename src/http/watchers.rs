@@ -91,7 +91,7 @@ pub(super) async fn follow(
     }
     let place = api.watch()?;
     let (to, events) = mpsc::channel(AHEAD);
-    let hearer = status.then(|| Hearer::new(&api, process.clone()));
+    let hearer = status.then(|| Hearer::new(api.handle.ring.statuses().clone(), process.clone()));
     let watcher = Watcher { api, feed, process, to, _place: place };
     tokio::spawn(watcher.run(seen, hearer));
     let events = ReceiverStream::new(events).map(Ok::<_, Infallible>);

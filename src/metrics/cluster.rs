@@ -6,6 +6,8 @@ use prometheus::{Histogram, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::LATENESS_BUCKETS;
 use super::family::{closed, histogram, int_gauge, int_gauge_vec};
+use super::status::Status;
+use crate::cluster::statuses::Counts;
 
 /// How the cluster stands, read by whoever renders the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct ClusterReading {
     pub braked: u64,
     /// Hosts that are attached to this peer.
     pub attached: u64,
+    /// What is known of what runs say about themselves.
+    pub status: Counts,
 }
 
 /// What came of a command for the replicated state.
@@ -68,6 +72,7 @@ pub(super) struct Cluster {
     silent: IntGauge,
     braked: IntGauge,
     attached: IntGauge,
+    status: Status,
 }
 
 impl Cluster {
@@ -120,6 +125,7 @@ impl Cluster {
                 "attached_hosts",
                 "Hosts that have their session with this peer; 0 on all but peers.",
             ),
+            status: Status::new(r),
         }
     }
 
@@ -144,5 +150,6 @@ impl Cluster {
         set(&self.silent, reading.silent);
         set(&self.braked, reading.braked);
         set(&self.attached, reading.attached);
+        self.status.fill(&reading.status);
     }
 }

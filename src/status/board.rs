@@ -172,6 +172,7 @@ impl Board {
                 continue;
             }
             size += news;
+            more |= delta.to < sheet.place();
             deltas.push(delta);
         }
         (deltas, more)

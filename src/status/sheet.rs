@@ -21,6 +21,8 @@ pub const MAX_RUNS: usize = 16 * 1024;
 pub const MAX_BYTES: usize = 8 << 20;
 /// A sheet that its host has not vouched for within this time shows nothing.
 pub const FRESH: Duration = Duration::from_secs(15);
+/// Lines that go together, unless it is the whole: who takes them over is busy with them for so long.
+const PART: usize = 512;
 /// Lines of runs that have ended.
 const KEPT: usize = 256;
 
@@ -156,7 +158,7 @@ impl Sheet {
     }
 
     /// The lines behind a number, by their numbers.
-    pub fn after(&self, seq: u64) -> impl Iterator<Item = (&InstanceId, &Line)> {
+    pub fn after(&self, seq: u64) -> impl Iterator<Item = (&InstanceId, &Line)> + Clone {
         let later = self.order.range::<u64, _>(seq.saturating_add(1)..);
         later.filter_map(|(_, id)| Some((id, self.lines.get(id)?)))
     }
@@ -226,7 +228,7 @@ impl Sheet {
         self.ended.remove(&line.seq);
     }
 
-    /// What somebody lacks who has so much; `None`: it has more.
+    /// What somebody lacks who has so much, or the first part of that; `None`: it has more.
     pub(super) fn since(&self, host: &HostName, have: Option<Place>, now: Moment) -> Option<Delta> {
         if have.is_some_and(|have| have > self.place) {
             return None;
@@ -240,12 +242,20 @@ impl Sheet {
             summary: line.summary.clone(),
         };
         let lines = self.after(have.map_or(0, |have| have.seq));
+        let lines = lines.filter(|(_, line)| have.is_some() || line.summary.is_some());
+        let most = if have.is_some() { PART } else { usize::MAX };
+        let mut rest = lines.clone().skip(most);
+        let lines: Vec<Told> = lines.map(told).take(most).collect();
+        let seq = match (rest.next(), lines.last()) {
+            (Some(_), Some(last)) => last.seq,
+            _ => self.place.seq,
+        };
         Some(Delta {
             host: host.clone(),
-            to: self.place,
+            to: Place { seq, ..self.place },
             from: have.map(|have| have.seq),
             age_ms: ms(now.since(self.vouched)),
-            lines: lines.filter(|(_, line)| have.is_some() || line.summary.is_some()).map(told).collect(),
+            lines,
         })
     }
 

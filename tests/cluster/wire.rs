@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    CallError, DialError, Dialer, Exchange, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
+    CallError, DialError, Dialer, Exchange, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
     parcel,
 };
 use bigbrother::spec::HostName;
@@ -17,6 +17,9 @@ use super::peers::name;
 fn ours(host: &str, cluster: &str) -> Ours {
     Ours { cluster: cluster.to_owned(), host: name(host), incarnation: 1, history: Some(7), id: Some(1) }
 }
+
+/// As much as goes into a message.
+const MUCH: usize = 15 << 20;
 
 /// Gives back what it is asked, and takes its time with one kind.
 #[derive(Default)]
@@ -44,6 +47,7 @@ impl Service for Echo {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 Ok(body)
             }
+            Kind::Statuses => Ok(vec![7; MUCH]),
             _ => Ok(body),
         }
     }
@@ -92,6 +96,25 @@ async fn each_request_gets_its_own_answer_or_its_deadline() {
     };
     let (slow, ()) = tokio::join!(slow, quick);
     assert_eq!(slow, Err(CallError::Late(Duration::from_millis(300))));
+}
+
+/// Each purpose has a connection of its own: what nobody takes on one holds up nothing on another.
+#[tokio::test]
+async fn a_vote_overtakes_all_that_waits_of_status() {
+    let wire = wire(ours("beta", "pirates")).await;
+    let dialled = wire.exchange.dialer().dial(&wire.target, Purpose::Status).await;
+    let (mut reader, mut writer, _) = dialled.unwrap();
+    let ask_for_much =
+        |request| Frame { kind: Kind::Statuses, request, ttl_ms: 60_000, body: Vec::new() };
+    let flood: Vec<Frame> = (1..20).map(ask_for_much).collect();
+    writer.send(&flood).await.unwrap();
+    for number in 0..200u32 {
+        let body = number.to_le_bytes();
+        assert_eq!(ask(&wire, Kind::Vote, &body, 5_000).await.unwrap(), body);
+    }
+    // It was under way all the time.
+    let first = reader.next().await.unwrap();
+    assert_eq!((first.kind, first.body.len()), (Kind::Answer, MUCH));
 }
 
 #[tokio::test]

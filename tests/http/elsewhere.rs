@@ -10,13 +10,13 @@ use bigbrother::cluster::node::{Node, Settings};
 use bigbrother::cluster::tunnel::{self, Answered, Asked as Request, Entrance};
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{Hello, Purpose, decode, encode};
-use bigbrother::http::view::{InstanceView, Problem};
+use bigbrother::http::view::{InstanceView, PlayersView, Problem};
 use bigbrother::spec::*;
 use bigbrother::state::{Command, HostFacts, PlaceChange};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::pretended::{Asked, instance, pretend, process, two_zones};
+use super::pretended::{Asked, instance, players, pretend, process, two_zones};
 use super::server::{Answer, Server, exchange};
 
 /// What the pretended agent answers, by method and path.
@@ -225,6 +225,22 @@ async fn an_operation_goes_to_the_host_of_the_instance() {
         (unknown.kind.as_str(), unknown.detail.as_str()),
         ("no-host", "there is no host bta: did you mean beta?")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_plays_is_asked_of_the_host_of_the_run() {
+    let two = Two::start().await;
+    let theirs = PlayersView { host: name("beta"), ..players(&"zone.5".parse().unwrap()) };
+    two.answers("GET /v1/instances/zone.5/players", 200, &theirs);
+    let read = async |id: &str| two.server.get(&format!("/v1/instances/{id}/players")).await;
+    assert_eq!(read("zone.5").await.json(), serde_json::to_value(&theirs).unwrap());
+    assert_eq!(two.asked(), ["GET /v1/instances/zone.5/players"]);
+    let own = read("zone.0").await.json();
+    assert_eq!((&own["host"], &own["player_list"][0]["name"]), (&"alpha".into(), &"ann".into()));
+    assert_eq!((&own["players"], &own["truncated"]), (&3.into(), &true.into()));
+    assert_eq!(read("zone.1").await.problem().status, 404, "it does not run");
+    assert_eq!(read("zone.9").await.problem().kind, "no-instance");
+    assert_eq!(two.asked(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,11 @@ use std::io::Write;
 use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
-use bigbrother::keeper::protocol::SpawnStep;
+use bigbrother::cluster::statuses::Counts;
+use bigbrother::keeper::protocol::{RunId, SpawnStep};
 use bigbrother::metrics::{ClusterReading, Outcome, SavedFile, SocketFault, SpawnFault};
 use bigbrother::spec::Probe;
+use bigbrother::status::Summary;
 
 use super::pretended::{instance, snapshot};
 use super::server::{DEADLINE, Server};
@@ -38,12 +40,15 @@ fn promtool(text: &str) {
 }
 
 /// What a host alone has none of.
-const OF_MANY: [&str; 5] = [
+const OF_MANY: [&str; 8] = [
     "bigbrother_term",
     "bigbrother_hosts",
     "bigbrother_hosts_silent",
     "bigbrother_hosts_braked",
     "bigbrother_attached_hosts",
+    "bigbrother_status_taken_total",
+    "bigbrother_status_sent_total",
+    "bigbrother_status_messages_total",
 ];
 
 #[tokio::test]
@@ -68,6 +73,9 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.planned(Duration::from_millis(3));
     m.proposed(Outcome::Refused);
     m.proposed(Outcome::Unanswered);
+    server.statuses.note([("zone.0".parse().unwrap(), RunId(7), Some(Summary::default()))]);
+    server.statuses.hear_host(&"beta".parse().unwrap(), b"nonsense").unwrap_err();
+    server.statuses.put_off();
     server.post("/v1/scale", r#"{"process":"zone","count":3}"#).await;
     server.get("/v1/status").await;
     server.get("/nowhere").await;
@@ -148,6 +156,7 @@ fn how_the_cluster_stands_passes_promtool() {
         silent: 4,
         braked: 5,
         attached: 6,
+        status: Counts { runs: 11, taken: 12, sent: 13, messages: 14, refused: 15, put_off: 16 },
     };
     let text = metrics.render(None, &reading);
     promtool(&text);
@@ -162,9 +171,17 @@ fn how_the_cluster_stands_passes_promtool() {
         "hosts_silent 4\n",
         "hosts_braked 5\n",
         "attached_hosts 6\n",
+        "status_runs 11\n",
+        "status_taken_total 12\n",
+        "status_sent_total 13\n",
+        "status_messages_total 14\n",
+        "status_refused_total 15\n",
+        "status_put_off_total 16\n",
     ] {
         assert!(text.contains(&format!("bigbrother_{sample}")), "no {sample:?} in\n{text}");
     }
+    // Once more the same, and no more than that.
+    assert!(metrics.render(None, &reading).contains("bigbrother_status_sent_total 13\n"));
     // A primary that is none any more says so.
     let text = metrics.render(None, &ClusterReading { primary: false, silent: 0, ..reading });
     assert!(

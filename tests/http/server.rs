@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bigbrother::agent::Handle;
 use bigbrother::agent::handle::{HostRequest, HostSnapshot, Proposal};
 use bigbrother::agent::ring::{Alone, Ring};
+use bigbrother::cluster::statuses::Statuses;
 use bigbrother::cluster::tunnel::Tunnelled;
 use bigbrother::http::view::{EventView, Problem};
 use bigbrother::http::{Listeners, serve};
@@ -27,6 +28,7 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 pub struct Server {
     pub dir: tempfile::TempDir,
     pub metrics: Arc<Metrics>,
+    pub statuses: Statuses,
     pub events: broadcast::Sender<EventView>,
     /// `None`: the agent answers nothing until there is one.
     pub snapshot: watch::Sender<Option<Arc<HostSnapshot>>>,
@@ -75,6 +77,7 @@ impl Server {
     ) -> Server {
         let events = broadcast::channel(4).0;
         let metrics = Arc::new(Metrics::new());
+        let statuses = ring.statuses().clone();
         let handle = Handle {
             host: "alpha".parse().unwrap(),
             cluster: "pirates".into(),
@@ -96,7 +99,7 @@ impl Server {
         let (shutdown, stop) = watch::channel(false);
         let (starting, waits) = watch::channel(None);
         let served = tokio::spawn(serve(handle, listeners, waits, stop));
-        Server { dir, metrics, events, snapshot, asked, tcp, starting, shutdown, served, agent }
+        Server { dir, metrics, statuses, events, snapshot, asked, tcp, starting, shutdown, served, agent }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -14,21 +14,21 @@ use tokio::sync::{mpsc, watch};
 use super::pretended::{pretend, two_zones};
 use super::server::{Answer, Follower, Server};
 
-struct Site {
-    server: Server,
-    source: Source,
+pub struct Site {
+    pub server: Server,
+    pub source: Source,
 }
 
 /// Whoever applies commands.
-struct Source {
-    statuses: Statuses,
+pub struct Source {
+    pub statuses: Statuses,
     recorder: Recorder,
     states: watch::Sender<Arc<State>>,
     seq: u64,
 }
 
 impl Site {
-    async fn start(history: u64) -> Site {
+    pub async fn start(history: u64) -> Site {
         let dir = tempfile::tempdir().unwrap();
         let (requests, requests_in) = mpsc::channel(64);
         let (snapshot, snapshots) = watch::channel(Some(two_zones()));
@@ -44,7 +44,7 @@ impl Site {
         Site { server, source }
     }
 
-    async fn watch(&self, query: &str, last: Option<&str>) -> Follower {
+    pub async fn watch(&self, query: &str, last: Option<&str>) -> Follower {
         let path = format!("/v1/directory/watch{query}");
         let headers: Vec<_> = last.map(|id| ("last-event-id", id)).into_iter().collect();
         let response = self.server.send("GET", &path, &headers, "").await;
@@ -71,7 +71,7 @@ impl Source {
         self.take(Command::Events { host, incarnation: 1, first_seq: self.seq, events: vec![event] });
     }
 
-    fn starts(&mut self, instance: &str, run: u64) {
+    pub fn starts(&mut self, instance: &str, run: u64) {
         self.happens(instance, run, started());
     }
 }
@@ -81,7 +81,7 @@ fn ended() -> EventKind {
 }
 
 /// The events of a stream: kind, id, data.
-fn events(seen: &str) -> Vec<(String, String, Value)> {
+pub fn events(seen: &str) -> Vec<(String, String, Value)> {
     let blocks = seen.split("\n\n").filter(|block| !block.is_empty());
     let field = |block: &str, name: &str| {
         let line = block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));

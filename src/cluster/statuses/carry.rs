@@ -32,23 +32,34 @@ impl Statuses {
     ) -> bool {
         let mut places = locked(&self.0.board).places();
         places.retain(|host, _| told.contains(host));
-        let lacks = match encode(&Have { places }) {
-            Ok(body) => ask(body).await.ok().and_then(|answer| decode::<Lacks>(&answer).ok()),
+        let answer = match encode(&Have { places }) {
+            Ok(body) => ask(body).await.ok(),
             Err(_) => None,
         };
-        let Some(Lacks { deltas, more }) = lacks else {
+        let taken = match answer {
+            Some(answer) => self.aside(move |statuses| statuses.take_over(&answer)).await.flatten(),
+            None => None,
+        };
+        let Some((hosts, more)) = taken else {
             tokio::time::sleep(AGAIN).await;
             return false;
         };
-        told.extend(deltas.iter().map(|delta| delta.host.clone()));
-        for delta in deltas {
-            self.merge(delta);
-        }
-        self.change(|board| board.forget(moment()));
+        told.extend(hosts);
         if !more {
             tokio::time::sleep(PACE).await;
         }
         !more
+    }
+
+    /// Whose sheets the answer tells, and whether there is more.
+    fn take_over(&self, answer: &[u8]) -> Option<(Vec<HostName>, bool)> {
+        let Lacks { deltas, more } = decode(answer).ok()?;
+        let hosts = deltas.iter().map(|delta| delta.host.clone()).collect();
+        for delta in deltas {
+            self.merge(delta);
+        }
+        self.change(|board| board.forget(moment()));
+        Some((hosts, more))
     }
 
     /// Waits until somebody reads.

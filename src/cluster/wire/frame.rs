@@ -240,7 +240,7 @@ mod tests {
         let numbers: Vec<u16> = Kind::ALL.iter().map(|kind| *kind as u16).collect();
         assert_eq!(
             numbers,
-            [1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43]
+            [1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45]
         );
         assert!(Kind::ALL.iter().all(|kind| Kind::from_number(*kind as u16) == Some(*kind)));
     }
