@@ -44,7 +44,8 @@ mod link;
 pub mod message;
 
 pub use message::{
-    Fault, Hello, Label, Launch, Listing, Phase, Player, Port, Shutdown, Status, WatchChange, WatchEvent, Welcome,
+    Fault, Hello, Label, Launch, Listing, Phase, Player, Port, Shutdown, Status, WatchChange, WatchEvent,
+    Welcome,
 };
 
 use link::{Heard, Link};

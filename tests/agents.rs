@@ -19,3 +19,5 @@ mod losing;
 mod operating;
 #[path = "agents/prometheus.rs"]
 mod prometheus;
+#[path = "agents/saying.rs"]
+mod saying;

@@ -57,7 +57,12 @@ impl Said {
     }
 
     /// True when the run says that it has this label.
-    pub(super) fn has(&self, (host, id, run): (&HostName, &InstanceId, RunId), name: &str, value: &str) -> bool {
+    pub(super) fn has(
+        &self,
+        (host, id, run): (&HostName, &InstanceId, RunId),
+        name: &str,
+        value: &str,
+    ) -> bool {
         self.summary(host, id, run).is_some_and(|(summary, _)| summary.has(name, value))
     }
 

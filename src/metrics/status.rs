@@ -18,7 +18,11 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn new(r: &Registry) -> Self {
         Status {
-            runs: int_gauge(r, "status_runs", "Runs of which this host knows what they say about themselves."),
+            runs: int_gauge(
+                r,
+                "status_runs",
+                "Runs of which this host knows what they say about themselves.",
+            ),
             taken: counter(r, "status_taken_total", "Statuses of runs that came from other hosts."),
             sent: counter(r, "status_sent_total", "Statuses of runs that were sent to other hosts."),
             messages: counter(

@@ -138,7 +138,13 @@ impl Board {
     }
 
     /// What a run says about itself, and for how long; `None`: that is not known.
-    pub fn of(&self, host: &HostName, id: &InstanceId, run: RunId, now: Moment) -> Option<(&Summary, Duration)> {
+    pub fn of(
+        &self,
+        host: &HostName,
+        id: &InstanceId,
+        run: RunId,
+        now: Moment,
+    ) -> Option<(&Summary, Duration)> {
         let sheet = self.sheets.get(host).filter(|sheet| self.is_fresh(host, sheet, now))?;
         let line = sheet.line(id, run)?;
         Some((line.summary.as_deref()?, now.since(line.at)))

@@ -52,7 +52,9 @@ fn pull(from: &mut Board, to: &mut Board, now: Moment, room: (usize, usize)) -> 
 fn shown(board: &Board, host: &str, now: Moment) -> BTreeMap<InstanceId, (RunId, u32)> {
     let (news, _) = board.news(&Places::new(), now);
     let of_host = news.into_iter().filter(|(of, _, _)| **of == name(host));
-    of_host.map(|(_, id, line)| (id.clone(), (line.run, line.summary.as_ref().unwrap().players.unwrap()))).collect()
+    of_host
+        .map(|(_, id, line)| (id.clone(), (line.run, line.summary.as_ref().unwrap().players.unwrap())))
+        .collect()
 }
 
 #[test]
@@ -63,7 +65,10 @@ fn what_a_run_says_is_cut_to_size() {
         "labels": { "mode": "ctf", "ranked": true, "round": 2, "ratio": 0.5, "deep": {}, "x".repeat(65): 1 },
     });
     let summary = Summary::of(said.as_object().unwrap());
-    assert_eq!((summary.players, summary.capacity, summary.fps, summary.ping_ms), (Some(3), None, Some(59.5), Some(40.0)));
+    assert_eq!(
+        (summary.players, summary.capacity, summary.fps, summary.ping_ms),
+        (Some(3), None, Some(59.5), Some(40.0))
+    );
     assert_eq!(summary.text.as_ref().unwrap().len(), 128);
     let labels: Vec<&str> = summary.labels.keys().map(String::as_str).collect();
     assert_eq!(labels, ["mode", "ranked", "ratio", "round"]);
@@ -135,7 +140,10 @@ fn only_what_has_changed_is_told_and_each_as_it_is_now() {
     // Before it has joined a host tells nothing.
     let mut delta = Board::new(name("delta"));
     delta.note(zone(9), RunId(1), Some(players(9)), at(0));
-    assert!(delta.own_since(None, at(0)).is_none() && delta.since(|_| true, &Places::new(), at(0), ROOM).0.is_empty());
+    assert!(
+        delta.own_since(None, at(0)).is_none()
+            && delta.since(|_| true, &Places::new(), at(0), ROOM).0.is_empty()
+    );
     delta.begin(4);
     assert_eq!(delta.own_since(None, at(0)).unwrap().lines.len(), 1);
 }
@@ -224,6 +232,23 @@ fn a_large_answer_goes_in_parts_and_none_waits_for_ever() {
             seen.extend(deltas.into_iter().filter(|delta| !delta.lines.is_empty()).map(|delta| delta.host));
         }
         assert_eq!(seen.len(), 4);
+    }
+}
+
+#[test]
+fn what_changed_of_one_host_goes_in_parts_too() {
+    let (mut alpha, mut beta) = (board("alpha"), board("beta"));
+    let say = |alpha: &mut Board, said| {
+        for number in 0..1_200 {
+            assert!(alpha.note(zone(number), RunId(1), Some(players(said)), at(0)));
+        }
+    };
+    say(&mut alpha, 1);
+    assert!(!pull(&mut alpha, &mut beta, at(0), ROOM), "the whole goes as a whole");
+    say(&mut alpha, 2);
+    let told = |board: &Board| shown(board, "alpha", at(0)).values().filter(|(_, said)| *said == 2).count();
+    for (more, so_far) in [(true, 512), (true, 1_024), (false, 1_200), (false, 1_200)] {
+        assert_eq!((pull(&mut alpha, &mut beta, at(0), ROOM), told(&beta)), (more, so_far));
     }
 }
 

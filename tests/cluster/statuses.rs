@@ -143,7 +143,8 @@ fn a_storm_of_statuses_does_not_hold_up_the_log() {
                 while !over.load(std::sync::atomic::Ordering::Relaxed) {
                     let next = Instant::now() + Duration::from_secs(1);
                     round += 1;
-                    statuses.note((0..RUNS / 3).map(|n| (zone(n), RunId(1), Some(summary(round * 100_000 + n)))));
+                    statuses
+                        .note((0..RUNS / 3).map(|n| (zone(n), RunId(1), Some(summary(round * 100_000 + n)))));
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
                 round

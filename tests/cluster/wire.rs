@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    CallError, DialError, Dialer, Exchange, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
-    parcel,
+    CallError, DialError, Dialer, Exchange, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service,
+    Target, parcel,
 };
 use bigbrother::spec::HostName;
 use tokio::sync::{mpsc, watch};
@@ -104,8 +104,7 @@ async fn a_vote_overtakes_all_that_waits_of_status() {
     let wire = wire(ours("beta", "pirates")).await;
     let dialled = wire.exchange.dialer().dial(&wire.target, Purpose::Status).await;
     let (mut reader, mut writer, _) = dialled.unwrap();
-    let ask_for_much =
-        |request| Frame { kind: Kind::Statuses, request, ttl_ms: 60_000, body: Vec::new() };
+    let ask_for_much = |request| Frame { kind: Kind::Statuses, request, ttl_ms: 60_000, body: Vec::new() };
     let flood: Vec<Frame> = (1..20).map(ask_for_much).collect();
     writer.send(&flood).await.unwrap();
     for number in 0..200u32 {

@@ -21,8 +21,13 @@ fn says(statuses: &Statuses, instance: &str, run: u64, summary: Summary) {
 
 /// What a run of beta said that long ago.
 fn beta_says(statuses: &Statuses, instance: &str, run: u64, summary: Summary, age_ms: u64) {
-    let told =
-        Told { instance: instance.parse().unwrap(), run: RunId(run), seq: 1, age_ms, summary: Some(summary.into()) };
+    let told = Told {
+        instance: instance.parse().unwrap(),
+        run: RunId(run),
+        seq: 1,
+        age_ms,
+        summary: Some(summary.into()),
+    };
     let delta = Delta {
         host: "beta".parse().unwrap(),
         to: Place { life: 1, seq: 1 },
@@ -46,8 +51,14 @@ fn statuses(answer: &Answer) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn what_runs_say_is_read_with_its_age_when_it_is_asked_for() {
     let server = Server::start().await;
-    let labels = [("mode".to_owned(), Fact::Text("ctf".into())), ("ranked".to_owned(), Fact::Flag(true))].into();
-    says(&server.statuses, "zone.0", 7, Summary { fps: Some(59.5), ping_ms: Some(40.0), labels, ..players(12) });
+    let labels =
+        [("mode".to_owned(), Fact::Text("ctf".into())), ("ranked".to_owned(), Fact::Flag(true))].into();
+    says(
+        &server.statuses,
+        "zone.0",
+        7,
+        Summary { fps: Some(59.5), ping_ms: Some(40.0), labels, ..players(12) },
+    );
     says(&server.statuses, "zone.2", 1, players(99));
     beta_says(&server.statuses, "login.beta", 9, players(5), 4_000);
 
@@ -129,7 +140,9 @@ async fn a_watcher_is_told_at_most_once_a_second_what_a_run_says() {
         watcher.until("the change", |seen| seen.contains(&last)).await;
     }
     says(&site.source.statuses, "zone.1", 2, players(6));
-    watcher.until("the newest", |seen| of_status(seen).iter().any(|(_, all)| all[0]["status"]["players"] == 19)).await;
+    watcher
+        .until("the newest", |seen| of_status(seen).iter().any(|(_, all)| all[0]["status"]["players"] == 19))
+        .await;
     let told = of_status(&watcher.seen);
     // Once a second: as many as seconds have passed.
     let most = 2 + began.elapsed().as_secs() as usize;

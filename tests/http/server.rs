@@ -61,7 +61,10 @@ impl Server {
         asked: mpsc::UnboundedReceiver<Asked>,
     ) -> Server {
         // The sender may go: the last value stays.
-        let ring = (Ring::Alone(Alone::to(proposals, "alpha".parse().unwrap())), watch::channel(Arc::new(state())).1);
+        let ring = (
+            Ring::Alone(Alone::to(proposals, "alpha".parse().unwrap())),
+            watch::channel(Arc::new(state())).1,
+        );
         Server::of(dir, requests, ring, None, agent, snapshot, asked).await
     }
 

@@ -36,8 +36,7 @@ impl Answer {
     /// The answer as the `status` of `InstanceView`: `players`, `capacity`, `map`, `name`, `game`,
     /// `version`, `ping_ms`, `player_list`, each only when known.
     pub fn status(&self) -> Map<String, Value> {
-        let numbers =
-            [("players", self.players), ("capacity", self.capacity), ("ping_ms", self.ping_ms)];
+        let numbers = [("players", self.players), ("capacity", self.capacity), ("ping_ms", self.ping_ms)];
         let texts =
             [("map", &self.map), ("name", &self.name), ("game", &self.game), ("version", &self.version)];
         let numbers = numbers.into_iter().filter_map(|(key, n)| Some((key, Value::from(n?))));

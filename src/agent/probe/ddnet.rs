@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn both_forms_tell_who_plays() {
-        let player = |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
+        let player =
+            |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
         let wanted = Some(vec![player("ann", 7), player("bob", -9999)]);
         let extended = b"ann\0clan\0276\07\01\0\0bob\0\0-1\0-9999\00\0\0half\0";
         let plain = b"ann\0clan\0276\07\01\0bob\0\0-1\0-9999\00\0half\0";

@@ -136,7 +136,8 @@ mod tests {
         };
         assert_eq!(dialogue.receive(INFO), Ok(Step::Done(answer.clone())));
         let (ann, bob) = (b"ann\0clan\0\x40\x07\0", b"bob\0\0\x40\x41\x01");
-        let player = |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
+        let player =
+            |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
         let list = Some(vec![player("ann", 7), player("bob", -2)]);
         let told = dialogue.receive(&[INFO, ann, bob, b"half"].concat());
         assert_eq!(told, Ok(Step::Done(Answer { player_list: list, ..answer })));

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Supervisor;
-use crate::http::view::PlayersView;
 use crate::client::message::Player;
 use crate::host::Moment;
+use crate::http::view::PlayersView;
 use crate::spec::InstanceId;
 use crate::status::{PLAYER_LIST, Summary};
 

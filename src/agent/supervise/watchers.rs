@@ -15,9 +15,9 @@ use crate::client::message::{
     WatchEvent, Welcome,
 };
 use crate::host::Happening;
+use crate::keeper::protocol::RunId;
 use crate::process_api::rpc::{Call, Id, Outgoing};
 use crate::process_api::socket::ConnId;
-use crate::keeper::protocol::RunId;
 use crate::spec::{HeartbeatMode, InstanceId, ProcessName};
 use crate::state::{Command, Rejected, Response, State};
 use crate::status::Summary;
@@ -169,8 +169,7 @@ impl Supervisor {
             };
             let said = said.filter(|(said, _)| !said.is_empty());
             listing.status = said.as_ref().map(|(said, _)| said.shown());
-            listing.status_age_ms =
-                said.map(|(_, age)| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+            listing.status_age_ms = said.map(|(_, age)| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         }
     }
 

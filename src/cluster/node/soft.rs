@@ -61,8 +61,7 @@ impl Shared {
         match kind {
             Kind::Status => self.statuses.hear_host(&from.host, body).map_err(words),
             Kind::Statuses => {
-                let whose =
-                    if self.peerage(&from.host) == Peerage::Peer { Whose::Home } else { Whose::All };
+                let whose = if self.peerage(&from.host) == Peerage::Peer { Whose::Home } else { Whose::All };
                 self.statuses.answer(whose, body).await.map_err(words)
             }
             _ => Err(format!("{kind:?} is not about status")),
