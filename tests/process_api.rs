@@ -115,7 +115,8 @@ fn listing() -> Listing {
         run: 2,
         ready: true,
         ports: BTreeMap::new(),
-        status: Some(Status { players: Some(3), ..Status::default() }),
+        status: Some(Box::new(Status { players: Some(3), ..Status::default() })),
+        status_age_ms: Some(700),
     }
 }
 

@@ -188,7 +188,7 @@ pub struct Listing {
     pub ports: BTreeMap<String, Port>,
     /// What it says about itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub status: Option<Status>,
+    pub status: Option<Box<Status>>,
     /// How long ago it said so, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_age_ms: Option<u64>,

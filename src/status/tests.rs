@@ -1,3 +1,5 @@
+//! What is kept, told, taken over and forgotten.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -99,6 +99,7 @@ fn teeworlds_answers_hangs_and_dies() {
     let probe = query(QueryProtocol::Teeworlds, server.address);
     let answer = asker.answer(&probe);
     assert_eq!((answer.players, answer.capacity), (Some(0), Some(8)));
+    assert_eq!(answer.player_list.as_deref(), Some(&[][..]));
     assert_eq!((answer.map.as_deref(), answer.version.as_deref()), (Some("dm1"), Some("0.7.5")));
     server.hangs_and_dies(&mut asker, &probe);
 }
@@ -110,6 +111,7 @@ fn ddnet_answers_hangs_and_dies() {
     let answer = asker.answer(&probe);
     // 64 and not 16: the extended form was asked for.
     assert_eq!((answer.players, answer.capacity), (Some(0), Some(64)));
+    assert_eq!(answer.player_list.as_deref(), Some(&[][..]));
     assert_eq!(answer.map.as_deref(), Some("Tutorial"));
     server.hangs_and_dies(&mut asker, &probe);
 }
@@ -126,6 +128,9 @@ fn openarena_answers_hangs_and_dies() {
         answer = asker.answer(&probe);
     }
     assert_eq!((answer.capacity, answer.map.as_deref()), (Some(8), Some("oa_dm1")));
+    let mut names: Vec<String> = answer.player_list.into_iter().flatten().map(|bot| bot.name).collect();
+    names.sort();
+    assert_eq!(names, ["Grism", "Sarge"]);
     server.hangs_and_dies(&mut asker, &probe);
 }
 

@@ -140,8 +140,8 @@ mod tests {
         let player =
             |name: &str, score| Player { name: name.into(), score: Some(score), ..Player::default() };
         let wanted = Some(vec![player("ann", 7), player("bob", -9999)]);
-        let extended = b"ann\0clan\0276\07\01\0\0bob\0\0-1\0-9999\00\0\0half\0";
-        let plain = b"ann\0clan\0276\07\01\0bob\0\0-1\0-9999\00\0half\0";
+        let extended = b"ann\0clan\0\x3276\0\x37\0\x31\0\0bob\0\0-1\0-9999\0\x30\0\0half\0";
+        let plain = b"ann\0clan\0\x3276\0\x37\0\x31\0bob\0\0-1\0-9999\0\x30\0half\0";
         for (info, clients) in [(EXTENDED, &extended[..]), (PLAIN, &plain[..])] {
             let Ok(Step::Done(told)) = answer(&[info, clients].concat()) else { panic!("no answer") };
             assert_eq!(told.player_list, wanted);

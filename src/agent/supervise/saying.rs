@@ -6,6 +6,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use super::Supervisor;
 use crate::client::message::Player;
 use crate::host::Moment;
@@ -15,8 +18,8 @@ use crate::status::{PLAYER_LIST, Summary};
 
 /// No run is told of more often.
 const PACE: Duration = Duration::from_secs(1);
-/// The longest list of players, in bytes of JSON.
-const MAX_LIST: usize = 16 * 1024;
+/// The longest list of players, in bytes of JSON: with what stands around it 16 KiB.
+const MAX_LIST: usize = 16 * 1024 - 512;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -71,23 +74,48 @@ impl Supervisor {
     pub(super) fn players_of(&self, id: &InstanceId) -> Option<PlayersView> {
         let instance = self.host.instance(id)?;
         let run = instance.run.as_ref()?.id;
-        let list = instance.status.get(PLAYER_LIST).and_then(|list| list.as_array());
-        let list: Vec<Player> =
-            list.into_iter().flatten().filter_map(|one| serde_json::from_value(one.clone()).ok()).collect();
-        let told = list.len() as u64;
-        let mut size = 0;
-        let fits = |player: &Player| {
-            size += serde_json::to_vec(player).map_or(MAX_LIST, |json| json.len() + 1);
-            size <= MAX_LIST
-        };
-        let list: Vec<Player> = list.into_iter().take_while(fits).collect();
+        let (player_list, truncated) = player_list(instance.status.get(PLAYER_LIST));
         Some(PlayersView {
             instance: id.clone(),
             host: self.parts.name.clone(),
             run: run.0,
-            players: instance.status.get("players").and_then(|players| players.as_u64()),
-            truncated: (list.len() as u64) < told,
-            player_list: list,
+            players: instance.status.get("players").and_then(Value::as_u64),
+            player_list,
+            truncated,
         })
+    }
+}
+
+/// As many as go into an answer, and whether there are more.
+fn player_list(said: Option<&Value>) -> (Vec<Player>, bool) {
+    let all = said.and_then(Value::as_array).into_iter().flatten();
+    let mut all = all.filter_map(|player| Player::deserialize(player).ok());
+    let (mut list, mut size) = (Vec::new(), 0);
+    for player in all.by_ref() {
+        size += serde_json::to_vec(&player).map_or(MAX_LIST, |json| json.len() + 1);
+        if size > MAX_LIST {
+            return (list, true);
+        }
+        list.push(player);
+    }
+    (list, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_players_is_cut_and_that_is_told() {
+        let ann = serde_json::json!({ "name": "ann", "score": 3 });
+        assert_eq!(player_list(None), (vec![], false));
+        let some = serde_json::json!([ann, { "nickname": "bob" }]);
+        let player = Player { name: "ann".to_owned(), score: Some(3), ..Player::default() };
+        assert_eq!(player_list(Some(&some)), (vec![player], false));
+        let many = |count: usize| Value::Array((0..count).map(|_| ann.clone()).collect());
+        let (list, truncated) = player_list(Some(&many(5_000)));
+        let size = serde_json::to_vec(&list).unwrap().len();
+        assert!(truncated && size <= MAX_LIST && size > MAX_LIST - 100, "{size}");
+        assert_eq!(player_list(Some(&many(list.len()))), (list, false));
     }
 }

@@ -168,7 +168,7 @@ impl Supervisor {
                 false => told,
             };
             let said = said.filter(|(said, _)| !said.is_empty());
-            listing.status = said.as_ref().map(|(said, _)| said.shown());
+            listing.status = said.as_ref().map(|(said, _)| Box::new(said.shown()));
             listing.status_age_ms = said.map(|(_, age)| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         }
     }
