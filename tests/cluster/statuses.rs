@@ -112,17 +112,17 @@ fn what_a_run_says_is_known_on_every_peer_and_where_it_is_read() {
     assert_eq!(reader.statuses().counts().taken, before);
 }
 
-/// The median and the longest time that a change takes, of as many.
+/// The mean and the longest time that a change takes, of as many: what is held up for long shows in the mean.
 fn proposals(peer: &Peer, count: usize) -> (Duration, Duration) {
-    let mut took: Vec<Duration> = (0..count)
+    let took: Vec<Duration> = (0..count)
         .map(|number| {
             let began = Instant::now();
             peer.run(peer.node().propose(launch(&number.to_string()))).unwrap();
             began.elapsed()
         })
         .collect();
-    took.sort();
-    (took[count / 2], took[count - 1])
+    let longest = took.iter().max().copied().unwrap_or_default();
+    (took.iter().sum::<Duration>() / count as u32, longest)
 }
 
 /// A storm: every run says something else each second, of 10,000 over three peers.
@@ -169,7 +169,7 @@ fn a_storm_of_statuses_does_not_hold_up_the_log() {
     over.store(true, std::sync::atomic::Ordering::Relaxed);
     let rounds: Vec<u32> = storm.into_iter().map(|storm| storm.join().unwrap()).collect();
 
-    println!("calm {calm:?}, in the storm {stormy:?} (median, longest), {rounds:?} rounds");
+    println!("calm {calm:?}, in the storm {stormy:?} (mean, longest), {rounds:?} rounds");
     for (before, after) in before.iter().zip(&after) {
         let a_second = (after.taken - before.taken) as f64 / took.as_secs_f64();
         println!("{a_second:.0} lines a second taken, {} messages", after.messages - before.messages);
