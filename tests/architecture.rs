@@ -24,7 +24,6 @@ const PURE: &[&str] = &[
     "cluster/session/choice.rs",
     "cluster/session/message.rs",
     "cluster/session/rights.rs",
-    "cluster/session/twin.rs",
     "cluster/wire/codec.rs",
     "cluster/wire/frame.rs",
     "cluster/wire/hello.rs",

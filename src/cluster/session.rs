@@ -31,7 +31,6 @@ pub mod rights;
 mod search;
 mod soft;
 pub mod trail;
-mod twin;
 
 pub use handle::Attached;
 

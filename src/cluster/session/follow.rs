@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use super::handle::Attached;
 use super::message::{self, Follow, Followed, News, Place};
 use super::search::{End, Found};
-use super::twin::Twin;
 use crate::cluster::node::Standing;
 use crate::cluster::wire::codec::decode_front;
 use crate::cluster::wire::serve::MAX_SNAPSHOT;
@@ -50,14 +49,13 @@ struct Follower<'a> {
     attached: &'a Attached,
     peer: &'a Found,
     incoming: Option<Incoming>,
-    twin: Twin,
     /// The copy is not gone on from: what came for it could not be used.
     anew: bool,
 }
 
 /// Until the peer is of no use; `unreachable` shows whether there is a connection.
 pub(super) async fn run(attached: &Attached, peer: &Found, unreachable: watch::Sender<bool>) -> End {
-    let mut follower = Follower { attached, peer, incoming: None, twin: Twin::default(), anew: false };
+    let mut follower = Follower { attached, peer, incoming: None, anew: false };
     let mut faults = 0;
     loop {
         let answer = follower.ask().await;
@@ -128,11 +126,15 @@ impl Follower<'_> {
         if !raw.is_empty() {
             return Err(garbled("something is left over"));
         }
-        let (_, now) = self.attached.copy();
-        let (next, changes) = match envelopes.is_empty() {
-            true => (now, Vec::new()),
-            false => self.twin.after(now, envelopes),
-        };
+        let (_, mut next) = self.attached.copy();
+        let mut changes = Vec::new();
+        if !envelopes.is_empty() {
+            // What is out stays as it is for whoever reads it; a copy shares all that does not change.
+            let state = Arc::make_mut(&mut next);
+            for envelope in &envelopes {
+                changes.extend(state.apply_and_tell(envelope).1);
+            }
+        }
         self.attached.take(to, next, changes);
         Ok(())
     }
@@ -155,7 +157,6 @@ impl Follower<'_> {
         let state = tokio::task::spawn_blocking(move || decode::<State>(&bytes)).await;
         let state = state.map_err(garbled)?.map_err(garbled)?;
         self.anew = false;
-        self.twin.forget();
         self.attached.take_whole(of, Arc::new(state));
         Ok(())
     }
