@@ -1,9 +1,10 @@
-//! The library for game processes: the process API from the inside, for a game's tick loop.
+//! The library for game processes: the process API from the inside, for a game's tick loop. Tools outside find and
+//! watch runs by [`directory`].
 //!
 //! Owns one connection to the agent of this host. Nothing here blocks but [`Client::find`] and
 //! [`Client::launch`], which take a timeout: call [`Client::heartbeat`] and [`Client::poll`] in every tick, as
 //! often as you like. When the agent restarts, the connection comes back by itself and tells the new agent
-//! how far the process is. No threads, no dependencies but serde; docs/protocol.md is the protocol.
+//! how far the process is. No threads, no dependencies but serde and an HTTP parser; docs/protocol.md is the protocol.
 //!
 //! ```no_run
 //! use bigbrother::client::{Client, Incoming, Status};
@@ -39,6 +40,8 @@ use std::time::{Duration, Instant};
 
 use crate::spec::{InstanceId, ProcessName};
 
+pub mod directory;
+pub(crate) mod event_stream;
 pub mod line;
 mod link;
 pub mod message;

@@ -11,10 +11,14 @@ use host::PATIENCE;
 
 #[path = "agents/cluster.rs"]
 mod cluster;
+#[path = "agents/directory.rs"]
+mod directory;
 #[path = "agents/looking.rs"]
 mod looking;
 #[path = "agents/losing.rs"]
 mod losing;
+#[path = "agents/openapi.rs"]
+mod openapi;
 #[path = "agents/operating.rs"]
 mod operating;
 #[path = "agents/prometheus.rs"]

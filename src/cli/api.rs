@@ -18,7 +18,8 @@ use crate::http::view::Problem;
 mod address;
 pub mod lines;
 
-pub use address::{Address, InvalidAddress};
+pub use crate::client::directory::{Address, InvalidAddress};
+pub use address::find;
 
 /// An agent that says nothing for this long does not answer.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -85,7 +85,7 @@ pub async fn plan(args: &PlanArgs, api: &Api, out: &Output) -> Result<Exit, Fail
     let text = read_valid(&args.file)?;
     let answer: AppliedView = api.post_toml("/v1/apply?dry_run=true", &text).await?;
     out.answer(&answer.plan, |page| render::plan(&answer.plan, page))?;
-    Ok(if render::would_change(&answer.plan) { Exit::WouldChange } else { Exit::Ok })
+    Ok(if answer.plan.changes_something() { Exit::WouldChange } else { Exit::Ok })
 }
 
 /// `apply`
@@ -97,7 +97,7 @@ pub async fn apply(args: &ApplyArgs, api: &Api, out: &Output) -> Result<Exit, Fa
     };
     let applied: AppliedView = api.post_toml(&path, &text).await?;
     out.answer(&applied, |page| {
-        if render::would_change(&applied.plan) {
+        if applied.plan.changes_something() {
             format!(
                 "{}applied: the spec has revision {}",
                 render::plan(&applied.plan, page),

@@ -10,6 +10,7 @@ use super::exit::{Exit, Failure};
 use super::operate::Name;
 use super::output::Output;
 use super::render;
+use crate::client::event_stream::Events;
 use crate::http::events::UNREACHABLE;
 use crate::http::view::{EventView, InstanceView, StatusView};
 use crate::spec::{HostName, InstanceId};
@@ -180,7 +181,7 @@ pub fn print_event(event: &EventView, out: &Output) -> Result<(), Failure> {
 pub struct EventStream {
     api: Api,
     stream: super::api::Stream,
-    parser: lines::Events,
+    parser: Events,
 }
 
 impl EventStream {
@@ -195,7 +196,7 @@ impl EventStream {
         let filter = instance.map(|i| format!("&instance={i}")).unwrap_or_default();
         let host = host.map(|host| format!("&host={host}")).unwrap_or_default();
         let stream = api.stream(&format!("{}{filter}{host}", Self::PATH)).await?;
-        Ok(EventStream { api: api.clone(), stream, parser: lines::Events::default() })
+        Ok(EventStream { api: api.clone(), stream, parser: Events::default() })
     }
 
     /// The next events, at least one. Loses nothing when it is dropped before it is done.
@@ -204,13 +205,17 @@ impl EventStream {
             let Some(piece) = self.stream.next().await? else {
                 return Err(ApiError::Ended { address: self.api.address().clone() });
             };
-            let events: Result<Vec<EventView>, _> =
-                self.parser.feed(&piece).iter().map(|data| serde_json::from_str(data)).collect();
-            let events = events.map_err(|e| ApiError::Strange {
+            let strange = |why: String| ApiError::Strange {
                 address: self.api.address().clone(),
                 path: Self::PATH.to_owned(),
-                why: e.to_string(),
-            })?;
+                why,
+            };
+            let told = self.parser.feed(&piece).map_err(|e| strange(e.to_string()))?;
+            // One with a name says that some were missed.
+            let told = told.iter().filter(|event| event.name.is_empty());
+            let events: Result<Vec<EventView>, _> =
+                told.map(|event| serde_json::from_str(&event.data)).collect();
+            let events = events.map_err(|e| strange(e.to_string()))?;
             if !events.is_empty() {
                 return Ok(events);
             }

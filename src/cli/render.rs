@@ -270,36 +270,13 @@ fn hosts_of(status: &StatusView) -> String {
 
 /// `plan` and what `apply` did.
 pub fn plan(plan: &PlanView, page: &Page) -> String {
-    let mut text = String::new();
-    for process in &plan.added {
-        writeln!(text, "{}", page.paint(&format!("+ {process}"), Some(Color::Green))).ok();
-    }
-    for process in &plan.removed {
-        writeln!(text, "{}", page.paint(&format!("- {process}"), Some(Color::Red))).ok();
-    }
-    for changed in &plan.changed {
-        let how = if changed.restarts { " (restarts its instances)" } else { " (applies live)" };
-        writeln!(text, "{}", page.paint(&format!("~ {}{how}", changed.process), Some(Color::Yellow))).ok();
-        for (key, old, new) in &changed.changes {
-            writeln!(text, "    {key}: {old} -> {new}").ok();
-        }
-    }
-    for (process, count) in &plan.scaled {
-        writeln!(
-            text,
-            "  {process} is scaled to {count} (`bigbrother scale {process} default` takes that back)"
-        )
-        .ok();
-    }
-    if !would_change(plan) {
-        writeln!(text, "nothing would change (spec revision {})", plan.revision).ok();
-    }
-    text
-}
-
-/// Whether applying would change anything.
-pub fn would_change(plan: &PlanView) -> bool {
-    !(plan.added.is_empty() && plan.removed.is_empty() && plan.changed.is_empty())
+    let painted = |line: &str| match line.chars().next() {
+        Some('+') => page.paint(line, Some(Color::Green)),
+        Some('-') => page.paint(line, Some(Color::Red)),
+        Some('~') => page.paint(line, Some(Color::Yellow)),
+        _ => line.to_owned(),
+    };
+    plan.to_string().lines().map(|line| painted(line) + "\n").collect()
 }
 
 #[cfg(test)]

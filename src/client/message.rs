@@ -92,6 +92,7 @@ pub struct Status {
 
 /// One of a [`Status::player_list`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Player {
     /// As others see it.
@@ -109,6 +110,7 @@ pub struct Player {
 
 /// The value of a label in a [`Status`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum Label {
     /// true or false
@@ -196,6 +198,7 @@ pub struct Listing {
 
 /// A port of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(utoipa::ToSchema))]
 pub struct Port {
     /// Its transport.
     pub protocol: Protocol,

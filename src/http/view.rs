@@ -1,23 +1,36 @@
 //! The JSON shapes of the API, shared by the server and the command line. Field names are stable
 //! (docs/cli.md); times are RFC 3339 UTC, durations milliseconds in fields named `_ms`.
 
+mod cluster;
 mod directory;
+mod plan;
 
+pub use cluster::{HostCounts, HostView, PeerRequest, PeerView};
 pub use directory::{DirectoryView, LeaderView, PlayersView, ProcessView, RunStatusView, SaidView};
+pub use plan::{AppliedView, ChangedView, PlanView, SpecView};
+
+pub use crate::client::Port as PortView;
+pub use crate::client::directory::Problem;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
+use crate::spec::{HostName, InstanceId, ProcessName};
 use crate::state::Target;
 
-mod cluster;
-
-pub use cluster::{HostCounts, HostView, PeerRequest, PeerView};
+/// `GET /v1/healthz`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthView {
+    /// The API answers.
+    pub ok: bool,
+    /// The version of the program.
+    pub version: String,
+}
 
 /// `GET /v1/status`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StatusView {
     /// The cluster's name.
     pub cluster: String,
@@ -69,7 +82,7 @@ pub struct StatusView {
 }
 
 /// The keeper of a host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeeperView {
     /// Its process.
     pub pid: i32,
@@ -80,7 +93,7 @@ pub struct KeeperView {
 }
 
 /// One element of `GET /v1/instances`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceView {
     /// `zone.3`
     pub instance: InstanceId,
@@ -110,11 +123,12 @@ pub struct InstanceView {
     /// Its heartbeat.
     pub heartbeat: HeartbeatView,
     /// What the process says about itself, or its query answer: players, capacity, fps, map, text, labels.
+    #[schema(value_type = Object)]
     pub status: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExitView {
     /// `exit`, `signal`, `hang`, `spawn`, `stop`, `operator`, `fence`, `stray` or `unknown`.
     pub cause: String,
@@ -128,17 +142,8 @@ pub struct ExitView {
     pub detail: Option<String>,
 }
 
-/// A port of an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortView {
-    /// `udp` or `tcp`.
-    pub protocol: Protocol,
-    /// The number.
-    pub port: u16,
-}
-
 /// The heartbeat of an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatView {
     /// `native`, `notify`, `query`, `tcp`, `exec` or `none`.
     pub mode: String,
@@ -147,7 +152,7 @@ pub struct HeartbeatView {
 }
 
 /// One element of `GET /v1/events`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventView {
     /// Grows by one with each event of this host; starts anew with the agent.
     pub seq: u64,
@@ -169,66 +174,8 @@ pub struct EventView {
     pub detail: Option<String>,
 }
 
-/// `GET /v1/plan` and the answer to a dry-run apply: what would change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlanView {
-    /// The revision it is based on.
-    pub revision: u64,
-    /// Processes that are new.
-    pub added: Vec<ProcessName>,
-    /// Processes that go.
-    pub removed: Vec<ProcessName>,
-    /// Processes that differ.
-    pub changed: Vec<ChangedView>,
-    /// `scale` overrides in force.
-    pub scaled: BTreeMap<ProcessName, u32>,
-}
-
-/// A process that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangedView {
-    /// Which.
-    pub process: ProcessName,
-    /// Its instances are restarted.
-    pub restarts: bool,
-    /// What differs: key, old, new.
-    pub changes: Vec<(String, String, String)>,
-}
-
-/// RFC 9457 problem details, the body of every refusal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// A short word that programs can match.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// What failed.
-    pub title: String,
-    /// The HTTP status.
-    pub status: u16,
-    /// Why, and what to do.
-    pub detail: String,
-}
-
-/// The answer to `POST /v1/apply`: what changed, or with `dry_run` what would.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppliedView {
-    /// The revision of the spec now in force.
-    pub revision: u64,
-    /// What the applied file changes.
-    pub plan: PlanView,
-}
-
-/// `GET /v1/spec`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpecView {
-    /// Its revision; 0: none was applied yet.
-    pub revision: u64,
-    /// The desired set.
-    pub spec: Spec,
-}
-
 /// The body of `POST /v1/restart`; the target as in [`TargetRequest`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RestartRequest {
     /// Whom it is about.
@@ -239,11 +186,12 @@ pub struct RestartRequest {
     /// The same key within an hour does it once and gives the same answer; the header `Idempotency-Key` does
     /// as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 128)]
     pub key: Option<String>,
 }
 
 /// The answer to `POST /v1/restart`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RestartedView {
     /// The instances that the target names, in order. They change after the answer, not before.
     pub instances: Vec<InstanceId>,
@@ -253,7 +201,7 @@ pub struct RestartedView {
 
 /// The body of `POST /v1/stop` and `/v1/start`: `{"target": "all"}`,
 /// `{"target": {"process": "zone"}}` or `{"target": {"instance": "zone.3"}}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetRequest {
     /// Whom it is about.
@@ -261,24 +209,25 @@ pub struct TargetRequest {
 }
 
 /// The answer to `POST /v1/stop` and `/v1/start`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AffectedView {
     /// The instances that the target names, in order. They change after the answer, not before.
     pub instances: Vec<InstanceId>,
 }
 
 /// The body of `POST /v1/scale`, and its answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
     /// Which.
     pub process: ProcessName,
     /// How many; null takes the override back.
+    #[schema(maximum = 100000)]
     pub count: Option<u32>,
 }
 
 /// The body of `POST /v1/launch`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchRequest {
     /// An on-demand process.
@@ -288,18 +237,19 @@ pub struct LaunchRequest {
     pub args: BTreeMap<String, String>,
     /// The same key gives the same instance while it lives; the header `Idempotency-Key` does as well.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
     pub key: Option<String>,
 }
 
 /// The answer to `POST /v1/launch`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LaunchedView {
     /// The launched instance.
     pub instance: InstanceId,
 }
 
 /// The body of `POST /v1/announce`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AnnounceRequest {
     /// About which.
@@ -309,7 +259,7 @@ pub struct AnnounceRequest {
 }
 
 /// The body of `POST /v1/strike`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StrikeRequest {
     /// Of which instance.
@@ -317,6 +267,7 @@ pub struct StrikeRequest {
     /// Which run; another one is not struck.
     pub run: u64,
     /// `SIGKILL`, `SIGSTOP`, `SIGCONT` or `SIGSEGV`.
+    #[schema(pattern = "^SIG(KILL|STOP|CONT|SEGV)$")]
     pub signal: String,
     /// Where it runs, if that is not where it belongs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -324,14 +275,14 @@ pub struct StrikeRequest {
 }
 
 /// The answer to `POST /v1/strike`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StruckView {
     /// The signal was sent; false: the run is not there any more.
     pub struck: bool,
 }
 
 /// The answer to `POST /v1/announce` and `/v1/reload`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DoneView {
     /// What came of it, in words.
     pub detail: String,

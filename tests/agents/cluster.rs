@@ -131,7 +131,7 @@ impl Cluster {
         (0..self.hosts.len()).find(|host| !not.contains(host)).unwrap()
     }
 
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         self.hosts.iter().map(|host| format!("=== {}\n{}", host.name, host.logs())).collect()
     }
 }

@@ -1,61 +1,21 @@
-//! Where an agent answers.
+//! Where the agent answers that is meant when none is named.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+
+use crate::client::directory::Address;
 
 /// The socket of an agent that systemd started.
 const SYSTEM_SOCKET: &str = "/run/bigbrother/api.sock";
 
-/// Where an agent answers: `unix:/path` or `http://HOST:PORT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// `HOST:PORT`.
-    Http(String),
+/// The address when none was given: the system's agent, else that of ./cluster.toml.
+pub fn find() -> Address {
+    let file = std::fs::read_to_string("cluster.toml").ok();
+    choose(Path::new(SYSTEM_SOCKET).exists(), file.as_deref())
 }
 
-/// Not an address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidAddress {
-    /// Neither of the two forms.
-    #[error("an address is unix:/path/to/api.sock or http://HOST:PORT")]
-    Form,
-    /// The agent speaks plain HTTP.
-    #[error("https is not spoken by the agent yet: use http://HOST:PORT or unix:/path")]
-    Tls,
-}
-
-impl Address {
-    /// The address when none was given: the system's agent, else that of ./cluster.toml.
-    pub fn find() -> Address {
-        let file = std::fs::read_to_string("cluster.toml").ok();
-        Address::choose(Path::new(SYSTEM_SOCKET).exists(), file.as_deref())
-    }
-
-    fn choose(system_agent: bool, cluster_toml: Option<&str>) -> Address {
-        let runtime_dir = cluster_toml.filter(|_| !system_agent).and_then(runtime_dir);
-        Address::Unix(runtime_dir.map_or_else(|| SYSTEM_SOCKET.into(), |dir| dir.join("api.sock")))
-    }
-
-    /// True when the agent is certainly on this machine, so that its pids are ours.
-    pub fn is_local(&self) -> bool {
-        match self {
-            Address::Unix(_) => true,
-            Address::Http(host) => {
-                host.starts_with("127.") || host.starts_with("[::1]:") || host.starts_with("localhost:")
-            }
-        }
-    }
-
-    /// The `Host` header.
-    pub fn host(&self) -> &str {
-        match self {
-            Address::Unix(_) => "localhost",
-            Address::Http(host) => host,
-        }
-    }
+fn choose(system_agent: bool, cluster_toml: Option<&str>) -> Address {
+    let runtime_dir = cluster_toml.filter(|_| !system_agent).and_then(runtime_dir);
+    Address::Unix(runtime_dir.map_or_else(|| SYSTEM_SOCKET.into(), |dir| dir.join("api.sock")))
 }
 
 /// Only this one key: a file with faults elsewhere must not keep an operator from asking.
@@ -65,77 +25,19 @@ fn runtime_dir(cluster_toml: &str) -> Option<PathBuf> {
     Some(PathBuf::from(host.get("runtime_dir")?.get_ref().as_str()?))
 }
 
-impl FromStr for Address {
-    type Err = InvalidAddress;
-
-    fn from_str(text: &str) -> Result<Address, InvalidAddress> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err(InvalidAddress::Form) } else { Ok(Address::Unix(path.into())) };
-        }
-        if text.starts_with("https://") {
-            return Err(InvalidAddress::Tls);
-        }
-        let host = text.strip_prefix("http://").ok_or(InvalidAddress::Form)?.trim_end_matches('/');
-        let (name, port) = host.rsplit_once(':').ok_or(InvalidAddress::Form)?;
-        if name.is_empty() || name.contains('/') || port.parse::<u16>().is_err() {
-            return Err(InvalidAddress::Form);
-        }
-        Ok(Address::Http(host.to_owned()))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
-            Address::Http(host) => write!(f, "http://{host}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_written_and_read_alike() {
-        for text in ["unix:/run/x/api.sock", "http://127.0.0.1:7610", "http://[::1]:7610"] {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-        }
-        assert_eq!("http://h:1/".parse(), Ok(Address::Http("h:1".to_owned())));
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused() {
-        for text in ["", "unix:", "/run/api.sock", "http://", "http://host", "http://:80", "http://h:99999"] {
-            assert_eq!(text.parse::<Address>(), Err(InvalidAddress::Form), "{text}");
-        }
-        assert_eq!("https://h:1".parse::<Address>(), Err(InvalidAddress::Tls));
-    }
-
-    #[test]
     fn without_an_address_the_systems_agent_comes_before_the_files() {
         let file = "[host]\nruntime_dir = \"/tmp/mine\"\n[process.x]\nnonsense = 1\n";
-        assert_eq!(Address::choose(true, Some(file)).to_string(), "unix:/run/bigbrother/api.sock");
-        assert_eq!(Address::choose(false, Some(file)).to_string(), "unix:/tmp/mine/api.sock");
+        assert_eq!(choose(true, Some(file)).to_string(), "unix:/run/bigbrother/api.sock");
+        assert_eq!(choose(false, Some(file)).to_string(), "unix:/tmp/mine/api.sock");
         let broken = format!("{file}x = [\n[process.y");
-        assert_eq!(Address::choose(false, Some(&broken)).to_string(), "unix:/tmp/mine/api.sock");
-        assert_eq!(Address::choose(false, Some("[host]\n")).to_string(), "unix:/run/bigbrother/api.sock");
-        assert_eq!(Address::choose(false, Some("not toml")).to_string(), "unix:/run/bigbrother/api.sock");
-        assert_eq!(Address::choose(false, None).to_string(), "unix:/run/bigbrother/api.sock");
-    }
-
-    #[test]
-    fn only_loopback_is_surely_this_machine() {
-        for (text, local) in [
-            ("unix:/x", true),
-            ("http://127.0.0.1:1", true),
-            ("http://[::1]:1", true),
-            ("http://localhost:1", true),
-            ("http://10.0.0.1:1", false),
-            ("http://game.example:1", false),
-        ] {
-            assert_eq!(text.parse::<Address>().unwrap().is_local(), local, "{text}");
-        }
+        assert_eq!(choose(false, Some(&broken)).to_string(), "unix:/tmp/mine/api.sock");
+        assert_eq!(choose(false, Some("[host]\n")).to_string(), "unix:/run/bigbrother/api.sock");
+        assert_eq!(choose(false, Some("not toml")).to_string(), "unix:/run/bigbrother/api.sock");
+        assert_eq!(choose(false, None).to_string(), "unix:/run/bigbrother/api.sock");
     }
 }

@@ -1,7 +1,4 @@
-//! Cuts a byte stream into lines, and an event stream into its data.
-//!
-//! Pure. Server-sent events are read as far as the agent uses them: `data:` lines up to an empty line; ids,
-//! names and comments (its keep-alives) are passed over. (WHATWG HTML, section 9.2.)
+//! Cuts a byte stream into lines. Pure.
 
 /// A line longer than this is cut: a stream must not fill the memory.
 const MAX_LINE: usize = 1 << 20;
@@ -37,28 +34,6 @@ impl Lines {
     }
 }
 
-/// Reads the data of server-sent events.
-#[derive(Debug, Default)]
-pub struct Events {
-    lines: Lines,
-    data: Vec<String>,
-}
-
-impl Events {
-    /// Takes the next piece; gives the data of the events that it completes.
-    pub fn feed(&mut self, piece: &[u8]) -> Vec<String> {
-        let mut events = Vec::new();
-        for line in self.lines.feed(piece) {
-            if let Some(data) = line.strip_prefix("data:") {
-                self.data.push(data.strip_prefix(' ').unwrap_or(data).to_owned());
-            } else if line.is_empty() && !self.data.is_empty() {
-                events.push(std::mem::take(&mut self.data).join("\n"));
-            }
-        }
-        events
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,17 +56,5 @@ mod tests {
         let mut lines = Lines::default();
         assert_eq!(lines.feed(&vec![b'x'; MAX_LINE + 5]).len(), 1);
         assert!(lines.feed(b"y").is_empty(), "the rest starts anew");
-    }
-
-    #[test]
-    fn events_survive_any_cut_and_skip_what_is_no_data() {
-        let whole = ": keep-alive\n\nid: 7\nevent: x\ndata: {\"a\":1}\n\ndata:two\ndata: lines\n\ndata: half";
-        for cut in 0..whole.len() {
-            let (a, b) = whole.as_bytes().split_at(cut);
-            let mut events = Events::default();
-            let mut got = events.feed(a);
-            got.extend(events.feed(b));
-            assert_eq!(got, ["{\"a\":1}", "two\nlines"], "cut at {cut}");
-        }
     }
 }

@@ -179,9 +179,9 @@ fn a_plan_is_told_by_process() {
   zone is scaled to 80 (`bigbrother scale zone default` takes that back)
 "
     );
-    assert!(would_change(&sample::plan()));
+    assert!(sample::plan().changes_something());
     let none = PlanView { revision: 3, ..PlanView::default() };
-    assert!(!would_change(&none));
+    assert!(!none.changes_something());
     assert_eq!(plan(&none, &page(None)), "nothing would change (spec revision 3)\n");
 }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::spec::HostName;
 
 /// How many hosts there are, in `GET /v1/status`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostCounts {
     /// Those that count as up.
     pub up: u64,
@@ -18,7 +19,7 @@ pub struct HostCounts {
 }
 
 /// One element of `GET /v1/hosts`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostView {
     /// Its name.
     pub host: HostName,
@@ -47,7 +48,7 @@ pub struct HostView {
 }
 
 /// One element of `GET /v1/peers`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PeerView {
     /// Its name.
     pub host: HostName,
@@ -66,7 +67,7 @@ pub struct PeerView {
 }
 
 /// The body of `POST /v1/peers/add`, `/v1/peers/remove` and `/v1/peers/promote`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PeerRequest {
     /// Which host.

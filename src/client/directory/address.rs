@@ -1,0 +1,108 @@
+//! Where an agent answers.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where an agent answers: `unix:/path` or `http://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// `HOST:PORT`.
+    Http(String),
+}
+
+/// Not an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAddress {
+    /// Neither of the two forms.
+    #[error("an address is unix:/path/to/api.sock or http://HOST:PORT")]
+    Form,
+    /// The agent speaks plain HTTP.
+    #[error("https is not spoken by the agent yet: use http://HOST:PORT or unix:/path")]
+    Tls,
+}
+
+impl Address {
+    /// True when the agent is certainly on this machine, so that its pids are ours.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Address::Unix(_) => true,
+            Address::Http(host) => {
+                host.starts_with("127.") || host.starts_with("[::1]:") || host.starts_with("localhost:")
+            }
+        }
+    }
+
+    /// The `Host` header.
+    pub fn host(&self) -> &str {
+        match self {
+            Address::Unix(_) => "localhost",
+            Address::Http(host) => host,
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Address, InvalidAddress> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() { Err(InvalidAddress::Form) } else { Ok(Address::Unix(path.into())) };
+        }
+        if text.starts_with("https://") {
+            return Err(InvalidAddress::Tls);
+        }
+        let host = text.strip_prefix("http://").ok_or(InvalidAddress::Form)?.trim_end_matches('/');
+        let (name, port) = host.rsplit_once(':').ok_or(InvalidAddress::Form)?;
+        if name.is_empty() || name.contains('/') || port.parse::<u16>().is_err() {
+            return Err(InvalidAddress::Form);
+        }
+        Ok(Address::Http(host.to_owned()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Http(host) => write!(f, "http://{host}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_and_read_alike() {
+        for text in ["unix:/run/x/api.sock", "http://127.0.0.1:7610", "http://[::1]:7610"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert_eq!("http://h:1/".parse(), Ok(Address::Http("h:1".to_owned())));
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for text in ["", "unix:", "/run/api.sock", "http://", "http://host", "http://:80", "http://h:99999"] {
+            assert_eq!(text.parse::<Address>(), Err(InvalidAddress::Form), "{text}");
+        }
+        assert_eq!("https://h:1".parse::<Address>(), Err(InvalidAddress::Tls));
+    }
+
+    #[test]
+    fn only_loopback_is_surely_this_machine() {
+        for (text, local) in [
+            ("unix:/x", true),
+            ("http://127.0.0.1:1", true),
+            ("http://[::1]:1", true),
+            ("http://localhost:1", true),
+            ("http://10.0.0.1:1", false),
+            ("http://game.example:1", false),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().is_local(), local, "{text}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The directory, for tasks of tokio (feature `client-async`).
+//!
+//! Owns a connection a question, and one a watch. Spawns nothing: what is dropped is over.
+
+use std::io;
+use std::pin::Pin;
+
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::follow::Follow;
+use super::{
+    Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
+    Trouble, WholeAnswer, chance, problem_of, silent,
+};
+use crate::spec::ProcessName;
+
+/// The directory of a cluster; see [the module](super). Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    agents: Agents,
+}
+
+impl Directory {
+    /// Asks these agents of one cluster: the first that answers.
+    pub fn of(agents: impl IntoIterator<Item = Address>) -> Directory {
+        Directory { agents: Agents::of(agents) }
+    }
+
+    /// Shows this token with every question.
+    pub fn with_token(mut self, token: impl Into<String>) -> Directory {
+        self.agents.token = Some(token.into());
+        self
+    }
+
+    /// The runs that live.
+    pub async fn find(&self, query: &Query) -> Result<Found, DirectoryError> {
+        let (entries, index) = self.ask(&query.path()).await?;
+        Ok(Found { entries, index })
+    }
+
+    /// The run that speaks for a process, the eldest that is ready; `None`: none is.
+    pub async fn leader(&self, process: &ProcessName) -> Result<Option<Leader>, DirectoryError> {
+        match self.ask(&format!("/v1/directory/{process}/leader")).await {
+            Ok((leader, _)) => Ok(Some(leader)),
+            Err(DirectoryError::Refused { source, .. }) if source.status == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every change from now on, after a snapshot of what there is.
+    pub fn watch(&self, interest: &Interest) -> Watch {
+        Watch::of(self.agents.follow(interest, None))
+    }
+
+    /// The same from a place on that an earlier watch has told ([`Watch::place`]): without a snapshot, where all
+    /// that came in between is still known.
+    pub fn watch_after(&self, interest: &Interest, place: &str) -> Watch {
+        Watch::of(self.agents.follow(interest, Some(place.to_owned())))
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(T, u64), DirectoryError> {
+        let mut why = DirectoryError::NoAgent;
+        for (at, agent) in self.agents.in_turn() {
+            let question = self.agents.question(agent, path);
+            let said = timeout(PATIENCE, exchange(agent, &question)).await.unwrap_or_else(|_| Err(silent()));
+            match said {
+                Ok(said) => match said.read(agent) {
+                    Some(read) => {
+                        self.agents.answered(at);
+                        return read.map(|value| (value, said.index));
+                    }
+                    None => {
+                        let source = problem_of(said.status, &said.body);
+                        why = DirectoryError::Refused { agent: agent.clone(), source };
+                    }
+                },
+                Err(source) => why = DirectoryError::Unanswered { agent: agent.clone(), source },
+            }
+        }
+        Err(why)
+    }
+}
+
+/// One question and its whole answer.
+async fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
+    let mut stream = connect(agent).await?;
+    stream.write_all(question).await?;
+    let (mut reading, mut bytes) = (Reading::default(), [0; 16 * 1024]);
+    loop {
+        let read = stream.read(&mut bytes).await?;
+        if let Some(said) = reading.take(&bytes[..read])? {
+            return Ok(said);
+        }
+    }
+}
+
+/// Changes of the directory, each once and in order, for as long as somebody asks for the next.
+///
+/// Lost connections are its own affair: it goes on where it was with the next agent, after pauses that grow when none
+/// answers.
+pub struct Watch {
+    follow: Follow,
+    stream: Option<Connection>,
+    /// When the next agent is asked, and until when this one may be silent.
+    until: Instant,
+}
+
+impl Watch {
+    fn of(follow: Follow) -> Watch {
+        Watch { follow, stream: None, until: Instant::now() }
+    }
+
+    /// The place of the last change that was told, for [`Directory::watch_after`]; `None`: nothing was told yet.
+    pub fn place(&self) -> Option<&str> {
+        self.follow.place()
+    }
+
+    /// The next change. Loses nothing when it is dropped before it is done. An error only when an agent refuses for
+    /// good (a token that is not known); asked again, it tries again.
+    pub async fn next(&mut self) -> Result<Change, DirectoryError> {
+        loop {
+            if let Some(change) = self.follow.next() {
+                return Ok(change);
+            }
+            self.turn().await?;
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), DirectoryError> {
+        let agent = self.follow.agent().cloned().ok_or(DirectoryError::NoAgent)?;
+        let Some(stream) = &mut self.stream else {
+            tokio::time::sleep_until(self.until).await;
+            if self.begin(&agent).await.is_err() {
+                self.lose();
+            }
+            return Ok(());
+        };
+        let mut bytes = [0; 16 * 1024];
+        let heard = match timeout_at(self.until, stream.read(&mut bytes)).await {
+            Ok(Ok(read @ 1..)) => self.follow.hear(&bytes[..read]),
+            Ok(Ok(_) | Err(_)) | Err(_) => {
+                self.lose();
+                return Ok(());
+            }
+        };
+        self.until = Instant::now() + SILENCE;
+        match heard {
+            Ok(()) => Ok(()),
+            Err(Trouble::Refused(source)) => {
+                self.lose();
+                Err(DirectoryError::Refused { agent, source })
+            }
+            Err(_) => {
+                self.lose();
+                Ok(())
+            }
+        }
+    }
+
+    async fn begin(&mut self, agent: &Address) -> io::Result<()> {
+        let mut stream = connect(agent).await?;
+        stream.write_all(&self.follow.begin()).await?;
+        (self.stream, self.until) = (Some(stream), Instant::now() + SILENCE);
+        Ok(())
+    }
+
+    fn lose(&mut self) {
+        self.stream = None;
+        self.until = Instant::now() + self.follow.lose(chance());
+    }
+}
+
+trait Bytes: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Bytes for T {}
+
+type Connection = Pin<Box<dyn Bytes>>;
+
+async fn connect(agent: &Address) -> io::Result<Connection> {
+    let connecting = async {
+        Ok(match agent {
+            Address::Unix(path) => Box::pin(UnixStream::connect(path).await?) as Connection,
+            Address::Http(host) => Box::pin(TcpStream::connect(host).await?),
+        })
+    };
+    timeout(PATIENCE, connecting).await.unwrap_or_else(|_| Err(silent()))
+}

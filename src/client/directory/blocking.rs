@@ -1,0 +1,258 @@
+//! The directory, for threads that may wait.
+//!
+//! Owns a connection a question, and one a watch. No threads of its own.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use super::follow::Follow;
+use super::{
+    Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
+    Trouble, WholeAnswer, chance, problem_of, silent,
+};
+use crate::spec::ProcessName;
+
+/// The directory of a cluster; see [the module](super). Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    agents: Agents,
+}
+
+impl Directory {
+    /// Asks these agents of one cluster: the first that answers.
+    pub fn of(agents: impl IntoIterator<Item = Address>) -> Directory {
+        Directory { agents: Agents::of(agents) }
+    }
+
+    /// Shows this token with every question.
+    pub fn with_token(mut self, token: impl Into<String>) -> Directory {
+        self.agents.token = Some(token.into());
+        self
+    }
+
+    /// The runs that live.
+    pub fn find(&self, query: &Query) -> Result<Found, DirectoryError> {
+        let (entries, index) = self.ask(&query.path())?;
+        Ok(Found { entries, index })
+    }
+
+    /// The run that speaks for a process, the eldest that is ready; `None`: none is.
+    pub fn leader(&self, process: &ProcessName) -> Result<Option<Leader>, DirectoryError> {
+        match self.ask(&format!("/v1/directory/{process}/leader")) {
+            Ok((leader, _)) => Ok(Some(leader)),
+            Err(DirectoryError::Refused { source, .. }) if source.status == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every change from now on, after a snapshot of what there is.
+    pub fn watch(&self, interest: &Interest) -> Watch {
+        Watch::of(self.agents.follow(interest, None))
+    }
+
+    /// The same from a place on that an earlier watch has told ([`Watch::place`]): without a snapshot, where all
+    /// that came in between is still known.
+    pub fn watch_after(&self, interest: &Interest, place: &str) -> Watch {
+        Watch::of(self.agents.follow(interest, Some(place.to_owned())))
+    }
+
+    fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(T, u64), DirectoryError> {
+        let mut why = DirectoryError::NoAgent;
+        for (at, agent) in self.agents.in_turn() {
+            match exchange(agent, &self.agents.question(agent, path)) {
+                Ok(said) => match said.read(agent) {
+                    Some(read) => {
+                        self.agents.answered(at);
+                        return read.map(|value| (value, said.index));
+                    }
+                    None => {
+                        let source = problem_of(said.status, &said.body);
+                        why = DirectoryError::Refused { agent: agent.clone(), source };
+                    }
+                },
+                Err(source) => why = DirectoryError::Unanswered { agent: agent.clone(), source },
+            }
+        }
+        Err(why)
+    }
+}
+
+/// One question and its whole answer.
+fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut stream = Stream::connect(agent)?;
+    stream.write(question)?;
+    let (mut reading, mut bytes) = (Reading::default(), [0; 16 * 1024]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let read = stream.read(&mut bytes, left)?.ok_or_else(silent)?;
+        if let Some(said) = reading.take(&bytes[..read])? {
+            return Ok(said);
+        }
+    }
+}
+
+/// Changes of the directory, each once and in order, for as long as somebody asks for the next.
+///
+/// Lost connections are its own affair: it goes on where it was with the next agent, after pauses that grow when none
+/// answers. It gives an error only when an agent refuses for good (a token that is not known); asked again, it tries
+/// again.
+#[derive(Debug)]
+pub struct Watch {
+    follow: Follow,
+    stream: Option<Stream>,
+    /// When the next agent is asked, and until when this one may be silent.
+    until: Instant,
+}
+
+impl Watch {
+    fn of(follow: Follow) -> Watch {
+        Watch { follow, stream: None, until: Instant::now() }
+    }
+
+    /// The place of the last change that was told, for [`Directory::watch_after`]; `None`: nothing was told yet.
+    pub fn place(&self) -> Option<&str> {
+        self.follow.place()
+    }
+
+    /// The next change, if there is one within this time; connecting may take longer.
+    pub fn next_within(&mut self, wait: Duration) -> Result<Option<Change>, DirectoryError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            if let Some(change) = self.follow.next() {
+                return Ok(Some(change));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.turn(left)?;
+        }
+    }
+
+    /// Waits for something to happen, at most so long.
+    fn turn(&mut self, left: Duration) -> Result<(), DirectoryError> {
+        let agent = self.follow.agent().cloned().ok_or(DirectoryError::NoAgent)?;
+        let allowed = self.until.saturating_duration_since(Instant::now());
+        let Some(stream) = &mut self.stream else {
+            std::thread::sleep(allowed.min(left));
+            if allowed <= left && self.begin(&agent).is_err() {
+                self.lose();
+            }
+            return Ok(());
+        };
+        let mut bytes = [0; 16 * 1024];
+        let heard = match stream.read(&mut bytes, allowed.min(left)) {
+            Ok(Some(read @ 1..)) => self.follow.hear(&bytes[..read]),
+            Ok(None) if Instant::now() < self.until => return Ok(()),
+            Ok(_) | Err(_) => {
+                self.lose();
+                return Ok(());
+            }
+        };
+        self.until = Instant::now() + SILENCE;
+        match heard {
+            Ok(()) => Ok(()),
+            Err(Trouble::Refused(source)) => {
+                self.lose();
+                Err(DirectoryError::Refused { agent, source })
+            }
+            Err(_) => {
+                self.lose();
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, agent: &Address) -> io::Result<()> {
+        let mut stream = Stream::connect(agent)?;
+        stream.write(&self.follow.begin())?;
+        (self.stream, self.until) = (Some(stream), Instant::now() + SILENCE);
+        Ok(())
+    }
+
+    fn lose(&mut self) {
+        self.stream = None;
+        self.until = Instant::now() + self.follow.lose(chance());
+    }
+}
+
+impl Iterator for Watch {
+    type Item = Result<Change, DirectoryError>;
+
+    /// Waits for the next change; never ends.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_within(SILENCE) {
+                Ok(None) => {}
+                Ok(Some(change)) => return Some(Ok(change)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn connect(agent: &Address) -> io::Result<Stream> {
+        let stream = match agent {
+            Address::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+            Address::Http(host) => {
+                let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+                let mut connect = |address| match TcpStream::connect_timeout(&address, PATIENCE) {
+                    Ok(stream) => Some(stream),
+                    Err(error) => {
+                        failed = error;
+                        None
+                    }
+                };
+                let connected = host.to_socket_addrs()?.find_map(&mut connect);
+                Stream::Tcp(connected.ok_or(failed)?)
+            }
+        };
+        match &stream {
+            Stream::Unix(stream) => stream.set_write_timeout(Some(PATIENCE))?,
+            Stream::Tcp(stream) => stream.set_write_timeout(Some(PATIENCE))?,
+        }
+        Ok(stream)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Stream::Unix(stream) => stream.write_all(bytes),
+            Stream::Tcp(stream) => stream.write_all(bytes),
+        }
+    }
+
+    /// What comes within this time; `None`: nothing. 0 bytes: the other end is closed.
+    fn read(&mut self, bytes: &mut [u8], wait: Duration) -> io::Result<Option<usize>> {
+        if wait.is_zero() {
+            return Ok(None);
+        }
+        let read = match self {
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(Some(wait))?;
+                stream.read(bytes)
+            }
+            Stream::Tcp(stream) => {
+                stream.set_read_timeout(Some(wait))?;
+                stream.read(bytes)
+            }
+        };
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(e) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&e.kind()) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
