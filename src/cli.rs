@@ -144,7 +144,7 @@ impl Command {
             Command::Man(args) => generate::man(&args, &out),
             Command::Dev(args) => block_on(dev::run(args, out)),
             command => {
-                let api = Api::new(api.unwrap_or_else(Address::find));
+                let api = Api::new(api.unwrap_or_else(api::find));
                 block_on(command.ask(&api, &out))
             }
         }

@@ -19,6 +19,9 @@ pub mod template;
 pub use name::{HostName, InstanceId, InstanceKey, InvalidName, ProcessName};
 pub use probe::{Probe, QueryProtocol};
 
+/// The most instances that a process may be declared or scaled to have.
+pub const MAX_COUNT: u32 = 100_000;
+
 /// The whole desired set of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {

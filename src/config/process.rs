@@ -10,8 +10,8 @@ use super::host::{amounts, labels};
 use super::section::{Item, Section};
 use super::{health, written};
 use crate::spec::{
-    Backoff, Drain, GiveUp, Limits, Logs, OnPartition, PlacementPolicy, Population, PortRequest, Process,
-    ProcessName, Protocol, Restart, RestartPolicy, Stop, Strategy, Update,
+    Backoff, Drain, GiveUp, Limits, Logs, MAX_COUNT, OnPartition, PlacementPolicy, Population, PortRequest,
+    Process, ProcessName, Protocol, Restart, RestartPolicy, Stop, Strategy, Update,
 };
 
 const COMMAND: &str = "a list such as [\"/opt/game/zone\", \"--port\", \"{port.game}\"]";
@@ -78,7 +78,9 @@ pub(super) fn command(item: &Item<'_>) -> Option<Vec<String>> {
 }
 
 fn population(section: &Section<'_>) -> Population {
-    let count = section.read("count", |item| item.number(0..=100_000)).map(|n| Population::Count(n as u32));
+    let count = section
+        .read("count", |item| item.number(0..=i64::from(MAX_COUNT)))
+        .map(|n| Population::Count(n as u32));
     let per_host = section.read("per_host", Item::boolean).filter(|yes| *yes).map(|_| Population::PerHost);
     let on_demand = section.read("on_demand", |item| {
         let inner = item.section("a table such as { max = 200 }")?;

@@ -1,106 +1,108 @@
 //! Reading the directory: which runs live where, from this host's own copy of the replicated state.
 //!
 //! Owns the answers' shapes. It is answered at memory speed and also without a quorum; how old the copy may be is
-//! told by `bigbrother-index`, the last change that it has. `?consistent` waits until the copy has all that was
-//! committed anywhere.
+//! told by `bigbrother-index`, the last change that it has (`reading`).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::num::NonZeroU32;
+use std::ops::Bound;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{FromRequestParts, Query, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use utoipa::IntoParams;
 
 use super::names::{Id, Name};
 use super::problem::Refusal;
+use super::reading::{Copy, Label, Part, Switch, link_next};
 use super::router::Api;
 use super::said::Said;
 use super::watchers;
-use crate::http::view::{DirectoryView, LeaderView, PortView, ProcessView};
+use crate::http::view::{DirectoryView, LeaderView, PortView, Problem, ProcessView};
 use crate::spec::{HostName, InstanceId, Population, ProcessName};
 use crate::state::{self, Entry};
 
-/// The state index of the copy that answered.
-pub(super) const INDEX: HeaderName = HeaderName::from_static("bigbrother-index");
-
-/// What `GET /v1/directory` may be narrowed to.
-#[derive(Default, Deserialize)]
+/// What the directory may be narrowed to.
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Filter {
+    /// Of this process.
     process: Option<ProcessName>,
+    /// On this host.
     host: Option<HostName>,
+    /// Only those that are ready, or only those that are not.
     ready: Option<bool>,
-    /// `key=value` of the labels of the process, or of those that the run says it has.
-    label: Option<String>,
-    /// Names of fields, with commas between.
-    fields: Option<String>,
-    limit: Option<usize>,
-    /// Those behind this instance, in order.
-    after: Option<InstanceId>,
-    consistent: Option<String>,
-    /// Answered when something has changed after this index, or after `wait`.
-    index: Option<u64>,
-    wait: Option<String>,
+    /// `KEY=VALUE`: with this label, of the process or of those that the run says it has.
+    #[param(value_type = Option<String>, pattern = "^[^=]*=")]
+    label: Option<Label>,
     /// With what the runs say about themselves.
     #[serde(default)]
     status: bool,
-}
-
-/// Whether the copy has to be as new as any.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Consistent {
-    consistent: Option<String>,
+    /// Only these fields, with commas between.
+    fields: Option<String>,
+    /// At most so many; the header `Link` names the next page.
+    #[param(value_type = Option<u32>, minimum = 1)]
+    limit: Option<NonZeroU32>,
+    /// Those behind this one, in order.
+    after: Option<InstanceId>,
+    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
+    #[serde(default)]
+    #[param(value_type = bool)]
+    consistent: Switch,
+    /// Long poll: answered when something has changed after this index, or after `wait`.
+    index: Option<u64>,
+    /// How long that waits, such as `30s`; at most and by default a minute.
+    #[param(value_type = Option<String>)]
+    wait: Option<Wait>,
 }
 
 /// How a run is read.
-#[derive(Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct How {
-    /// The copy has to be as new as any.
-    consistent: Option<String>,
     /// With what the run says about itself.
     #[serde(default)]
     status: bool,
+    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
+    #[serde(default)]
+    #[param(value_type = bool)]
+    consistent: Switch,
 }
 
-/// The state that answers, and what the asker has seen already.
-struct Copy {
-    state: Arc<state::State>,
-    /// What runs say about themselves, where the answer depends on it.
+/// A copy of the directory, with what runs say about themselves where the answer depends on it.
+pub(super) struct Shown {
+    copy: Copy,
     said: Option<Said>,
-    /// `None`: an answer with ages is like no other.
-    tag: Option<String>,
-    seen: bool,
+    /// It is shown.
+    status: bool,
 }
 
-impl Copy {
-    async fn get(api: &Api, how: &How, headers: &HeaderMap) -> Result<Copy, Refusal> {
-        Copy::with(api, how, headers, how.status).await
-    }
+impl FromRequestParts<Api> for Shown {
+    type Rejection = Refusal;
 
-    async fn with(api: &Api, how: &How, headers: &HeaderMap, said: bool) -> Result<Copy, Refusal> {
-        if how.consistent.as_ref().is_some_and(|word| word != "false") {
-            api.handle.ring.catch_up().await.map_err(|_| Refusal::no_quorum())?;
-        }
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Refusal> {
+        let how: Result<Query<How>, QueryRejection> = Query::from_request_parts(parts, api).await;
+        let Query(how) = how?;
+        Shown::get(api, &how, how.status, &parts.headers).await
+    }
+}
+
+impl Shown {
+    async fn get(api: &Api, how: &How, said: bool, headers: &HeaderMap) -> Result<Shown, Refusal> {
         let said = if said { Some(Said::read(api).await) } else { None };
-        let state = api.handle.state.borrow().clone();
-        let tag = (!how.status).then(|| tag_of(&state, said.as_ref()));
-        let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-        let seen = known.zip(tag.as_deref());
-        let seen = seen.is_some_and(|(known, tag)| known.split(',').any(|one| one.trim() == tag));
-        Ok(Copy { state, said, tag, seen })
+        Ok(Shown { copy: Copy::get(api, how.consistent, headers).await?, said, status: how.status })
     }
 
     /// The entry as it is shown.
-    fn view(&self, how: &How, id: &InstanceId, entry: &Entry) -> DirectoryView {
-        let plain = view(&self.state, id, entry);
-        match self.said.as_ref().filter(|_| how.status) {
+    fn view(&self, id: &InstanceId, entry: &Entry) -> DirectoryView {
+        let plain = view(&self.copy.state, id, entry);
+        match self.said.as_ref().filter(|_| self.status) {
             Some(said) => said.add_to(plain),
             None => plain,
         }
@@ -110,128 +112,174 @@ impl Copy {
         &self,
         body: impl FnOnce(&state::State) -> Result<T, Refusal>,
     ) -> Result<Response, Refusal> {
-        let mut response = match self.seen {
-            true => StatusCode::NOT_MODIFIED.into_response(),
-            false => Json(body(&self.state)?).into_response(),
-        };
-        let headers = response.headers_mut();
-        headers.insert(INDEX, HeaderValue::from(self.state.index));
-        // Digits between quotes are a legal value.
-        let tag = self.tag.as_ref().and_then(|tag| HeaderValue::from_str(tag).ok());
-        headers.extend(tag.map(|tag| (header::ETAG, tag)));
-        Ok(response)
+        match &self.said {
+            // With ages it is like no other.
+            Some(_) if self.status => self.copy.answer_once(body),
+            Some(said) => self.copy.answer_of(said.version(), body),
+            None => self.copy.answer(body),
+        }
     }
 }
 
-/// Answers to one question differ only when the state does, or what runs say.
-fn tag_of(state: &state::State, said: Option<&Said>) -> String {
-    match said {
-        Some(said) => format!("\"{}.{}\"", state.index, said.version()),
-        None => format!("\"{}\"", state.index),
-    }
-}
-
-/// `GET /v1/directory?process=&host=&ready=&label=&fields=&limit=&after=&status=&consistent`
+/// The runs that live
+///
+/// From this host's own copy of the replicated state, also without a quorum.
+#[utoipa::path(get, path = "/v1/directory", tag = "Directory", params(Filter),
+    responses((status = 200, description = "in order of their names", body = Vec<DirectoryView>)))]
 pub(super) async fn list(
     api: State<Api>,
     headers: HeaderMap,
+    uri: Uri,
     filter: Result<Query<Filter>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(filter) = filter?;
-    let label = filter.label.as_deref().map(parse_label).transpose()?;
-    let fields = filter.fields.as_deref().map(parse_fields).transpose()?;
     if let Some(index) = filter.index {
-        let wait = filter.wait.as_deref().map_or(Ok(watchers::LONGEST), parse_wait)?;
+        let wait = filter.wait.map_or(watchers::LONGEST, |wait| wait.0);
         watchers::poll(&api.handle.ring.feed(), index, wait).await;
     }
-    let status = filter.status || fields.as_ref().is_some_and(|fields| fields.contains(&"status"));
-    let how = How { consistent: filter.consistent.clone(), status };
-    let copy = Copy::with(&api, &how, &headers, status || label.is_some()).await?;
+    let part = Part::of::<DirectoryView>(filter.limit, filter.fields.clone())?;
+    let status = filter.status || filter.fields.is_some() && part.shows("status");
+    let how = How { status, consistent: filter.consistent };
+    let shown = Shown::get(&api, &how, status || filter.label.is_some(), &headers).await?;
     let mut next = None;
-    let mut response = copy.answer(|state| {
-        let wanted = |(id, entry): &(&InstanceId, &Entry)| {
-            filter.host.as_ref().is_none_or(|host| entry.host == *host)
-                && filter.ready.is_none_or(|ready| entry.ready.is_some() == ready)
-                && filter.after.as_ref().is_none_or(|after| *id > after)
-                && label.is_none_or(|(key, value)| {
-                    let declared = labels(state, id).and_then(|labels| labels.get(key));
-                    let run = (&entry.host, *id, entry.run);
-                    declared.is_some_and(|declared| declared == value)
-                        || copy.said.as_ref().is_some_and(|said| said.has(run, key, value))
-                })
-        };
-        let all: Box<dyn Iterator<Item = _>> = match &filter.process {
-            Some(name) => Box::new(state::of_process(&state.directory, name)),
-            None => Box::new(state.directory.iter()),
-        };
-        let limit = filter.limit.unwrap_or(usize::MAX);
-        let mut page: Vec<DirectoryView> = Vec::new();
-        for (id, entry) in all.filter(wanted) {
-            if page.len() == limit {
-                next = page.last().map(|last| last.instance.clone());
-                break;
-            }
-            page.push(copy.view(&how, id, entry));
-        }
-        project(page, fields.as_deref())
+    let mut response = shown.answer(|state| {
+        let rows = filter.take(state, shown.said.as_ref()).map(|(id, entry)| shown.view(id, entry));
+        let (page, more) = part.cut(rows, |row| &row.instance);
+        next = page.last().filter(|_| more).map(|last| last.instance.to_string());
+        part.project(page)
     })?;
-    if let Some(next) =
-        next.and_then(|id| HeaderValue::from_str(&format!("</v1/directory?after={id}>; rel=\"next\"")).ok())
-    {
-        response.headers_mut().insert(header::LINK, next);
-    }
+    link_next(&mut response, &uri, next.as_deref());
     Ok(response)
 }
 
-/// `GET /v1/directory/{id}?status=&consistent`
-pub(super) async fn one(
-    api: State<Api>,
-    Id(id): Id,
-    headers: HeaderMap,
-    how: Result<Query<How>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(how) = how?;
-    let copy = Copy::get(&api, &how, &headers).await?;
-    copy.answer(|state| {
+impl Filter {
+    /// What is wanted of the directory, in order.
+    fn take<'a>(
+        &'a self,
+        state: &'a state::State,
+        said: Option<&'a Said>,
+    ) -> impl Iterator<Item = (&'a InstanceId, &'a Entry)> + use<'a> {
+        let after = self.after.as_ref();
+        let all: Box<dyn Iterator<Item = _>> = match &self.process {
+            Some(name) => {
+                let all = state::of_process(&state.directory, name);
+                Box::new(all.filter(move |(id, _)| after.is_none_or(|after| *id > after)))
+            }
+            None => {
+                let behind = after.map_or(Bound::Unbounded, Bound::Excluded);
+                Box::new(state.directory.range((behind, Bound::Unbounded)))
+            }
+        };
+        all.filter(move |(id, entry)| {
+            self.host.as_ref().is_none_or(|host| entry.host == *host)
+                && self.ready.is_none_or(|ready| entry.ready.is_some() == ready)
+                && self.label.as_ref().is_none_or(|label| {
+                    let run = (&entry.host, *id, entry.run);
+                    labels(state, id).is_some_and(|labels| label.is_among(labels))
+                        || said.is_some_and(|said| said.has(run, &label.key, &label.value))
+                })
+        })
+    }
+}
+
+/// A run
+///
+/// The living run of an instance.
+#[utoipa::path(get, path = "/v1/directory/{id}", tag = "Directory",
+    params(("id" = InstanceId, Path, description = "such as zone.3"), How),
+    responses((status = 200, description = "the run", body = DirectoryView),
+        (status = 404, description = "none lives", body = Problem)))]
+pub(super) async fn one(Id(id): Id, shown: Shown) -> Result<Response, Refusal> {
+    shown.answer(|state| {
         let entry = state.directory.get(&id);
         entry
-            .map(|entry| copy.view(&how, &id, entry))
+            .map(|entry| shown.view(&id, entry))
             .ok_or_else(|| Refusal::nothing_there(format!("no run of {id} lives")))
     })
 }
 
-/// `GET /v1/directory/{id}/leader?status=&consistent`
-pub(super) async fn leader(
-    api: State<Api>,
-    Name(process): Name,
-    headers: HeaderMap,
-    how: Result<Query<How>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(how) = how?;
-    let copy = Copy::get(&api, &how, &headers).await?;
-    copy.answer(|state| {
+/// The leader of a process
+///
+/// The run that speaks for it: the eldest that was ready when the last one ceased to be, with its fencing token.
+#[utoipa::path(get, path = "/v1/directory/{id}/leader", tag = "Directory",
+    params(("id" = ProcessName, Path, description = "a process, such as zone"), How),
+    responses((status = 200, description = "the run", body = LeaderView),
+        (status = 404, description = "none is ready", body = Problem)))]
+pub(super) async fn leader(Name(process): Name, shown: Shown) -> Result<Response, Refusal> {
+    shown.answer(|state| {
         let leader = state.leaders.get(&process);
         let led = leader.and_then(|leader| Some((leader, state.directory.get(&leader.instance)?)));
         match led {
             Some((leader, entry)) => {
-                Ok(LeaderView { token: leader.token, entry: copy.view(&how, &leader.instance, entry) })
+                Ok(LeaderView { token: leader.token, entry: shown.view(&leader.instance, entry) })
             }
             None => Err(Refusal::nothing_there(format!("no run of {process} is ready, so none leads"))),
         }
     })
 }
 
-/// `GET /v1/processes?consistent`
+/// What the declared processes may be narrowed to.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Declared {
+    /// This one.
+    process: Option<ProcessName>,
+    /// `KEY=VALUE`: with this label.
+    #[param(value_type = Option<String>, pattern = "^[^=]*=")]
+    label: Option<Label>,
+    /// With a run on this host.
+    host: Option<HostName>,
+    /// Only those of which a run is ready, or only those of which none is.
+    ready: Option<bool>,
+    /// Only these fields, with commas between.
+    fields: Option<String>,
+    /// At most so many; the header `Link` names the next page.
+    #[param(value_type = Option<u32>, minimum = 1)]
+    limit: Option<NonZeroU32>,
+    /// Those behind this one, in order.
+    after: Option<ProcessName>,
+    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
+    #[serde(default)]
+    #[param(value_type = bool)]
+    consistent: Switch,
+}
+
+/// The declared processes
+#[utoipa::path(get, path = "/v1/processes", tag = "Directory", params(Declared),
+    responses((status = 200, description = "in order of their names", body = Vec<ProcessView>)))]
 pub(super) async fn processes(
     api: State<Api>,
     headers: HeaderMap,
-    how: Result<Query<Consistent>, QueryRejection>,
+    uri: Uri,
+    wanted: Result<Query<Declared>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(Consistent { consistent }) = how?;
-    let copy = Copy::get(&api, &How { consistent, status: false }, &headers).await?;
-    copy.answer(|state| {
-        Ok(state.spec.processes.keys().filter_map(|name| process(state, name)).collect::<Vec<_>>())
-    })
+    let Query(wanted) = wanted?;
+    let copy = Copy::get(&api, wanted.consistent, &headers).await?;
+    let part = Part::of::<ProcessView>(wanted.limit, wanted.fields.clone())?;
+    let mut next = None;
+    let mut response = copy.answer(|state| {
+        let names = state.spec.processes.keys();
+        let names = names.filter(|name| wanted.after.as_ref().is_none_or(|after| *name > after));
+        let rows = names.filter_map(|name| process(state, name).filter(|view| wanted.takes(state, view)));
+        let (page, more) = part.cut(rows, |row| &row.process);
+        next = page.last().filter(|_| more).map(|last| last.process.to_string());
+        part.project(page)
+    })?;
+    link_next(&mut response, &uri, next.as_deref());
+    Ok(response)
+}
+
+impl Declared {
+    fn takes(&self, state: &state::State, view: &ProcessView) -> bool {
+        let on = |host: &HostName| {
+            state::of_process(&state.directory, &view.process).any(|(_, entry)| entry.host == *host)
+        };
+        self.process.as_ref().is_none_or(|name| view.process == *name)
+            && self.label.as_ref().is_none_or(|label| label.is_among(&view.labels))
+            && self.ready.is_none_or(|ready| (view.ready > 0) == ready)
+            && self.host.as_ref().is_none_or(on)
+    }
 }
 
 fn process(state: &state::State, name: &ProcessName) -> Option<ProcessView> {
@@ -281,39 +329,16 @@ pub(super) fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -
     }
 }
 
-const FIELDS: &[&str] =
-    &["instance", "process", "host", "run", "address", "ports", "ready", "started", "labels", "status"];
+/// A span such as `30s`, in a query.
+#[derive(Clone, Copy, Debug)]
+struct Wait(Duration);
 
-fn parse_label(text: &str) -> Result<(&str, &str), Refusal> {
-    text.split_once('=').ok_or_else(|| Refusal::query(format!("label={text}: it is written label=KEY=VALUE")))
-}
-
-fn parse_wait(text: &str) -> Result<Duration, Refusal> {
-    text.parse::<humantime::Duration>().map(Into::into).map_err(|_| {
-        Refusal::query(format!(
-            "wait={text}: a time such as 30s, at most {}",
-            humantime::format_duration(watchers::LONGEST)
-        ))
-    })
-}
-
-fn parse_fields(text: &str) -> Result<Vec<&str>, Refusal> {
-    let fields: Vec<&str> = text.split(',').collect();
-    match fields.iter().find(|field| !FIELDS.contains(field)) {
-        Some(unknown) => {
-            Err(Refusal::query(format!("there is no field {unknown:?}; there are {}", FIELDS.join(", "))))
-        }
-        None => Ok(fields),
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let longest = humantime::format_duration(watchers::LONGEST);
+        text.parse::<humantime::Duration>().map(|span| Wait(span.into())).map_err(|_| {
+            serde::de::Error::custom(format!("wait={text}: a time such as 30s, at most {longest}"))
+        })
     }
-}
-
-/// Only what was asked for.
-fn project(page: Vec<DirectoryView>, fields: Option<&[&str]>) -> Result<Value, Refusal> {
-    let whole = serde_json::to_value(page).map_err(|error| Refusal::query(error.to_string()))?;
-    let (Some(fields), Value::Array(rows)) = (fields, &whole) else { return Ok(whole) };
-    let narrow = |row: &Value| -> Value {
-        let kept = fields.iter().map(|field| ((*field).to_owned(), row[*field].clone()));
-        Value::Object(kept.collect())
-    };
-    Ok(rows.iter().map(narrow).collect())
 }

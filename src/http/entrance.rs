@@ -18,7 +18,8 @@ use crate::cluster::tunnel::{Answered, Asked, MAX_ANSWER, Tunnelled};
 /// Requests at work at once.
 const AT_WORK: usize = 256;
 /// Headers of an answer that mean something to whoever asked.
-const TOLD: [&str; 4] = ["content-type", "retry-after", "allow", super::piece::NEXT];
+const TOLD: [&str; 7] =
+    ["content-type", "retry-after", "allow", "etag", "link", "bigbrother-index", super::piece::NEXT];
 
 /// Answers until the agent stops.
 pub(super) async fn answer_all(

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
+use utoipa::IntoParams;
 
 use super::elsewhere::Place;
 use super::instances::path_of;
@@ -23,27 +24,42 @@ use super::piece::{NEXT, Wait};
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostRequest;
-use crate::http::view::EventView;
+use crate::http::view::{EventView, Problem};
 use crate::spec::{HostName, InstanceId};
 
 /// Names the hosts that did not answer, of which no events are told.
 pub(crate) const UNREACHABLE: &str = "bigbrother-unreachable";
 
 /// Which events.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
+    /// Of this instance.
     instance: Option<InstanceId>,
+    /// Those that come, too, as server-sent events.
     #[serde(default)]
     follow: bool,
+    /// Of this host.
     host: Option<HostName>,
-    /// A piece, from this place on; see `piece`.
+    /// Agents among themselves: those of this host that follow a place, which an answer names in `bigbrother-next`.
     after: Option<String>,
+    /// With `after`: how long to wait for one.
     #[serde(default)]
+    #[param(value_type = u64)]
     wait_ms: Wait,
 }
 
-/// `GET /v1/events?instance=&follow=&host=`
+/// What happened
+///
+/// The last events of all hosts, by the times of their clocks. With `follow=true` a stream of server-sent events that
+/// does not end: the past, then each event as it comes, as `data`; an event named `reset` where some were missed.
+#[utoipa::path(get, path = "/v1/events", tag = "Observing", params(Wanted),
+    responses(
+        (status = 200, description = "the events; or the stream", content(
+            (Vec<EventView> = "application/json"), (String = "text/event-stream")),
+            headers(("bigbrother-unreachable" = Option<String>, description = "hosts that did not answer"))),
+        (status = 404, description = "there is no such instance or host", body = Problem)))]
 pub(super) async fn read(
     State(api): State<Api>,
     uri: Uri,

@@ -1,49 +1,112 @@
 //! Hosts: which there are, emptying one, giving one up.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
 use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
 
 use super::names;
 use super::peers;
 use super::problem::Refusal;
+use super::reading::{Copy, Label, Part, Switch, link_next};
 use super::router::Api;
 use super::status::PRIMARY;
-use crate::http::view::{DoneView, HostView, PeerView};
+use crate::http::view::{DoneView, HealthView, HostView, PeerView, Problem};
 use crate::spec::HostName;
-use crate::state::Command;
+use crate::state::{self, Command};
 
 /// How long the primary is waited for when a host is given up.
 const GIVE_UP: Duration = Duration::from_secs(3);
 
-/// What another agent says of its program: `GET /v1/healthz`.
-#[derive(Deserialize)]
-struct Health {
-    version: String,
+/// What the hosts may be narrowed to.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Filter {
+    /// This one.
+    host: Option<HostName>,
+    /// Only those that are so.
+    #[param(inline)]
+    state: Option<HostState>,
+    /// `KEY=VALUE`: with this label.
+    #[param(value_type = Option<String>, pattern = "^[^=]*=")]
+    label: Option<Label>,
+    /// Only these fields, with commas between. Without `version` no other agent is asked.
+    fields: Option<String>,
+    /// At most so many; the header `Link` names the next page.
+    #[param(value_type = Option<u32>, minimum = 1)]
+    limit: Option<NonZeroU32>,
+    /// Those behind this one, in order.
+    after: Option<HostName>,
+    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
+    #[serde(default)]
+    #[param(value_type = bool)]
+    consistent: Switch,
 }
 
-/// `GET /v1/hosts`
-pub(super) async fn list(api: State<Api>) -> Result<Json<Vec<HostView>>, Refusal> {
+/// How a host stands, in a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum HostState {
+    /// It counts as up, drained or not.
+    Up,
+    /// It was declared down.
+    Down,
+    /// It is to be empty.
+    Drained,
+}
+
+impl Filter {
+    fn takes(&self, name: &HostName, host: &state::Host) -> bool {
+        self.host.as_ref().is_none_or(|wanted| name == wanted)
+            && self.after.as_ref().is_none_or(|after| name > after)
+            && self.label.as_ref().is_none_or(|label| label.is_among(&host.facts.labels))
+            && self.state.is_none_or(|state| match state {
+                HostState::Up => host.up,
+                HostState::Down => !host.up,
+                HostState::Drained => host.drained,
+            })
+    }
+}
+
+/// The hosts
+///
+/// What is not in the replicated state (`silent_ms`, `version`) is asked of the primary and of the hosts themselves,
+/// a second at most.
+#[utoipa::path(get, path = "/v1/hosts", tag = "Hosts and peers", params(Filter),
+    responses((status = 200, description = "in order of their names", body = Vec<HostView>)))]
+pub(super) async fn list(
+    api: State<Api>,
+    headers: HeaderMap,
+    uri: Uri,
+    filter: Result<Query<Filter>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(filter) = filter?;
+    let part = Part::of::<HostView>(filter.limit, filter.fields.clone())?;
     let ring = &api.handle.ring;
+    let asked = if part.shows("version") { api.others() } else { Default::default() };
     let (watched, versions, peers) = tokio::join!(
         ring.watched(PRIMARY),
-        api.ask_each::<Health>(api.others(), "/v1/healthz"),
+        api.ask_each::<HealthView>(asked, "/v1/healthz"),
         peers::known(&api)
     );
     let silent = watched.map(|watched| watched.silent_ms).unwrap_or_default();
     let versions = versions.into_iter().filter_map(|(host, health)| Some((host, health.ok()?.version)));
     let own = (api.handle.host.clone(), env!("CARGO_PKG_VERSION").to_owned());
     let versions: BTreeMap<HostName, String> = versions.chain([own]).collect();
-    let state = api.handle.state.borrow().clone();
+    let copy = Copy::get(&api, filter.consistent, &headers).await?;
     let mut placed: BTreeMap<&HostName, u64> = BTreeMap::new();
-    for placement in state.placements.values() {
+    for placement in copy.state.placements.values() {
         *placed.entry(&placement.host).or_default() += 1;
     }
-    let view = |(name, host): (&HostName, &crate::state::Host)| HostView {
+    let view = |(name, host): (&HostName, &state::Host)| HostView {
         host: name.clone(),
         up: host.up,
         drained: host.drained,
@@ -57,7 +120,12 @@ pub(super) async fn list(api: State<Api>) -> Result<Json<Vec<HostView>>, Refusal
         silent_ms: silent.get(name).copied().or(ring.is_alone().then_some(0)).filter(|_| host.up),
         version: versions.get(name).cloned(),
     };
-    Ok(Json(state.hosts.iter().map(view).collect()))
+    let wanted = copy.state.hosts.iter().filter(|(name, host)| filter.takes(name, host));
+    let (page, more) = part.cut(wanted.map(view), |row| &row.host);
+    let next = page.last().filter(|_| more).map(|last| last.host.to_string());
+    let mut response = copy.answer_with(&part.project(page)?)?;
+    link_next(&mut response, &uri, next.as_deref());
+    Ok(response)
 }
 
 fn role(host: &HostName, peers: &[PeerView], alone: bool) -> &'static str {
@@ -81,7 +149,13 @@ pub(super) fn named(api: &Api, name: Named) -> Result<HostName, Refusal> {
     Ok(host)
 }
 
-/// `POST /v1/hosts/{host}/drain`
+/// Empties a host
+///
+/// Its instances go elsewhere, and none comes to it.
+#[utoipa::path(post, path = "/v1/hosts/{host}/drain", tag = "Hosts and peers",
+    params(("host" = HostName, Path, description = "a host")),
+    responses((status = 200, description = "it is so", body = DoneView),
+        (status = 404, description = "there is no such host", body = Problem)))]
 pub(super) async fn drain(api: State<Api>, name: Named) -> Result<Json<DoneView>, Refusal> {
     let host = named(&api, name)?;
     api.handle.propose(Command::DrainHost { host: host.clone(), drained: true }).await?;
@@ -89,7 +163,13 @@ pub(super) async fn drain(api: State<Api>, name: Named) -> Result<Json<DoneView>
     Ok(Json(DoneView { detail }))
 }
 
-/// `POST /v1/hosts/{host}/undrain`
+/// Fills a host again
+///
+/// Instances may come to it again; what runs elsewhere stays there.
+#[utoipa::path(post, path = "/v1/hosts/{host}/undrain", tag = "Hosts and peers",
+    params(("host" = HostName, Path, description = "a host")),
+    responses((status = 200, description = "it is so", body = DoneView),
+        (status = 404, description = "there is no such host", body = Problem)))]
 pub(super) async fn undrain(api: State<Api>, name: Named) -> Result<Json<DoneView>, Refusal> {
     let host = named(&api, name)?;
     api.handle.propose(Command::DrainHost { host: host.clone(), drained: false }).await?;
@@ -97,7 +177,14 @@ pub(super) async fn undrain(api: State<Api>, name: Named) -> Result<Json<DoneVie
     Ok(Json(DoneView { detail }))
 }
 
-/// `POST /v1/hosts/{host}/declare-down`
+/// Gives a silent host up
+///
+/// It is declared down once it has been silent for `host_timeout`, whatever the brake says.
+#[utoipa::path(post, path = "/v1/hosts/{host}/declare-down", tag = "Hosts and peers",
+    params(("host" = HostName, Path, description = "a host")),
+    responses((status = 200, description = "it is so", body = DoneView),
+        (status = 404, description = "there is no such host", body = Problem),
+        (status = 409, description = "it is down already, or alone", body = Problem)))]
 pub(super) async fn declare_down(api: State<Api>, name: Named) -> Result<Json<DoneView>, Refusal> {
     let host = named(&api, name)?;
     let state = api.handle.state.borrow().clone();

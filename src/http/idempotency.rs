@@ -21,7 +21,7 @@ use super::problem::Refusal;
 const HELD: Duration = Duration::from_secs(3600);
 /// Keys held at once.
 const MAX_KEYS: usize = 10_000;
-/// The longest key, in bytes.
+/// The longest key, in characters.
 const MAX_KEY: usize = 128;
 
 /// The key of a request: the body's own, or the header `Idempotency-Key`.
@@ -33,10 +33,10 @@ pub(super) fn key(headers: &HeaderMap, body: Option<String>) -> Result<Option<St
         }
         (None, None) => return Ok(None),
     };
-    match key.len() {
+    match key.chars().count() {
         0 => Err(Refusal::bad_key("it is empty")),
         1..=MAX_KEY => Ok(Some(key)),
-        length => Err(Refusal::bad_key(&format!("it has {length} bytes, at most {MAX_KEY} are taken"))),
+        length => Err(Refusal::bad_key(&format!("it has {length} characters, at most {MAX_KEY} are taken"))),
     }
 }
 

@@ -1,37 +1,103 @@
 //! Reading instances: all of the cluster, one, its last hang report, who plays there.
 
+use std::num::NonZeroU32;
+
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::Uri;
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::elsewhere::Place;
 use super::muster::{Filter, concerned, muster};
 use super::names::{Id, Names};
 use super::problem::Refusal;
+use super::reading::{Copy, Label, Part, Switch, link_next};
 use super::router::Api;
 use crate::agent::handle::HostRequest;
-use crate::http::view::InstanceView;
-use crate::spec::HostName;
+use crate::http::view::{InstanceView, PlayersView, Problem};
+use crate::spec::{HostName, InstanceId, ProcessName};
+use crate::state;
 
 /// The path of a request with its query.
 pub(super) fn path_of(uri: &Uri) -> String {
     uri.path_and_query().map_or_else(|| uri.path().to_owned(), |path| path.as_str().to_owned())
 }
 
-/// `GET /v1/instances?process=&instance=&host=`
+/// What the instances may be narrowed to.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Wanted {
+    /// Of this process.
+    process: Option<ProcessName>,
+    /// This one.
+    instance: Option<InstanceId>,
+    /// What this host says, and no other.
+    host: Option<HostName>,
+    /// In this state, such as `failed`.
+    state: Option<String>,
+    /// Only those that are ready, or only those that are not.
+    ready: Option<bool>,
+    /// `KEY=VALUE`: of processes with this label.
+    #[param(value_type = Option<String>, pattern = "^[^=]*=")]
+    label: Option<Label>,
+    /// Only these fields, with commas between.
+    fields: Option<String>,
+    /// At most so many; the header `Link` names the next page.
+    #[param(value_type = Option<u32>, minimum = 1)]
+    limit: Option<NonZeroU32>,
+    /// Those behind this one, in order.
+    after: Option<InstanceId>,
+    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
+    #[serde(default)]
+    #[param(value_type = bool)]
+    consistent: Switch,
+}
+
+impl Wanted {
+    fn takes(&self, state: &state::State, view: &InstanceView) -> bool {
+        let labels = || state.spec.processes.get(&view.process).map(|process| &process.labels);
+        self.state.as_ref().is_none_or(|wanted| view.state == *wanted)
+            && self.ready.is_none_or(|ready| (view.state == READY) == ready)
+            && self.label.as_ref().is_none_or(|label| labels().is_some_and(|l| label.is_among(l)))
+            && self.after.as_ref().is_none_or(|after| view.instance > *after)
+    }
+}
+
+/// The state of an instance that is ready.
+const READY: &str = "ready";
+
+/// The instances
+///
+/// Of all hosts: each is asked, a second at most. What belongs to one that does not answer is `unreachable`, with what
+/// the directory knows of it; a run that does not belong where it is any more is `superseded`, and comes second.
+#[utoipa::path(get, path = "/v1/instances", tag = "Instances", params(Wanted),
+    responses((status = 200, description = "in order of their names", body = Vec<InstanceView>),
+        (status = 404, description = "there is no such process, instance or host", body = Problem)))]
 pub(super) async fn list(
     api: State<Api>,
+    headers: HeaderMap,
     uri: Uri,
-    filter: Result<Query<Filter>, QueryRejection>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(filter) = filter?;
-    if let Place::There(host) = api.place_of_host(filter.host.as_ref())? {
+    let Query(wanted) = wanted?;
+    if let Place::There(host) = api.place_of_host(wanted.host.as_ref())? {
         return api.pass_on_get(&host, &path_of(&uri)).await;
     }
-    Ok(Json(everywhere(&api, &filter).await?).into_response())
+    let part = Part::of::<InstanceView>(wanted.limit, wanted.fields.clone())?;
+    let copy = Copy::get(&api, wanted.consistent, &headers).await?;
+    let Wanted { process, instance, host, .. } = &wanted;
+    let filter = Filter { process: process.clone(), instance: instance.clone(), host: host.clone() };
+    let all = everywhere(&api, &filter).await?;
+    let rows = all.into_iter().filter(|view| wanted.takes(&copy.state, view));
+    let (page, more) = part.cut(rows, |row| &row.instance);
+    let next = page.last().filter(|_| more).map(|last| last.instance.to_string());
+    let mut response = copy.answer_with(&part.project(page)?)?;
+    link_next(&mut response, &uri, next.as_deref());
+    Ok(response)
 }
 
 /// Every instance that the filter takes: of the whole cluster, unless it names a host or another agent asks.
@@ -54,13 +120,21 @@ pub(super) async fn everywhere(api: &Api, filter: &Filter) -> Result<Vec<Instanc
 }
 
 /// On which host it is looked.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct On {
+    /// What this host says of it.
     pub(super) host: Option<HostName>,
 }
 
-/// `GET /v1/instances/{id}?host=`
+/// An instance
+///
+/// From the host that it belongs to.
+#[utoipa::path(get, path = "/v1/instances/{id}", tag = "Instances",
+    params(("id" = InstanceId, Path, description = "such as zone.3"), On),
+    responses((status = 200, description = "the instance", body = InstanceView),
+        (status = 404, description = "there is none, or no such host", body = Problem)))]
 pub(super) async fn one(
     api: State<Api>,
     Id(id): Id,
@@ -79,7 +153,14 @@ pub(super) async fn one(
     Err(Refusal::nothing_there(format!("{id} is placed, but this host does not know it yet: try again")))
 }
 
-/// `GET /v1/instances/{id}/hang-report?host=`, as text. The report may outlive the instance.
+/// A hang report
+///
+/// What was found out when it last hung: state, wait channel and kernel stack of every thread, the last log lines. May
+/// outlive the instance.
+#[utoipa::path(get, path = "/v1/instances/{id}/hang-report", tag = "Instances",
+    params(("id" = InstanceId, Path, description = "such as zone.3"), On),
+    responses((status = 200, description = "the report", body = String, content_type = "text/plain; charset=utf-8"),
+        (status = 404, description = "there is none", body = Problem)))]
 pub(super) async fn hang_report(
     api: State<Api>,
     Id(id): Id,
@@ -98,7 +179,13 @@ pub(super) async fn hang_report(
     Err(Refusal::nothing_there(format!("{id} was not seen to hang: there is no report")))
 }
 
-/// `GET /v1/instances/{id}/players?host=`: the list stays with the host of the run.
+/// Who plays there
+///
+/// The list stays with the host of the run, which is asked for it.
+#[utoipa::path(get, path = "/v1/instances/{id}/players", tag = "Instances",
+    params(("id" = InstanceId, Path, description = "such as zone.3"), On),
+    responses((status = 200, description = "the players", body = PlayersView),
+        (status = 404, description = "there is no such instance or host, or it does not run", body = Problem)))]
 pub(super) async fn players(
     api: State<Api>,
     Id(id): Id,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::{IntoParams, ToSchema};
 
 use super::elsewhere::Place;
 use super::names::{Id, Names};
@@ -22,6 +23,7 @@ use super::router::Api;
 use super::server::stopped;
 use super::tail::{GAP, Tail};
 use super::trail::Trail;
+use crate::http::view::Problem;
 use crate::spec::{HostName, InstanceId, Logs};
 
 /// How often a follower looks for new bytes.
@@ -31,19 +33,28 @@ pub(super) const PIECE: usize = 1 << 20;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Which lines.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
+    /// Which of the two.
     #[serde(default)]
+    #[param(inline)]
     pub(super) stream: Stream,
+    /// The last so many lines; 100 if nothing is said.
     #[serde(default = "hundred")]
+    #[param(value_type = u64)]
     pub(super) lines: usize,
+    /// And what is written from now on, on the next host, too, when it moves.
     #[serde(default)]
     pub(super) follow: bool,
+    /// What it wrote on this host.
     pub(super) host: Option<HostName>,
-    /// A piece, from this place on; see `piece`.
+    /// Agents among themselves: what follows a place, which an answer names in `bigbrother-next`.
     pub(super) after: Option<String>,
+    /// With `after`: how long to wait for something.
     #[serde(default)]
+    #[param(value_type = u64)]
     wait_ms: Wait,
 }
 
@@ -58,7 +69,7 @@ fn hundred() -> usize {
     100
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Stream {
     #[default]
@@ -75,7 +86,13 @@ impl Stream {
     }
 }
 
-/// `GET /v1/instances/{id}/logs?stream=stdout|stderr&lines=100&follow=&host=`. Logs may outlive the instance.
+/// What an instance wrote
+///
+/// May outlive the instance. With `follow=true` the text does not end.
+#[utoipa::path(get, path = "/v1/instances/{id}/logs", tag = "Instances",
+    params(("id" = InstanceId, Path, description = "such as zone.3"), Wanted),
+    responses((status = 200, description = "the lines", body = String, content_type = "text/plain; charset=utf-8"),
+        (status = 404, description = "there is no such instance or host, or its output goes elsewhere", body = Problem)))]
 pub(super) async fn read(
     State(api): State<Api>,
     Id(id): Id,

@@ -5,8 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
-
 use crate::http::view::{HeartbeatView, InstanceView, PortView};
 use crate::spec::{HostName, InstanceId, ProcessName};
 use crate::state::{Entry, State};
@@ -16,9 +14,8 @@ pub(super) const UNREACHABLE: &str = "unreachable";
 /// Runs where it does not belong any more.
 pub(super) const SUPERSEDED: &str = "superseded";
 
-/// What `GET /v1/instances` may be narrowed to.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What is asked of other hosts, too.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
     pub(super) process: Option<ProcessName>,
     pub(super) instance: Option<InstanceId>,

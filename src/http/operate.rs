@@ -17,15 +17,34 @@ use super::router::Api;
 use super::{idempotency, instances};
 use crate::agent::handle::HostRequest;
 use crate::http::view::{
-    AffectedView, AnnounceRequest, DoneView, InstanceView, LaunchRequest, LaunchedView, RestartRequest,
-    RestartedView, ScaleRequest, TargetRequest,
+    AffectedView, AnnounceRequest, DoneView, InstanceView, LaunchRequest, LaunchedView, Problem,
+    RestartRequest, RestartedView, ScaleRequest, TargetRequest,
 };
-use crate::spec::{InstanceId, ProcessName};
+use crate::spec::{InstanceId, MAX_COUNT, ProcessName};
 use crate::state::{Command, Response, Target};
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
-/// `POST /v1/restart`: new runs in place of the present ones.
+/// For the document; `idempotency` reads it.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "it is described, not read")]
+struct Key {
+    /// The same again under the same key is done once, and answered alike; in place of `key` in the body.
+    #[param(rename = "Idempotency-Key", pattern = "^[\\t -~]{1,128}$")]
+    idempotency_key: Option<String>,
+}
+
+/// Restarts
+///
+/// New runs in place of the present ones, which change after the answer. `rolling`: a process at the pace of its
+/// `update`, for a new binary at the same path.
+#[utoipa::path(post, path = "/v1/restart", tag = "Operating", params(Key),
+    request_body = RestartRequest,
+    responses((status = 200, description = "what was asked for", body = RestartedView),
+        (status = 404, description = "there is no such process or instance", body = Problem),
+        (status = 409, description = "the request with this key is under way", body = Problem),
+        (status = 422, description = "the key was used for another request, or only a process is rolled", body = Problem)))]
 pub(super) async fn restart(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -103,12 +122,22 @@ async fn targeted(api: &Api, target: &Target) -> Result<Vec<InstanceId>, Refusal
     if api.reaches() { names.target(target) } else { names.here(target) }
 }
 
-/// `POST /v1/stop`: they end and stay down until started.
+/// Stops
+///
+/// They end and stay down until started, over restarts and reboots.
+#[utoipa::path(post, path = "/v1/stop", tag = "Operating", request_body = TargetRequest,
+    responses((status = 200, description = "what was asked for", body = AffectedView),
+        (status = 404, description = "there is no such process or instance", body = Problem)))]
 pub(super) async fn stop(api: State<Api>, body: Body<TargetRequest>) -> Result<Json<AffectedView>, Refusal> {
     pause_or_resume(&api, body, |target| Command::Pause { target }).await
 }
 
-/// `POST /v1/start`: stopped and failed ones run again.
+/// Starts
+///
+/// Stopped and failed ones run again.
+#[utoipa::path(post, path = "/v1/start", tag = "Operating", request_body = TargetRequest,
+    responses((status = 200, description = "what was asked for", body = AffectedView),
+        (status = 404, description = "there is no such process or instance", body = Problem)))]
 pub(super) async fn start(api: State<Api>, body: Body<TargetRequest>) -> Result<Json<AffectedView>, Refusal> {
     pause_or_resume(&api, body, |target| Command::Resume { target }).await
 }
@@ -124,16 +153,33 @@ async fn pause_or_resume(
     Ok(Json(AffectedView { instances }))
 }
 
-/// `POST /v1/scale`
+/// Scales
+///
+/// Overrides the count of a process until the file's count itself changes; null takes that back.
+#[utoipa::path(post, path = "/v1/scale", tag = "Operating", request_body = ScaleRequest,
+    responses((status = 200, description = "the request", body = ScaleRequest),
+        (status = 404, description = "there is no such process", body = Problem),
+        (status = 409, description = "it has no count", body = Problem),
+        (status = 422, description = "more than may be", body = Problem)))]
 pub(super) async fn scale(api: State<Api>, body: Body<ScaleRequest>) -> Result<Json<ScaleRequest>, Refusal> {
     let Json(request) = body?;
+    if request.count.is_some_and(|count| count > MAX_COUNT) {
+        return Err(Refusal::too_many_instances(MAX_COUNT));
+    }
     Names::read(&api).await?.process(&request.process)?;
     let ScaleRequest { process, count } = request.clone();
     api.handle.propose(Command::Scale { process, count }).await?;
     Ok(Json(request))
 }
 
-/// `POST /v1/launch`
+/// Launches
+///
+/// An instance of an on-demand process, with arguments for `{arg.NAME}`.
+#[utoipa::path(post, path = "/v1/launch", tag = "Operating", params(Key), request_body = LaunchRequest,
+    responses((status = 201, description = "the instance; it is listed once it runs", body = LaunchedView),
+        (status = 404, description = "there is no such process", body = Problem),
+        (status = 409, description = "it is not on demand, or as many live as may", body = Problem),
+        (status = 422, description = "an argument is missing, or the key was used for another launch", body = Problem)))]
 pub(super) async fn launch(
     api: State<Api>,
     headers: HeaderMap,
@@ -148,7 +194,12 @@ pub(super) async fn launch(
     }
 }
 
-/// `POST /v1/announce`: an event of kind `announce`, written before something is done by hand.
+/// Announces
+///
+/// An event of kind `announce`, written before something is done by hand.
+#[utoipa::path(post, path = "/v1/announce", tag = "Operating", request_body = AnnounceRequest,
+    responses((status = 200, description = "it is written", body = DoneView),
+        (status = 404, description = "there is no such instance", body = Problem)))]
 pub(super) async fn announce(
     api: State<Api>,
     body: Body<AnnounceRequest>,
@@ -164,7 +215,12 @@ pub(super) async fn announce(
     Ok(Json(DoneView { detail }))
 }
 
-/// `POST /v1/reload`: the agent reads its file again.
+/// Reloads
+///
+/// The agent reads its file again.
+#[utoipa::path(post, path = "/v1/reload", tag = "The desired set",
+    responses((status = 200, description = "what came of it", body = DoneView),
+        (status = 422, description = "the old settings stay in force", body = Problem)))]
 pub(super) async fn reload(api: State<Api>) -> Result<Json<DoneView>, Refusal> {
     let detail = api.handle.ask(HostRequest::Reload).await?.map_err(Refusal::reload)?;
     Ok(Json(DoneView { detail }))

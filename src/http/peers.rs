@@ -13,7 +13,7 @@ use super::router::{Api, Transport};
 use crate::agent::ring::RingError;
 use crate::cluster::raft::membership::{Member, Role};
 use crate::cluster::tunnel::Asked;
-use crate::http::view::{DoneView, PeerRequest, PeerView};
+use crate::http::view::{DoneView, PeerRequest, PeerView, Problem};
 use crate::spec::HostName;
 
 /// How long what has just ended on a drained host may take to be known here.
@@ -21,7 +21,12 @@ const EMPTY: Duration = Duration::from_secs(2);
 
 type Body = Result<Json<PeerRequest>, JsonRejection>;
 
-/// `GET /v1/peers`: as the primary sees them, if it answers.
+/// The peers
+///
+/// As the primary sees them, if it answers.
+#[utoipa::path(get, path = "/v1/peers", tag = "Hosts and peers",
+    responses((status = 200, description = "in order of their numbers", body = Vec<PeerView>),
+        (status = 409, description = "this host is alone", body = Problem)))]
 pub(super) async fn list(api: State<Api>) -> Result<Json<Vec<PeerView>>, Refusal> {
     if api.handle.ring.is_alone() {
         return Err(RingError::Alone.into());
@@ -61,7 +66,13 @@ fn view(member: Member, primary: Option<&HostName>) -> Option<PeerView> {
     })
 }
 
-/// `POST /v1/peers/add`
+/// Adds a peer
+///
+/// It becomes one when its agent starts with a cluster.toml that has it. 504 `under-way`: it goes on.
+#[utoipa::path(post, path = "/v1/peers/add", tag = "Hosts and peers", request_body = PeerRequest,
+    responses((status = 200, description = "it is so", body = DoneView),
+        (status = 409, description = "the peers stay as they are", body = Problem),
+        (status = 422, description = "an address is missing", body = Problem)))]
 pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, address }) = body?;
     let address = address.ok_or_else(|| Refusal::no_address(&host))?;
@@ -72,7 +83,12 @@ pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Json<DoneV
     change(detail, async move { api.handle.ring.add_peer(host, address).await }).await
 }
 
-/// `POST /v1/peers/remove`
+/// Removes a peer
+///
+/// Before it leaves for good, or when it is lost. 504 `under-way`: it goes on.
+#[utoipa::path(post, path = "/v1/peers/remove", tag = "Hosts and peers", request_body = PeerRequest,
+    responses((status = 200, description = "it is so", body = DoneView),
+        (status = 409, description = "the peers stay as they are", body = Problem)))]
 pub(super) async fn remove(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, .. }) = body?;
     if known(&api).await.iter().any(|peer| peer.host == host) {
@@ -94,7 +110,12 @@ fn may_leave(state: &crate::state::State, host: &HostName) -> bool {
     known.drained && !placed && !entries.any(|entry| entry.host == *host)
 }
 
-/// `POST /v1/peers/promote`
+/// Lets a peer vote
+///
+/// A learner, once it has caught up. 504 `under-way`: it goes on.
+#[utoipa::path(post, path = "/v1/peers/promote", tag = "Hosts and peers", request_body = PeerRequest,
+    responses((status = 200, description = "it is so", body = DoneView),
+        (status = 409, description = "the peers stay as they are", body = Problem)))]
 pub(super) async fn promote(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, .. }) = body?;
     let detail = format!("{host} votes now");

@@ -103,7 +103,7 @@ impl Refusal {
 
     /// A path that is no route.
     pub(super) fn no_route(path: &str) -> Self {
-        let detail = format!("there is nothing at {path}: docs/cli.md lists the API");
+        let detail = format!("there is nothing at {path}: docs/api.md lists the API");
         Refusal::new(StatusCode::NOT_FOUND, "no-route", "no such route", detail)
     }
 
@@ -136,6 +136,14 @@ impl Refusal {
     /// Something of a known instance that is not there.
     pub(super) fn nothing_there(detail: String) -> Self {
         Refusal::new(StatusCode::NOT_FOUND, "nothing-there", "nothing to show", detail)
+    }
+
+    /// The same, of a request that was made on a condition.
+    pub(super) fn of_a_condition(self) -> Self {
+        match self.kind.as_ref() {
+            "revision" => Refusal { status: StatusCode::PRECONDITION_FAILED, ..self },
+            _ => self,
+        }
     }
 
     /// A query that means nothing.
@@ -222,6 +230,12 @@ impl Refusal {
     pub(super) fn too_many_keys(max: usize) -> Self {
         let detail = format!("{max} requests with a key were made within the hour: wait, or ask without one");
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many keys", detail)
+    }
+
+    /// A count that no file could have.
+    pub(super) fn too_many_instances(max: u32) -> Self {
+        let detail = format!("a process has at most {max} instances");
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "too-many", "too many", detail)
     }
 
     /// A rolling restart of something other than a process.

@@ -13,12 +13,14 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::elsewhere::Place;
 use super::hosts::{Named, named};
 use super::problem::Refusal;
 use super::router::Api;
 use super::status::{PRIMARY, alone, count};
+use crate::http::view::Problem;
 use crate::metrics::{self, ClusterReading};
 use crate::spec::{HostName, Protocol};
 use crate::state;
@@ -29,13 +31,17 @@ const LOOP: Duration = Duration::from_secs(2);
 const PORT: &str = "metrics";
 
 /// Targets that have their labels in common: <https://prometheus.io/docs/prometheus/latest/http_sd/>.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Group {
     targets: Vec<String>,
     labels: BTreeMap<String, String>,
 }
 
-/// `GET /metrics`
+/// Metrics
+///
+/// In Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "Observing",
+    responses((status = 200, description = "the metrics", body = String, content_type = "text/plain")))]
 pub(super) async fn scrape(api: State<Api>) -> Result<Response, Refusal> {
     let (snapshot, cluster) = tokio::join!(tokio::time::timeout(LOOP, api.snapshots.get()), standing(&api));
     // Without an answer: bigbrother_supervision_loop_up is 0.
@@ -47,7 +53,13 @@ pub(super) async fn scrape(api: State<Api>) -> Result<Response, Refusal> {
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-/// `GET /v1/hosts/{host}/metrics`
+/// Metrics of a host
+///
+/// The same of any host of the cluster.
+#[utoipa::path(get, path = "/v1/hosts/{host}/metrics", tag = "Observing",
+    params(("host" = HostName, Path, description = "a host")),
+    responses((status = 200, description = "the metrics", body = String, content_type = "text/plain"),
+        (status = 404, description = "there is no such host", body = Problem)))]
 pub(super) async fn of_host(api: State<Api>, name: Named) -> Result<Response, Refusal> {
     let host = named(&api, name)?;
     match api.place_of_host(Some(&host))? {
@@ -56,7 +68,12 @@ pub(super) async fn of_host(api: State<Api>, name: Named) -> Result<Response, Re
     }
 }
 
-/// `GET /v1/prometheus/targets`
+/// What Prometheus is to scrape
+///
+/// For its HTTP service discovery: every host, through the agent that is asked, and every run with a TCP port named
+/// `metrics`.
+#[utoipa::path(get, path = "/v1/prometheus/targets", tag = "Observing",
+    responses((status = 200, description = "the targets", body = Vec<Group>)))]
 pub(super) async fn targets(api: State<Api>, headers: HeaderMap) -> Result<Json<Vec<Group>>, Refusal> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     // As Prometheus reaches this agent for the targets, so it does for the metrics.

@@ -18,9 +18,11 @@ use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
 use super::{
-    directory, events, hosts, instances, logs, operate, peers, prometheus, spec, status, strike, watchers,
+    directory, events, hosts, instances, logs, openapi, operate, peers, prometheus, reading, spec, status,
+    strike, watchers,
 };
 use crate::agent::Handle;
+use crate::http::view::HealthView;
 use crate::metrics::Metrics;
 
 /// The largest request body, in bytes.
@@ -105,6 +107,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
     let routes = Router::new()
         .route("/metrics", get(prometheus::scrape))
         .route("/v1/healthz", get(healthz))
+        .route("/v1/openapi.json", get(openapi::read))
         .route("/v1/status", get(status::read))
         .route("/v1/directory", get(directory::list))
         .route("/v1/directory/watch", get(watchers::follow))
@@ -142,6 +145,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             Refusal::method(method.as_str(), uri.path())
         })
+        .layer(middleware::from_fn_with_state(api.clone(), reading::dated))
         .layer(middleware::from_fn_with_state(api.starting.clone(), at_work))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(in_time));
@@ -170,7 +174,7 @@ async fn at_work(
 /// forget the hosts, of none it keeps them.
 fn while_starting(path: &str) -> bool {
     let metrics = path.starts_with("/v1/hosts/") && path.ends_with("/metrics");
-    metrics || ["/v1/status", "/v1/healthz", "/metrics"].contains(&path)
+    metrics || ["/v1/status", "/v1/healthz", "/v1/openapi.json", "/metrics"].contains(&path)
 }
 
 /// Counts and times every request by its route's pattern, so that the labels are closed.
@@ -218,8 +222,13 @@ fn names_loopback(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-async fn healthz() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "ok": true, "version": env!("CARGO_PKG_VERSION") }))
+/// The API answers
+///
+/// And of which version the program is. Answered while the agent is starting, too.
+#[utoipa::path(get, path = "/v1/healthz", tag = "Observing",
+    responses((status = 200, description = "it does", body = HealthView)))]
+pub(super) async fn healthz() -> Json<HealthView> {
+    Json(HealthView { ok: true, version: env!("CARGO_PKG_VERSION").to_owned() })
 }
 
 #[cfg(test)]
@@ -237,13 +246,13 @@ mod tests {
 
     #[test]
     fn every_route_is_documented() {
-        let doc = include_str!("../../docs/cli.md");
+        let doc = include_str!("../../docs/api.md");
         let routes =
             include_str!("router.rs").split(".route(\"").skip(1).filter_map(|rest| rest.split_once('"'));
         let routes: Vec<&str> = routes.map(|(path, _)| path).filter(|path| path.starts_with('/')).collect();
         assert!(routes.len() >= 17, "{routes:?}");
         for path in routes {
-            assert!(doc.contains(&format!(" {path}`")), "docs/cli.md says nothing about {path}");
+            assert!(doc.contains(&format!(" {path}`")), "docs/api.md says nothing about {path}");
         }
     }
 

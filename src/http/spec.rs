@@ -3,57 +3,128 @@
 use axum::Json;
 use axum::extract::rejection::{QueryRejection, StringRejection};
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::problem::Refusal;
+use super::reading::{Copy, Fresh};
 use super::router::Api;
 use crate::config::{self, Context};
-use crate::http::view::{AppliedView, PlanView, SpecView};
+use crate::http::view::{AppliedView, PlanView, Problem, SpecView};
 use crate::spec::Spec;
-use crate::state::{self, Command, Rejected, Response};
+use crate::state::{self, Command, Rejected};
 
 /// Content types of a cluster.toml.
 const TOML: [&str; 2] = ["application/toml", "text/plain"];
 
-/// `GET /v1/spec`
-pub(super) async fn current(api: State<Api>) -> Json<SpecView> {
-    let state = api.handle.state.borrow().clone();
-    Json(SpecView { revision: state.revision, spec: state.spec.clone() })
+/// The spec
+///
+/// The whole desired set. Its `ETag` is its revision, to be shown as `If-Match` when another one is applied.
+#[utoipa::path(get, path = "/v1/spec", tag = "The desired set", params(Fresh),
+    responses((status = 200, description = "the spec in force", body = SpecView)))]
+pub(super) async fn current(copy: Copy) -> Result<Response, Refusal> {
+    let tag = revision_tag(copy.state.revision);
+    copy.answer_as(&tag, |state| Ok(SpecView { revision: state.revision, spec: state.spec.clone() }))
+}
+
+fn revision_tag(revision: u64) -> String {
+    format!("\"{revision}\"")
 }
 
 /// How to apply.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct How {
+    /// Only tells what would change.
     #[serde(default)]
     dry_run: bool,
+    /// Refused (409) unless the spec in force has this revision.
     expected_revision: Option<u64>,
 }
 
-/// `POST /v1/apply?dry_run=&expected_revision=`, the body a cluster.toml of which the processes count.
+/// Applies a cluster.toml
+///
+/// Makes its processes the cluster's; all else in it is each host's own. `dry_run` tells what would change, as text for
+/// people to whom the header `Accept` asks for `text/plain`.
+#[utoipa::path(post, path = "/v1/apply", tag = "The desired set",
+    params(How, ("If-Match" = Option<String>, Header, pattern = "^\"[0-9]{1,18}\"$",
+        description = "refused (412) unless the spec in force has this revision, as the `ETag` of `/v1/spec` has it")),
+    request_body(content((String = "application/toml"), (String = "text/plain")), description = "a cluster.toml"),
+    responses(
+        (status = 200, description = "what was changed, or would be",
+            content((AppliedView = "application/json"), (String = "text/plain; charset=utf-8"))),
+        (status = 409, description = "another revision is in force", body = Problem),
+        (status = 412, description = "another revision is in force", body = Problem),
+        (status = 422, description = "the file has faults: all of them", body = Problem)))]
 pub(super) async fn apply(
     api: State<Api>,
     how: Result<Query<How>, QueryRejection>,
     headers: HeaderMap,
     body: Result<String, StringRejection>,
-) -> Result<Json<AppliedView>, Refusal> {
+) -> Result<Response, Refusal> {
     let Query(How { dry_run, expected_revision }) = how?;
+    let condition = if_match(&headers)?;
     only_toml(&headers)?;
     let spec = parse(&body?, &api)?;
     let state = api.handle.state.borrow().clone();
     let plan = difference(&state, &spec);
-    if dry_run {
-        let found = state.revision;
-        return match expected_revision {
-            Some(expected) if expected != found => Err(Rejected::Revision { expected, found }.into()),
-            _ => Ok(Json(AppliedView { revision: found, plan })),
-        };
+    let expected = expected_revision.or(condition);
+    let applied = match dry_run {
+        true => tried(state.revision, expected).map(|()| state.revision),
+        false => put_in_force(&api, spec, expected).await,
+    };
+    let revision = applied.map_err(|refusal| match condition {
+        Some(_) => refusal.of_a_condition(),
+        None => refusal,
+    })?;
+    let tag = HeaderValue::from_str(&revision_tag(revision)).ok().map(|tag| (header::ETAG, tag));
+    let mut response = match wants_text(&headers) {
+        true => plan.to_string().into_response(),
+        false => Json(AppliedView { revision, plan }).into_response(),
+    };
+    response.headers_mut().extend(tag);
+    Ok(response)
+}
+
+fn tried(found: u64, expected: Option<u64>) -> Result<(), Refusal> {
+    match expected {
+        Some(expected) if expected != found => Err(Rejected::Revision { expected, found }.into()),
+        _ => Ok(()),
     }
+}
+
+async fn put_in_force(api: &Api, spec: Spec, expected_revision: Option<u64>) -> Result<u64, Refusal> {
     match api.handle.propose(Command::ApplySpec { spec, expected_revision }).await? {
-        Response::Revision(revision) => Ok(Json(AppliedView { revision, plan })),
+        state::Response::Revision(revision) => Ok(revision),
         other => Err(Refusal::internal(format!("an apply was answered by {other:?}"))),
     }
+}
+
+/// The revision that `If-Match` names.
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let revision = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).map(str::parse);
+    match revision {
+        Some(Ok(revision)) => Ok(Some(revision)),
+        _ => Err(Refusal::query(format!(
+            "If-Match: {text} is no revision: it is written as the ETag of /v1/spec, \"7\""
+        ))),
+    }
+}
+
+/// True when somebody reads it.
+fn wants_text(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        let first = value.split([',', ';']).next().unwrap_or_default();
+        first.trim().eq_ignore_ascii_case("text/plain")
+    })
 }
 
 fn only_toml(headers: &HeaderMap) -> Result<(), Refusal> {

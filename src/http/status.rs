@@ -16,7 +16,7 @@ use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::replica::wall_ms;
 use crate::cluster::node::{Standing, Watched};
-use crate::http::view::{HostCounts, StatusView};
+use crate::http::view::{HostCounts, Problem, StatusView};
 use crate::plan::{Liveness, plan};
 use crate::spec::InstanceId;
 use crate::state;
@@ -26,7 +26,12 @@ pub(super) const PRIMARY: Duration = Duration::from_millis(500);
 /// A host that the primary has not heard for this long is silent: several of its reports are missing.
 const SILENT_MS: u64 = 1_000;
 
-/// `GET /v1/status?host=`
+/// A host, and how the cluster stands as seen from it
+///
+/// Answered while the agent is starting, too.
+#[utoipa::path(get, path = "/v1/status", tag = "Observing", params(On),
+    responses((status = 200, description = "the status", body = StatusView),
+        (status = 404, description = "there is no such host", body = Problem)))]
 pub(super) async fn read(
     api: State<Api>,
     uri: Uri,

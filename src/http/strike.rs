@@ -15,7 +15,7 @@ use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::{HostRequest, HostSnapshot};
 use crate::agent::strike::{self, Held};
-use crate::http::view::{AffectedView, StrikeRequest, StruckView};
+use crate::http::view::{AffectedView, Problem, StrikeRequest, StruckView};
 use crate::spec::HostName;
 
 /// By then whoever asked has the answer.
@@ -23,7 +23,13 @@ const AFTERWARDS: Duration = Duration::from_millis(100);
 /// Signals that a game day needs.
 const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGCONT, Signal::SIGSEGV];
 
-/// `POST /v1/strike`: a signal to the main process of exactly this run.
+/// Strikes a run
+///
+/// A signal to the main process of exactly this run, to see what becomes of it.
+#[utoipa::path(post, path = "/v1/strike", tag = "Testing", request_body = StrikeRequest,
+    responses((status = 200, description = "whether it was there", body = StruckView),
+        (status = 404, description = "there is no such instance or host", body = Problem),
+        (status = 422, description = "not that signal", body = Problem)))]
 pub(super) async fn run(
     api: State<Api>,
     body: Result<Json<StrikeRequest>, JsonRejection>,
@@ -51,7 +57,13 @@ fn main_process(snapshot: &HostSnapshot, request: &StrikeRequest) -> Option<i32>
     views.find(|view| view.instance == request.instance && view.run == Some(request.run))?.pid
 }
 
-/// `POST /v1/hosts/{host}/strike`: kills all runs, keeper and agent of the host at once. The answer comes before.
+/// Strikes a host
+///
+/// Kills all its runs, its keeper and its agent at once, just after the answer.
+#[utoipa::path(post, path = "/v1/hosts/{host}/strike", tag = "Testing",
+    params(("host" = HostName, Path, description = "a host")),
+    responses((status = 200, description = "the runs that are killed", body = AffectedView),
+        (status = 404, description = "there is no such host", body = Problem)))]
 pub(super) async fn host(
     api: State<Api>,
     name: Result<Path<String>, PathRejection>,

@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::IntoParams;
 
 use super::directory::view;
 use super::problem::Refusal;
@@ -40,9 +41,11 @@ const AHEAD: usize = 64;
 const ALIVE: Duration = Duration::from_secs(15);
 
 /// Whom a watcher is interested in.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
+    /// Of this process.
     process: Option<ProcessName>,
     /// As `Last-Event-ID`, for those who cannot set headers.
     after: Option<String>,
@@ -72,7 +75,17 @@ impl Seen {
     }
 }
 
-/// `GET /v1/directory/watch?process=&after=&status=`
+/// A watch of the directory
+///
+/// Server-sent events that do not end: a `snapshot` (a list as of `/v1/directory`), then each change in order and once:
+/// `put` (a run), `gone` (`{instance, process}`), `leader` (`{process, instance, token}`). The id of an event is
+/// `HISTORY:INDEX:OFFSET` and means the same on every host: with `Last-Event-ID` a watcher goes on where it was, on any
+/// of them. What cannot be told step by step is a `reset` (`{reason}`) and a new snapshot. With `status=true` there are
+/// events `status`, too (a list of `{instance, host, run, status}`), of each run at most once a second, without ids.
+#[utoipa::path(get, path = "/v1/directory/watch", tag = "Directory",
+    params(Wanted, ("Last-Event-ID" = Option<String>, Header, description = "the last event that was seen",
+        pattern = "^[0-9a-f]{1,16}:[0-9]{1,19}:[0-9]{1,9}$")),
+    responses((status = 200, description = "the stream", body = String, content_type = "text/event-stream")))]
 pub(super) async fn follow(
     State(api): State<Api>,
     headers: HeaderMap,

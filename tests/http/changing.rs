@@ -82,8 +82,43 @@ async fn a_spec_is_applied_or_shown() {
         let answer = server.apply(query, toml).await;
         assert_eq!((answer.status, answer.problem().kind.as_str()), (409, "revision"), "{query}");
     }
+    assert_eq!(server.asked().len(), 1, "the one that was not a dry run");
     let plain = [("content-type", "text/plain; charset=utf-8")];
     assert_eq!(server.send("POST", "/v1/apply?dry_run=true", &plain, toml).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_spec_is_applied_on_the_condition_of_a_revision_and_shown_to_people() {
+    let mut server = Server::start().await;
+    let toml = "[process.zone]\ncommand = [\"/bin/zone\"]\ncount = 3\n";
+    let apply = async |server: &Server, query: &str, header: (&str, &str)| {
+        let headers = [("content-type", "application/toml"), header];
+        Answer::read(server.send("POST", &format!("/v1/apply{query}"), &headers, toml).await).await
+    };
+    let spec = server.get("/v1/spec").await;
+    assert_eq!((spec.header("etag"), &spec.json()["revision"]), ("\"4\"", &4.into()));
+    for query in ["", "?dry_run=true"] {
+        let refused = apply(&server, query, ("if-match", "\"3\"")).await;
+        assert_eq!((refused.status, refused.problem().kind.as_str()), (412, "revision"), "{query}");
+    }
+    let nonsense = apply(&server, "", ("if-match", "yesterday")).await;
+    assert!(nonsense.status == 400 && nonsense.problem().detail.contains("yesterday"), "{}", nonsense.body);
+    server.asked();
+    let applied = apply(&server, "", ("if-match", spec.header("etag"))).await;
+    assert_eq!((applied.status, applied.header("etag")), (200, "\"5\""), "{}", applied.body);
+    let [Asked::Proposed(Command::ApplySpec { expected_revision, .. })] = &server.asked()[..] else {
+        panic!("one spec is proposed")
+    };
+    assert_eq!(*expected_revision, Some(4));
+
+    let shown = apply(&server, "?dry_run=true", ("accept", "text/plain")).await;
+    assert_eq!(shown.header("content-type"), "text/plain; charset=utf-8");
+    assert!(
+        shown.body.starts_with("- dungeon\n- login\n~ zone (restarts its instances)\n"),
+        "{}",
+        shown.body
+    );
+    assert!(shown.body.contains("    count: 2 -> 3\n"), "{}", shown.body);
 }
 
 #[tokio::test]

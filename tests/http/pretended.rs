@@ -9,7 +9,7 @@ use bigbrother::client::Player;
 use bigbrother::http::view::{EventView, ExitView, HeartbeatView, InstanceView, KeeperView, PlayersView};
 use bigbrother::keeper::protocol::RunId;
 use bigbrother::spec::*;
-use bigbrother::state::{Command, Entry, Leader, Placement, Rejected, Response, State};
+use bigbrother::state::{Command, Entry, Host, HostFacts, Leader, Placement, Rejected, Response, State};
 use tokio::sync::{mpsc, watch};
 
 /// What reached the agent.
@@ -114,6 +114,12 @@ pub fn state() -> State {
         token: 12,
     };
     state.leaders.insert("zone".parse().unwrap(), leader);
+    for name in ["alpha", "beta"] {
+        let facts = HostFacts::default();
+        let host =
+            Host { incarnation: 1, facts, up: true, planned: true, drained: false, last_seq: 0, down_ms: 0 };
+        state.hosts.insert(name.parse().unwrap(), host);
+    }
     state
 }
 
