@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
 use crate::state::Target;
 
+mod access;
 mod cluster;
 
+pub use access::{AuditView, NewTokenView, TokenRequest, TokenView};
 pub use cluster::{HostCounts, HostView, PeerRequest, PeerView};
 
 /// `GET /v1/status`

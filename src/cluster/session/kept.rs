@@ -25,7 +25,7 @@ use crate::state::State;
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBat";
 /// Bumped when the bytes behind it change their meaning.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 /// Its name in data_dir.
 pub const FILE: &str = "attached.bin";
 /// Between two writes.
