@@ -213,14 +213,14 @@ impl Api {
 
     fn judge(&self, origin: &Origin, admitted: &Admitted, request: &Request) -> Result<(), Refusal> {
         let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        if path == Some(rights::OPEN) && request.method().is_safe() {
-            return Ok(());
-        }
         // Also what is not there tells nobody anything who may not look.
         let needed = match path {
             Some(path) => rights::role(request.method(), path),
             None => Some(Role::Read),
         };
+        if path == Some(rights::OPEN) && needed.is_some() {
+            return Ok(());
+        }
         match (admitted.role, needed.unwrap_or(Role::Read)) {
             (Some(has), needed) if has >= needed => {}
             (Some(has), needed) if admitted.token.is_some() => return Err(Refusal::role(needed, has)),

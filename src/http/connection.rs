@@ -34,6 +34,11 @@ use crate::cluster::wire::hall::Guest;
 use crate::spec::TokenName;
 use crate::state::{ApiToken, State};
 
+/// About the largest head, in bytes.
+const MAX_HEAD: usize = 32 * 1024;
+/// The most headers.
+const MAX_HEADERS: usize = 100;
+
 /// The tokens that there are.
 pub(super) type Tokens = BTreeMap<TokenName, ApiToken>;
 
@@ -142,7 +147,8 @@ impl Door {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.head)
-            .max_buf_size(64 * 1024)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(Patient::new(stream, self.limits.stall)), service);
         let mut connection = pin!(connection);
         let mut shutdown = self.shutdown.clone();

@@ -280,7 +280,7 @@ fn tokens_are_a_table_and_the_audit_trail_is_sentences() {
     assert_eq!(
         access::sentence(&sample::audit(), &page),
         "2026-01-02T03:00:00.000Z beta  token deploy (192.0.2.7 via alpha)  POST /v1/scale \
-         {\"process\":\"zone\",\"count\":6} {\"from\":4,\"to\":6}  → 200"
+         {\"count\":6,\"process\":\"zone\"} {\"from\":4,\"to\":6}  → 200"
     );
     let refused = crate::http::view::AuditView {
         status: 403,
