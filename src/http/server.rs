@@ -313,6 +313,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reader_that_takes_no_answer_holds_a_place_for_a_while_only() {
+        let stall = Duration::from_millis(300);
+        let server = start(Limits { connections: 1, stall, ..Limits::DEFAULT }).await;
+        let mut slow = server.connect().await;
+        let ask = b"GET /v1/healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+        // As many questions as fit, and no answer is read.
+        let many = async {
+            loop {
+                slow.write_all(ask).await?;
+            }
+        };
+        let ended: io::Result<()> = tokio::select! {
+            ended = many => ended,
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("it is never given up"),
+        };
+        assert!(ended.is_err());
+        let mut next = server.connect().await;
+        next.write_all(HEALTH).await.unwrap();
+        let answer = rest(next).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    #[tokio::test]
     async fn shutdown_waits_for_answers_and_not_for_ever() {
         let server = start(Limits { grace: Duration::from_millis(100), ..Limits::DEFAULT }).await;
         let mut stream = server.connect().await;

@@ -138,16 +138,13 @@ async fn a_name_in_a_path_or_a_query_that_is_none_is_refused() {
 #[tokio::test]
 async fn a_head_that_is_too_large_or_has_too_many_headers_is_refused() {
     let server = Server::start().await;
-    let (value, path) = ("x".repeat(100_000), format!("/v1/{}", "x".repeat(70_000)));
+    let value = "x".repeat(100_000);
     let many: Vec<(String, String)> = (0..200).map(|n| (format!("x-{n}"), "y".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    for (path, headers) in
-        [("/v1/healthz", &[("x-large", value.as_str())][..]), (path.as_str(), &[]), ("/v1/healthz", &many)]
-    {
+    for headers in [&[("x-large", value.as_str())][..], &many] {
         let stream = UnixStream::connect(server.socket()).await.unwrap();
-        let answer = exchange(stream, "GET", path, headers, "").await;
-        let status = answer.status().as_u16();
-        assert!([414, 431].contains(&status), "{status} to {} bytes, {} headers", path.len(), headers.len());
+        let answer = exchange(stream, "GET", "/v1/healthz", headers, "").await;
+        assert_eq!(answer.status(), 431, "to {} headers", headers.len());
     }
     assert_eq!(server.get("/v1/healthz").await.status, 200);
 }
