@@ -141,7 +141,8 @@ impl Resolver {
         let env = &order.want.process.env;
         let named = LIBRARIES.into_iter().filter_map(|name| Some((name, env.get(name)?)));
         let fill = |(name, text): (&str, &String)| {
-            expand(text, values).map_err(|source| ResolveError::Template { key: format!("env.{name}"), source })
+            expand(text, values)
+                .map_err(|source| ResolveError::Template { key: format!("env.{name}"), source })
         };
         named.map(fill).collect()
     }

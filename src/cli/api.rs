@@ -83,7 +83,9 @@ pub enum ApiError {
         why: String,
     },
     /// The other end is not whom it should be, or speaks no TLS.
-    #[error("{address} cannot be trusted: does its certificate name that host, is its CA known? --ca FILE names one")]
+    #[error(
+        "{address} cannot be trusted: does its certificate name that host, is its CA known? --ca FILE names one"
+    )]
     Untrusted {
         /// Where.
         address: Address,
@@ -103,7 +105,9 @@ pub enum ApiError {
         address: Address,
     },
     /// What was given as a token is none.
-    #[error("what --token-file or BIGBROTHER_TOKEN holds is no token: one line, as `bigbrother token create` printed it")]
+    #[error(
+        "what --token-file or BIGBROTHER_TOKEN holds is no token: one line, as `bigbrother token create` printed it"
+    )]
     NoToken,
     /// The agent said no.
     #[error("{}: {} ({})", .0.title, .0.detail, .0.kind)]

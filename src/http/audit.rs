@@ -89,12 +89,24 @@ impl Asked {
         let Asked { host, caller: Caller { who, from, via }, what, request } = self;
         // A path is of the asker's making.
         let what = what.chars().take(256).collect();
-        AuditView { at: rfc3339(wall_ms()), host, who, from, via, what, request, status, refused, change, missed }
+        AuditView {
+            at: rfc3339(wall_ms()),
+            host,
+            who,
+            from,
+            via,
+            what,
+            request,
+            status,
+            refused,
+            change,
+            missed,
+        }
     }
 }
 
 /// Carries a change out and writes down what came of it, also when the asker goes away meanwhile.
-pub(super) async fn recorded(api: Api, request: Request, next: Next) -> Response {
+pub(super) async fn recorded(api: Arc<Api>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let body = match tokio::time::timeout(BODY, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => body,
@@ -175,7 +187,9 @@ fn change(route: &str, scaled: Option<Value>, answer: &Bytes) -> Option<Value> {
     let names = |key: &str| plan.get(key).cloned().unwrap_or_default();
     let changed = names("changed").as_array().map_or(0, Vec::len);
     let count = |key: &str| names(key).as_array().map_or(0, Vec::len);
-    Some(json!({ "revision": revision, "too_large": true, "added": count("added"), "removed": count("removed"), "changed": changed }))
+    Some(
+        json!({ "revision": revision, "too_large": true, "added": count("added"), "removed": count("removed"), "changed": changed }),
+    )
 }
 
 /// Which entries.
@@ -197,7 +211,8 @@ pub(super) async fn list(
     let since = match since {
         Some(text) => {
             let time = humantime::parse_rfc3339(&text);
-            let time = time.map_err(|error| Refusal::query(format!("since: {text:?} is no time: {error}")))?;
+            let time =
+                time.map_err(|error| Refusal::query(format!("since: {text:?} is no time: {error}")))?;
             humantime::format_rfc3339_millis(time).to_string()
         }
         None => String::new(),

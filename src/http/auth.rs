@@ -162,7 +162,7 @@ impl Default for Gate {
 }
 
 /// The layer: answers in place of the route unless the caller may.
-pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let changes = !request.method().is_safe();
     let Some(origin) = request.extensions().get::<Origin>().cloned() else {
         return Refusal::internal("a request came from nowhere".to_owned()).into_response();
@@ -179,7 +179,8 @@ pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) 
     match judged {
         Err(refusal) => {
             api.audit.refused(&api.handle.host, &caller, &request, &refusal);
-            let allowed = request.extensions().get::<MatchedPath>().map(|path| rights::allowed(path.as_str()));
+            let allowed =
+                request.extensions().get::<MatchedPath>().map(|path| rights::allowed(path.as_str()));
             let mut response = refusal.into_response();
             let wrong_method = response.status() == axum::http::StatusCode::METHOD_NOT_ALLOWED;
             if let Some(allowed) = allowed.and_then(|allowed| allowed.parse().ok()).filter(|_| wrong_method) {
@@ -277,7 +278,11 @@ fn vouched(host: &HostName, headers: &HeaderMap) -> Caller {
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(first), None) = (given.next(), given.next()) else {
-        return if headers.contains_key(header::AUTHORIZATION) { Err(Refusal::bad_token()) } else { Ok(None) };
+        return if headers.contains_key(header::AUTHORIZATION) {
+            Err(Refusal::bad_token())
+        } else {
+            Ok(None)
+        };
     };
     let secret = first.to_str().ok().and_then(|text| text.split_once(' '));
     let secret = secret.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));

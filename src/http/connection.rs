@@ -98,9 +98,8 @@ impl Door {
         let mut shown = badge.shown();
         let known = guest.while_unknown(async { shown.wait_for(Option::is_some).await.is_ok() });
         let over = async {
-            match known.await {
-                Some(_) => self.revoked(badge.clone()).await,
-                None => {}
+            if known.await.is_some() {
+                self.revoked(badge.clone()).await;
             }
         };
         let asked = async {
@@ -122,7 +121,9 @@ impl Door {
             drop(tokens.borrow_and_update());
             let token = name.and_then(|name| self.states.borrow().api_tokens.get(&name).cloned());
             let Some(token) = token.filter(|token| token.holds(wall_ms())) else { return };
-            let left = token.expires_ms.map(|expires_ms| Duration::from_millis(expires_ms.saturating_sub(wall_ms())));
+            let left = token
+                .expires_ms
+                .map(|expires_ms| Duration::from_millis(expires_ms.saturating_sub(wall_ms())));
             let expired = async {
                 match left {
                     Some(left) => tokio::time::sleep(left).await,

@@ -99,7 +99,8 @@ mod tests {
         for rest in source.split(".route(\"/").skip(1) {
             let (path, handlers) = rest.split_once('"').expect("a path");
             let handlers = handlers.split("\n        .").next().unwrap_or_default();
-            for (word, method) in [("get(", "GET"), ("post(", "POST"), ("delete(", "DELETE"), ("put(", "PUT")] {
+            for (word, method) in [("get(", "GET"), ("post(", "POST"), ("delete(", "DELETE"), ("put(", "PUT")]
+            {
                 if handlers.contains(word) {
                     routed.push((method.to_owned(), format!("/{path}")));
                 }

@@ -20,7 +20,8 @@ use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
 use super::{
-    directory, events, hosts, instances, logs, operate, peers, prometheus, spec, status, strike, tokens, watchers,
+    directory, events, hosts, instances, logs, operate, peers, prometheus, spec, status, strike, tokens,
+    watchers,
 };
 use crate::agent::Handle;
 use crate::metrics::Metrics;
@@ -169,7 +170,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .layer(middleware::from_fn_with_state(api.starting.clone(), at_work))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(in_time))
-        .layer(middleware::from_fn_with_state(api.clone(), auth::admit));
+        .layer(middleware::from_fn_with_state(Arc::new(api.clone()), auth::admit));
     let routes = match transport {
         // Who shows a token in a header is no web page of others.
         Transport::Unix | Transport::Tunnel | Transport::Tls => routes,

@@ -14,8 +14,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::auth::{Badge, Origin};
 use super::audit::{self, Audit};
+use super::auth::{Badge, Origin};
 use super::connection::{Crowd, Door, Stream, follow_tokens};
 use super::entrance;
 use super::listen::Listeners;

@@ -60,7 +60,8 @@ fn valid_in(folder: &Path, host: &str, years: (i32, i32)) -> [PathBuf; 2] {
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     (params.not_before, params.not_after) = (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
     let certificate = params.signed_by(&key, &issuer).unwrap();
-    let paths = [folder.join(format!("{host}-{}.pem", years.0)), folder.join(format!("{host}-{}.key", years.0))];
+    let paths =
+        [folder.join(format!("{host}-{}.pem", years.0)), folder.join(format!("{host}-{}.key", years.0))];
     std::fs::write(&paths[0], certificate.pem()).unwrap();
     std::fs::write(&paths[1], key.serialize_pem()).unwrap();
     paths
@@ -162,7 +163,8 @@ async fn who_dials_wants_a_certificate_that_holds_as_well() {
 /// Two CAs in one file, so that one follows the other without a stop.
 #[tokio::test]
 async fn hosts_of_two_cas_know_each_other_while_one_follows_the_other() {
-    let (old, new, both) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (old, new, both) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for dir in [&old, &new] {
         issue::init(dir.path(), "pirates").unwrap();
     }

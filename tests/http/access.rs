@@ -82,7 +82,9 @@ async fn a_token_that_does_not_hold_is_refused_and_nobody_learns_why() {
         assert!(challenge(&answer).contains("error=\"invalid_token\""));
         told.push(answer.body);
     }
-    for odd in [&["Basic cmVhZGVyOmJiX3JlYWRlcg=="][..], &["Bearer bb_reader", "Bearer bb_reader"], &["\u{e4}"]] {
+    for odd in
+        [&["Basic cmVhZGVyOmJiX3JlYWRlcg=="][..], &["Bearer bb_reader", "Bearer bb_reader"], &["\u{e4}"]]
+    {
         let headers: Vec<_> = odd.iter().map(|value| ("authorization", *value)).collect();
         let answer = secured.send_with("GET", "/v1/status", &headers, "").await;
         assert_eq!((answer.status, answer.problem().kind.as_str()), (401, "bad-token"), "{odd:?}");
@@ -148,17 +150,21 @@ async fn a_token_is_made_listed_and_revoked_by_the_state() {
     let view = made.json();
     let secret = view["token"].as_str().unwrap();
     assert!(secret.starts_with("bb_") && secret.len() == 67, "{secret}");
-    let [Asked::Proposed(Command::TokenCreate { name, role, hash, expires_ms })] = &secured.server.asked()[..]
+    let [Asked::Proposed(Command::TokenCreate { name, role, hash, expires_ms })] =
+        &secured.server.asked()[..]
     else {
         panic!("one token is proposed")
     };
     assert_eq!((name.as_str(), *role), ("ci", Role::Operate));
     assert_eq!(*hash, token(Role::Read, secret, None).hash, "only what it hashes to is kept");
     assert!(expires_ms.is_some());
-    secured.change(|state| drop(state.api_tokens.insert("ci".parse().unwrap(), token(*role, secret, *expires_ms))));
+    secured.change(|state| {
+        state.api_tokens.insert("ci".parse().unwrap(), token(*role, secret, *expires_ms));
+    });
     assert_eq!(secured.send("GET", "/v1/status", Some(secret), "").await.status, 200);
     let listed = secured.send("GET", "/v1/tokens", Some(BOSS), "").await.json();
-    let names: Vec<_> = listed.as_array().unwrap().iter().map(|t| (t["name"].as_str(), t["expired"].as_bool())).collect();
+    let names: Vec<_> =
+        listed.as_array().unwrap().iter().map(|t| (t["name"].as_str(), t["expired"].as_bool())).collect();
     let shown = |name, expired| (Some(name), Some(expired));
     let all = [("boss", false), ("ci", false), ("late", true), ("operator", false), ("reader", false)];
     assert_eq!(names, all.map(|(name, expired)| shown(name, expired)));
@@ -166,7 +172,9 @@ async fn a_token_is_made_listed_and_revoked_by_the_state() {
     assert_eq!(secured.send("DELETE", "/v1/tokens/ci", Some(BOSS), "").await.status, 200);
     let revoke = Asked::Proposed(Command::TokenRevoke { name: "ci".parse().unwrap() });
     assert_eq!(secured.server.asked(), [revoke]);
-    secured.change(|state| drop(state.api_tokens.remove(&"ci".parse().unwrap())));
+    secured.change(|state| {
+        state.api_tokens.remove(&"ci".parse().unwrap());
+    });
     assert_eq!(secured.send("GET", "/v1/status", Some(secret), "").await.status, 401);
     for (body, status) in [
         (r#"{"name":"ci","role":"root"}"#, 400),
@@ -210,7 +218,9 @@ async fn what_a_token_follows_is_cut_off_when_it_is_revoked_or_expires() {
     let (expiring, revoked, staying) =
         (follow(&secured, "bb_soon").await, follow(&secured, READER).await, follow(&secured, OPERATOR).await);
     // Another one of the same name is another one.
-    secured.change(|state| drop(state.api_tokens.remove(&"reader".parse().unwrap())));
+    secured.change(|state| {
+        state.api_tokens.remove(&"reader".parse().unwrap());
+    });
     is_cut_off(revoked).await;
     is_cut_off(expiring).await;
     let staying = tokio::time::timeout(Duration::from_millis(300), is_cut_off(staying)).await;

@@ -1,8 +1,8 @@
 //! The audit trail: each change with who asked, from where, and what came of it.
 
+use bigbrother::cluster::tunnel::Answered;
 use bigbrother::cluster::tunnel::Asked as Request;
 use bigbrother::cluster::wire::{Hello, Purpose, decode, encode};
-use bigbrother::cluster::tunnel::Answered;
 use bigbrother::http::view::AuditView;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -147,9 +147,10 @@ async fn a_change_whose_asker_goes_away_is_carried_out_and_written_down() {
 #[tokio::test]
 async fn a_crowd_that_is_turned_away_fills_no_disk() {
     let secured = Secured::over_tls().await;
-    let mut stream = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(secured.connect().await))
-        .await
-        .unwrap();
+    let mut stream =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(secured.connect().await))
+            .await
+            .unwrap();
     tokio::spawn(stream.1);
     for _ in 0..400 {
         let request = hyper::Request::builder().uri("/v1/status").header("host", "x");

@@ -9,8 +9,7 @@ use super::secured::{BOSS, Secured};
 use super::server::{Answer, Server, exchange};
 
 const JSON: &str = "application/json";
-const METHODS: [&str; 9] =
-    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"];
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"];
 
 /// Routes that take no body.
 const WITHOUT_BODY: [&str; 6] = [
@@ -88,7 +87,12 @@ async fn a_body_of_another_type_shape_encoding_or_size_is_refused() {
         // Bytes that are no text.
         for body in [&b"\xff\xfe\x00{"[..], b"{\"target\":\"\xc3\x28\"}", b"\0\0\0\0"] {
             let answer = raw(&server, &path, kind, body).await;
-            assert!([400, 422].contains(&answer.status), "{path} {body:?}: {} {}", answer.status, answer.body);
+            assert!(
+                [400, 422].contains(&answer.status),
+                "{path} {body:?}: {} {}",
+                answer.status,
+                answer.body
+            );
             answer.problem();
         }
     }
@@ -110,7 +114,16 @@ async fn raw(server: &Server, path: &str, kind: &str, body: &[u8]) -> Answer {
 async fn a_name_in_a_path_or_a_query_that_is_none_is_refused() {
     let mut server = Server::start().await;
     let long = "x".repeat(5_000);
-    let odd = ["..", "%2e%2e%2fetc%2fpasswd", "%00", "%ff%fe", "Zone.0", "zone.-1", "zone.99999999999999999999", &long];
+    let odd = [
+        "..",
+        "%2e%2e%2fetc%2fpasswd",
+        "%00",
+        "%ff%fe",
+        "Zone.0",
+        "zone.-1",
+        "zone.99999999999999999999",
+        &long,
+    ];
     for right in RIGHTS.iter().filter(|right| right.path.contains('{')) {
         for name in odd {
             let path = right.path.replace("{id}", name).replace("{host}", name).replace("{name}", name);
@@ -122,7 +135,9 @@ async fn a_name_in_a_path_or_a_query_that_is_none_is_refused() {
     }
     for right in RIGHTS.iter().filter(|right| right.method == "GET") {
         let path = right.path.replace("{id}", "zone.0").replace("{host}", "alpha");
-        for query in ["host=..%2f", "limit=-1", "follow=7", "since=%00", "after=%ff", "index=x&wait=1s", "lines=1e9"] {
+        for query in
+            ["host=..%2f", "limit=-1", "follow=7", "since=%00", "after=%ff", "index=x&wait=1s", "lines=1e9"]
+        {
             let answer = ask(&server, "GET", &format!("{path}?{query}"), "", "").await;
             let seen = format!("{path}?{query}: {} {}", answer.status, answer.body);
             // A route that reads no query passes it over.

@@ -239,7 +239,11 @@ async fn a_restart_that_failed_on_another_host_is_asked_for_again_and_each_host_
     let own = Asked::Restart(vec!["zone.0".into(), "zone.1".into()]);
     assert_eq!(two.server.asked(), [own]);
     // Another run by now: the first answer for it holds.
-    two.answers("POST /v1/restart", 200, &serde_json::json!({ "instances": ["zone.5"], "runs": { "zone.5": 7 } }));
+    two.answers(
+        "POST /v1/restart",
+        200,
+        &serde_json::json!({ "instances": ["zone.5"], "runs": { "zone.5": 7 } }),
+    );
     let done = Answer::read(two.server.send("POST", "/v1/restart", &headers, body).await).await.json();
     assert_eq!(done["instances"], serde_json::json!(["zone.0", "zone.1", "zone.5"]));
     assert_eq!(done["runs"], serde_json::json!({ "zone.0": 7, "zone.5": 7 }));

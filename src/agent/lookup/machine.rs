@@ -81,11 +81,7 @@ fn make_folder(path: &Path, account: Option<&Account>) -> std::io::Result<()> {
     }
 }
 
-fn account(
-    user: &str,
-    group: Option<&str>,
-    policy: &HostPolicy,
-) -> Result<(Account, String), LookUpError> {
+fn account(user: &str, group: Option<&str>, policy: &HostPolicy) -> Result<(Account, String), LookUpError> {
     let found = User::from_name(user).map_err(|errno| LookUpError::Lookup(user.to_owned(), errno))?;
     let found = found.ok_or_else(|| LookUpError::NoUser(user.to_owned()))?;
     let gid: Gid = match group {
@@ -153,7 +149,10 @@ fn allowed(policy: &HostPolicy, what: &str, path: &str) -> Result<String, LookUp
         return Err(forbidden(Path::new(path), "it is no absolute path below"));
     }
     let Ok(real) = std::fs::canonicalize(path) else {
-        return Err(forbidden(Path::new(path), "it is not there, or cannot be looked at, to see whether it lies below"));
+        return Err(forbidden(
+            Path::new(path),
+            "it is not there, or cannot be looked at, to see whether it lies below",
+        ));
     };
     let below = |folder: &PathBuf| real.starts_with(std::fs::canonicalize(folder).as_ref().unwrap_or(folder));
     match policy.programs.iter().any(below) {
@@ -164,8 +163,8 @@ fn allowed(policy: &HostPolicy, what: &str, path: &str) -> Result<String, LookUp
 
 fn check_libraries(policy: &HostPolicy, libraries: &[String]) -> Result<(), LookUpError> {
     // The loader parts them by both; an empty one is the folder that the program starts in.
-    let each = libraries.iter().flat_map(|value| value.split([':', ' ']));
-    each.map(|path| allowed(policy, "library", path).map(drop)).collect()
+    let mut each = libraries.iter().flat_map(|value| value.split([':', ' ']));
+    each.try_for_each(|path| allowed(policy, "library", path).map(drop))
 }
 
 #[cfg(test)]
@@ -227,7 +226,9 @@ mod tests {
             assert_eq!(folders.look_up(&path(good), &[]).unwrap().program, real.to_string_lossy(), "{good}");
         }
         folders.look_up(&path("other/tool"), &[]).expect("a program of its own");
-        for bad in ["other/sh", "game/out", "game/folder/sh", "game/../other/sh", "gamer/zone", "other/tool/.."] {
+        for bad in
+            ["other/sh", "game/out", "game/folder/sh", "game/../other/sh", "gamer/zone", "other/tool/.."]
+        {
             forbidden(folders.look_up(&path(bad), &[]));
         }
         // What cannot be told is not allowed: it may come to be after it was looked at.

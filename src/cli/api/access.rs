@@ -104,7 +104,10 @@ mod tests {
         assert_eq!(shown("unix:/run/x").unwrap(), None);
         assert!(matches!(shown("http://10.0.0.1:7610"), Err(ApiError::InTheClear { .. })));
         assert!(Access::default().shown(&"http://10.0.0.1:7610".parse().unwrap()).unwrap().is_none());
-        assert!(matches!(access("a\nb").shown(&"http://localhost:1".parse().unwrap()), Err(ApiError::NoToken)));
+        assert!(matches!(
+            access("a\nb").shown(&"http://localhost:1".parse().unwrap()),
+            Err(ApiError::NoToken)
+        ));
         assert!(!format!("{:?}", access("bb_secret")).contains("secret"));
     }
 

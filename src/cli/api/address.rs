@@ -99,7 +99,9 @@ mod tests {
 
     #[test]
     fn addresses_are_written_and_read_alike() {
-        for text in ["unix:/run/x/api.sock", "http://127.0.0.1:7610", "http://[::1]:7610", "https://api.example:7610"] {
+        for text in
+            ["unix:/run/x/api.sock", "http://127.0.0.1:7610", "http://[::1]:7610", "https://api.example:7610"]
+        {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         assert_eq!("http://h:1/".parse(), Ok(Address::Http("h:1".to_owned())));

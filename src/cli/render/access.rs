@@ -2,8 +2,8 @@
 
 use comfy_table::Color;
 
-use super::table::{Column, Table, cell};
 use super::Page;
+use super::table::{Column, Table, cell};
 use crate::http::view::{AuditView, TokenView};
 
 const TOKENS: [Column; 4] = [

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::http::view::{
-    AuditView, ChangedView, EventView, ExitView, HeartbeatView, HostCounts, HostView, InstanceView, KeeperView,
-    NewTokenView, PeerView, PlanView, PortView, StatusView, TokenView,
+    AuditView, ChangedView, EventView, ExitView, HeartbeatView, HostCounts, HostView, InstanceView,
+    KeeperView, NewTokenView, PeerView, PlanView, PortView, StatusView, TokenView,
 };
 use crate::spec::{InstanceId, Protocol};
 use crate::state::Role;

@@ -302,7 +302,18 @@ fn every_json_field_is_documented() {
         let section = section(doc, name);
         // Keys of these maps are names that users give.
         let own = |key: &str| {
-            matches!(key, "request" | "change" | "ports" | "instances" | "status" | "scaled" | "unplaced" | "labels" | "capacity")
+            matches!(
+                key,
+                "request"
+                    | "change"
+                    | "ports"
+                    | "instances"
+                    | "status"
+                    | "scaled"
+                    | "unplaced"
+                    | "labels"
+                    | "capacity"
+            )
         };
         let mut keys = Vec::new();
         collect("", &shape, &own, &mut keys);

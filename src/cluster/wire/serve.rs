@@ -115,7 +115,8 @@ impl Server {
                 if let Some(Ok(Some((hello, mut reader, mut writer, _room)))) = greeted {
                     match hello.purpose {
                         Purpose::Snapshot => {
-                            let taken = receive_snapshot(&*service, &rooms.unproven, &hello, &mut reader).await;
+                            let taken =
+                                receive_snapshot(&*service, &rooms.unproven, &hello, &mut reader).await;
                             if let Some(answer) = taken {
                                 let _ = writer.send(&[answer]).await;
                                 writer.close().await;

@@ -46,10 +46,12 @@ impl Host {
         for host in hosts {
             let name = &host.name;
             let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
-            let made = command.args(["ca", "api", name, "--name", "127.0.0.1", "--dir", folder]).output().unwrap();
+            let made =
+                command.args(["ca", "api", name, "--name", "127.0.0.1", "--dir", folder]).output().unwrap();
             assert!(made.status.success(), "{made:?}");
-            host.api_tls =
-                format!("api_tls = {{ cert = \"{folder}/{name}-api.pem\", key = \"{folder}/{name}-api.key\" }}\n");
+            host.api_tls = format!(
+                "api_tls = {{ cert = \"{folder}/{name}-api.pem\", key = \"{folder}/{name}-api.key\" }}\n"
+            );
         }
     }
 
