@@ -5,7 +5,7 @@ use bigbrother::cluster::tunnel::Asked as Request;
 use bigbrother::cluster::wire::{Hello, Purpose, decode, encode};
 use bigbrother::http::view::AuditView;
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::pretended::Asked;
@@ -129,7 +129,11 @@ async fn a_change_whose_asker_goes_away_is_carried_out_and_written_down() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let asked = tokio::time::timeout(DEADLINE, secured.server.asked.recv()).await;
     assert_eq!(asked, Ok(Some(Asked::Snapshot)));
-    drop(stream);
+    // It hangs up, and the server has noticed.
+    stream.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut heard)).await;
+    assert_eq!((ended.expect("it is noticed").unwrap(), heard), (0, Vec::new()));
     secured.server.snapshot.send_replace(snapshot);
     let restarted = tokio::time::timeout(DEADLINE, secured.server.asked.recv()).await;
     assert_eq!(restarted, Ok(Some(Asked::Restart(vec!["zone.0".into()]))));

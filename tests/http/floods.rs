@@ -78,7 +78,7 @@ async fn strangers_that_say_nothing_keep_nobody_with_a_token_out() {
         holding.lock().unwrap().push(stream);
         std::thread::sleep(Duration::from_millis(2));
     });
-    pests.at_least(400).await;
+    pests.at_least(320).await;
     for _ in 0..5 {
         let began = Instant::now();
         let answer = secured.send("GET", "/v1/status", Some(READER), "").await;
