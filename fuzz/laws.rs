@@ -1,6 +1,7 @@
 //! What must hold for any bytes. Each law is a fuzz target (fuzz/fuzz_targets, `cargo fuzz run NAME`), and is tried
 //! by tests/fuzz.rs, without a fuzzer, on the committed corpus and some thousand changes of it.
 
+use bigbrother::cluster::wire::{self, Frame, Hello, Kind, Refusal, Welcome};
 use bigbrother::config::{self, Context};
 use bigbrother::keeper::protocol::{self, Reply, Request};
 use bigbrother::process_api::notify;
@@ -12,7 +13,8 @@ use serde::de::DeserializeOwned;
 pub type Law = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const LAWS: [Law; 4] = [("config", config), ("keeper", keeper), ("notify", notify), ("rpc", rpc)];
+pub const LAWS: [Law; 5] =
+    [("config", config), ("frame", frame), ("keeper", keeper), ("notify", notify), ("rpc", rpc)];
 
 /// Any cluster.toml is read or refused; each fault lies within the file, and the report can be printed.
 pub fn config(data: &[u8]) {
@@ -26,6 +28,53 @@ pub fn config(data: &[u8]) {
             assert!(number.is_some_and(|n| n <= text.matches('\n').count() + 1), "{line}");
         }
         assert!(faults.render(false).contains("cluster.toml:"));
+    }
+}
+
+/// Small, so that it is met, too.
+const FRAME_LIMIT: usize = 512;
+
+/// Any bytes from another agent, in one piece and cut in two, give the same frames; a frame that was read is written as
+/// it came, and whatever its body, what it says is understood or refused.
+pub fn frame(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    let at = usize::from(*cut).min(stream.len());
+    let (frames, broken) = frames(&[stream]);
+    assert_eq!((frames.clone(), broken), self::frames(&[&stream[..at], &stream[at..]]));
+    let mut written = Vec::new();
+    for frame in &frames {
+        frame.write(&mut written);
+        match frame.kind {
+            Kind::Hello => said::<Hello>(&frame.body),
+            Kind::Welcome => said::<Welcome>(&frame.body),
+            Kind::Refusal => said::<Refusal>(&frame.body),
+            Kind::Tunnel => said::<bigbrother::cluster::tunnel::Asked>(&frame.body),
+            _ => {}
+        }
+    }
+    assert!(stream.starts_with(&written));
+}
+
+fn frames(chunks: &[&[u8]]) -> (Vec<Frame>, bool) {
+    let mut decoder = wire::Decoder::new(FRAME_LIMIT);
+    let mut frames = Vec::new();
+    for chunk in chunks {
+        decoder.feed(chunk);
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(_) => return (frames, true),
+            }
+        }
+    }
+    (frames, false)
+}
+
+fn said<M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(body: &[u8]) {
+    if let Ok(message) = wire::decode::<M>(body) {
+        let again = wire::encode(&message).expect("what was read can be written");
+        assert_eq!(wire::decode::<M>(&again).expect("and read again"), message);
     }
 }
 

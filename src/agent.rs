@@ -21,6 +21,7 @@ pub mod replica;
 pub mod reporter;
 pub mod resolve;
 pub mod ring;
+pub mod signals;
 pub mod spec_file;
 pub mod start;
 pub mod strike;

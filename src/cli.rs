@@ -5,11 +5,13 @@
 //! one exception: `kill-test` sends its signals itself, from outside, as a real fault would come. One file
 //! per command group; [`render`] is pure. Called by `main`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod api;
+pub mod audit;
 pub mod ca;
 pub mod declare;
 pub mod demo_zone;
@@ -25,9 +27,10 @@ pub mod peers;
 mod pidfd;
 pub mod render;
 pub mod serve;
+pub mod token;
 pub mod wait;
 
-use api::{Address, Api};
+use api::{Access, Address, Api, find};
 use exit::{Exit, Failure};
 use output::Output;
 
@@ -35,11 +38,19 @@ use output::Output;
 #[derive(Debug, Parser)]
 #[command(name = "bigbrother", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Where the agent answers: unix:/path/to/api.sock or http://HOST:PORT.
+    /// Where the agent answers: unix:/path/to/api.sock, https://HOST:PORT, or on this machine http://HOST:PORT.
     ///
     /// Default: /run/bigbrother/api.sock if it is there, else the socket in the runtime_dir of ./cluster.toml.
     #[arg(long, global = true, env = "BIGBROTHER_API", value_name = "ADDRESS")]
     api: Option<Address>,
+
+    /// A file with the token to show over TCP (also BIGBROTHER_TOKEN, which holds the token itself).
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// The certificate of the CA that the agent's is to be of, over https. Default: those that this system trusts.
+    #[arg(long, global = true, env = "BIGBROTHER_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
 
     /// Print JSON (one value a line where it streams) instead of text.
     #[arg(long, global = true)]
@@ -90,6 +101,10 @@ enum Command {
     Undrain(hosts::UndrainArgs),
     /// List the peers, which keep the cluster's state, or change them.
     Peers(peers::PeersArgs),
+    /// Make, list or revoke tokens: who may ask the API over TCP.
+    Token(token::TokenArgs),
+    /// Show which changes were asked for, by whom, and what came of them.
+    Audit(audit::AuditArgs),
     /// Replace runs by new ones.
     Restart(operate::RestartArgs),
     /// Stop instances until `start`; restarts and reboots do not bring them back.
@@ -116,7 +131,8 @@ enum Command {
 /// Parses the arguments, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = cli.command.run(cli.api, Output::new(cli.json));
+    let Cli { api, token_file, ca, json, command } = cli;
+    let outcome = command.run(|| client(api, token_file, ca), Output::new(json));
     let exit = match outcome {
         Ok(exit) => exit,
         Err(failure) => {
@@ -127,13 +143,22 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// The client of the agent that is meant.
+fn client(api: Option<Address>, token_file: Option<PathBuf>, ca: Option<PathBuf>) -> Result<Api, Failure> {
+    let access = Access::gather(token_file.as_deref(), ca).map_err(|source| Failure::Local {
+        what: format!("cannot read the token from {}", token_file.unwrap_or_default().display()),
+        source,
+    })?;
+    Ok(Api::new(api.unwrap_or_else(find)).with(access))
+}
+
 /// The definition of the command line, for completions and manual pages.
 pub fn definition() -> clap::Command {
     Cli::command()
 }
 
 impl Command {
-    fn run(self, api: Option<Address>, out: Output) -> Result<Exit, Failure> {
+    fn run(self, client: impl FnOnce() -> Result<Api, Failure>, out: Output) -> Result<Exit, Failure> {
         match self {
             Command::Agent(args) => serve::agent(args),
             Command::Keeper(args) => serve::keeper(args),
@@ -144,7 +169,7 @@ impl Command {
             Command::Man(args) => generate::man(&args, &out),
             Command::Dev(args) => block_on(dev::run(args, out)),
             command => {
-                let api = Api::new(api.unwrap_or_else(api::find));
+                let api = client()?;
                 block_on(command.ask(&api, &out))
             }
         }
@@ -164,6 +189,8 @@ impl Command {
             Command::Drain(args) => hosts::drain(args, api, out).await,
             Command::Undrain(args) => hosts::undrain(&args, api, out).await,
             Command::Peers(args) => peers::peers(args, api, out).await,
+            Command::Token(args) => token::token(args, api, out).await,
+            Command::Audit(args) => audit::audit(&args, api, out).await,
             Command::Restart(args) => operate::restart(args, api, out).await,
             Command::Stop(args) => operate::stop(args, api, out).await,
             Command::Start(args) => operate::start(args, api, out).await,

@@ -91,6 +91,15 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// `host.api_tls`: the API's own certificate, for those who do not know the cluster's CA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiTls {
+    /// The certificate, and those between it and its CA.
+    pub cert: PathBuf,
+    /// The key of that certificate.
+    pub key: PathBuf,
+}
+
 /// `[host]`: this host's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostSettings {
@@ -104,6 +113,8 @@ pub struct HostSettings {
     pub listen: String,
     /// The API's TCP address; `None`: only the Unix socket.
     pub api: Option<String>,
+    /// What the API shows over TLS; `None`: plain HTTP, on loopback only.
+    pub api_tls: Option<ApiTls>,
     /// What the directory lists.
     pub address: String,
     /// Where other agents reach this one.

@@ -1,12 +1,15 @@
-//! The HTTP API of an agent: `/v1/...` JSON and `/metrics`, over the Unix socket and loopback TCP.
+//! The HTTP API of an agent: `/v1/...` JSON and `/metrics`, over the Unix socket and TCP.
 //!
 //! Owns routes, their shapes ([`view`]) and the mapping of errors to statuses. Never decides anything:
 //! it asks the agent through [`crate::agent::Handle`]. Served on the agent's second runtime, so that no
-//! request delays a heartbeat. A request comes in through `server`, is routed by `router`, answered by
-//! `instances`, `events`, `logs`, `spec` or `operate`, and refused only by `problem`.
+//! request delays a heartbeat. A request comes in through `server`, is routed by `router`, let in by `auth`, answered by
+//! `instances`, `events`, `logs`, `spec` or `operate`, refused only by `problem`, and written down by `audit`.
 
 pub mod view;
 
+mod audit;
+mod auth;
+mod connection;
 mod directory;
 mod elsewhere;
 mod entrance;
@@ -21,11 +24,14 @@ mod names;
 mod news;
 mod openapi;
 mod operate;
+mod pace;
+mod patience;
 mod peers;
 mod piece;
 mod problem;
 mod prometheus;
 mod reading;
+mod rights;
 mod router;
 mod said;
 mod server;
@@ -34,8 +40,11 @@ mod spec;
 mod status;
 mod strike;
 mod tail;
+mod tls;
+mod tokens;
 mod trail;
 mod watchers;
 
 pub use listen::{ListenError, Listeners};
+pub use rights::{RIGHTS, Right};
 pub use server::{ServeError, serve};

@@ -16,7 +16,7 @@ pub mod name;
 pub mod probe;
 pub mod template;
 
-pub use name::{HostName, InstanceId, InstanceKey, InvalidName, ProcessName};
+pub use name::{HostName, InstanceId, InstanceKey, InvalidName, ProcessName, TokenName};
 pub use probe::{Probe, QueryProtocol};
 
 /// The most instances that a process may be declared or scaled to have.

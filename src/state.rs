@@ -6,7 +6,7 @@
 //! Called by the replica (one host now, Raft later); read by everything. The files: `apply` is the list of
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
 //! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `leader` who speaks
-//! for a process, `shared_map` how the large maps lie in memory, [`check`] what must always be true.
+//! for a process, `access` who may ask the API, `shared_map` how the large maps lie in memory, [`check`] what must always be true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::fingerprint::SpecHash;
-use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
+use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec, TokenName};
 
+pub mod access;
 mod apply;
 pub mod check;
 mod command;
@@ -29,6 +30,7 @@ mod rest;
 mod settings;
 mod shared_map;
 
+pub use access::{ApiToken, Role};
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
 };
@@ -89,6 +91,8 @@ pub struct State {
     pub pending: Option<Pending>,
     /// Which commands every program of the cluster knows.
     pub version: Version,
+    /// Who may ask the API over TCP.
+    pub api_tokens: BTreeMap<TokenName, ApiToken>,
 }
 
 /// A count set by `scale`; it lasts until the spec's own count changes.

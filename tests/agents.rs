@@ -9,6 +9,8 @@ mod ran;
 
 use host::PATIENCE;
 
+#[path = "agents/access.rs"]
+mod access;
 #[path = "agents/cluster.rs"]
 mod cluster;
 #[path = "agents/directory.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "cluster/attach.rs"]
 mod attach;
+#[path = "cluster/certificates.rs"]
+mod certificates;
 #[path = "cluster/formation.rs"]
 mod formation;
 #[path = "cluster/hosts.rs"]

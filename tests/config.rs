@@ -274,6 +274,9 @@ fn settings(config: &Config) -> BTreeMap<String, String> {
         let keys = ["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"];
         keys.into_iter().zip(files.map(|(_, file)| path(file)))
     }));
+    keys.extend(host.api_tls.iter().flat_map(|tls| {
+        [("host.api_tls.cert", format!("{:?}", tls.cert)), ("host.api_tls.key", format!("{:?}", tls.key))]
+    }));
     let mut keys: BTreeMap<String, String> =
         keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     keys.extend(cluster.peers.iter().map(|(name, address)| (format!("cluster.peers.{name}"), text(address))));
@@ -312,7 +315,9 @@ fn surroundings(key: &Key) -> (&'static str, Option<&'static str>) {
         "heartbeat.interval" | "heartbeat.timeout" | "heartbeat.on_hang" | "heartbeat.abort_timeout" => {
             ("heartbeat.mode='native'", None)
         }
-        _ if key.path.starts_with("cluster.tls.") => ("", Some("'/other'")),
+        _ if key.path.starts_with("cluster.tls.") || key.path.starts_with("host.api_tls.") => {
+            ("", Some("'/other'"))
+        }
         _ => ("", None),
     }
 }
@@ -325,8 +330,10 @@ fn file_with(key: &Key, value: Option<&str>) -> String {
     let inner = path.strip_prefix("process.zone.").filter(|_| !around.contains('@'));
     let line = |path: &str| value.map_or_else(String::new, |value| format!("{path} = {value}\n"));
     let top = if path.starts_with("process.") { String::new() } else { line(&path) };
-    // The three files of `tls` only make sense together.
-    let tls = ["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"];
+    // The files of a `tls` only make sense together.
+    let shown: &[&str] = &["host.api_tls.cert", "host.api_tls.key"];
+    let mutual: &[&str] = &["cluster.tls.ca", "cluster.tls.cert", "cluster.tls.key"];
+    let tls = if key.path.starts_with("host.") { shown } else { mutual };
     let others = tls.iter().filter(|file| tls.contains(&key.path) && **file != key.path);
     // Peers elsewhere need all three.
     let others = others.chain(tls.iter().filter(|_| key.path.starts_with("cluster.peers")));

@@ -8,12 +8,23 @@ mod pretended;
 #[path = "http/server.rs"]
 mod server;
 
+#[path = "http/secured.rs"]
+mod secured;
+
+#[path = "http/access.rs"]
+mod access;
+#[path = "http/audit.rs"]
+mod audit;
+#[path = "http/bad_input.rs"]
+mod bad_input;
 #[path = "http/changing.rs"]
 mod changing;
 #[path = "http/directory.rs"]
 mod directory;
 #[path = "http/elsewhere.rs"]
 mod elsewhere;
+#[path = "http/floods.rs"]
+mod floods;
 #[path = "http/following.rs"]
 mod following;
 #[path = "http/metrics.rs"]

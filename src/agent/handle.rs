@@ -36,6 +36,8 @@ pub struct Handle {
     pub events: broadcast::Sender<EventView>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The audit trail: this file, and older ones with `.1`, `.2` …
+    pub audit: PathBuf,
 }
 
 /// A question to the supervision loop.

@@ -19,7 +19,7 @@ use crate::keeper::protocol::Account;
 
 mod machine;
 
-pub use machine::{LookUpError, PATH};
+pub use machine::{LIBRARIES, LookUpError, PATH};
 
 /// An errand that nobody has taken for this long finds all threads hanging: there is to be one more.
 const UNTAKEN: Duration = Duration::from_millis(20);
@@ -37,6 +37,8 @@ pub struct Errand {
     pub group: Option<String>,
     /// An absolute path, or a name to search for.
     pub program: String,
+    /// Where its environment has libraries looked for: values of [`LIBRARIES`]. Empty where no policy asks.
+    pub libraries: Vec<String>,
     /// What the host allows.
     pub policy: Arc<HostPolicy>,
     /// A folder of the account's to be made; `None`: it is known to be there.

@@ -133,12 +133,14 @@ fn reconcile(before: &HostSettings, file: &HostSettings) -> (HostSettings, Vec<&
     check("runtime_dir", before.runtime_dir == file.runtime_dir);
     check("listen", before.listen == file.listen);
     check("api", before.api == file.api);
+    check("api_tls", before.api_tls == file.api_tls);
     let now = HostSettings {
         name: before.name.clone(),
         data_dir: before.data_dir.clone(),
         runtime_dir: before.runtime_dir.clone(),
         listen: before.listen.clone(),
         api: before.api.clone(),
+        api_tls: before.api_tls.clone(),
         ..file.clone()
     };
     (now, fixed)
@@ -166,6 +168,7 @@ mod tests {
             state: watch::channel(Default::default()).1,
             events: tokio::sync::broadcast::channel(1).0,
             metrics: Arc::default(),
+            audit: PathBuf::new(),
         };
         let settings = watch::channel(Arc::new(host)).0;
         let drift = watch::channel(None).0;

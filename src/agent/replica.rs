@@ -23,7 +23,7 @@ use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Respons
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBst";
 /// Bumped when the bytes behind it change their meaning.
-const FORMAT: u16 = 4;
+const FORMAT: u16 = 5;
 /// The most commands applied before one write.
 const BATCH: usize = 256;
 

@@ -331,6 +331,7 @@ mod tests {
             ring: Ring::Alone(Alone::to(to, "alpha".parse().unwrap())),
             state: seen,
             events: broadcast::channel(1).0,
+            audit: Default::default(),
         };
         (handle, Cluster { proposals, state })
     }

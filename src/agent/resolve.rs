@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lookup::{Errand, Found, LookUpError, PATH};
+use super::lookup::{Errand, Found, LIBRARIES, LookUpError, PATH};
 use crate::config::{HostPolicy, HostSettings};
 use crate::host::{Moment, Ports, Want};
 use crate::keeper::protocol::{Account, LogTarget, RunId, Spawn};
@@ -123,13 +123,28 @@ impl Resolver {
         let program =
             expand(command.first().map_or("", String::as_str), &self.values(order, &instance, &data))
                 .map_err(|source| ResolveError::Template { key: format!("{key}[0]"), source })?;
+        let libraries = self.libraries(order, &self.values(order, &instance, &data))?;
         let (user, group, policy) = (process.user.clone(), process.group.clone(), self.policy.clone());
-        let errand = Errand { user, group, program, policy, folder: None };
+        let errand = Errand { user, group, program, libraries, policy, folder: None };
         let need = (order.instance.clone(), key);
         if self.needs.get(&need) != Some(&errand) {
             self.needs.insert(need, errand.clone());
         }
         Ok(Errand { folder: (!self.folders.contains(&folder)).then_some(folder), ..errand })
+    }
+
+    /// What the host's policy has to say something about, beside the program.
+    fn libraries(&self, order: &Order<'_>, values: &Values<'_>) -> Result<Vec<String>, ResolveError> {
+        if self.policy.programs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let env = &order.want.process.env;
+        let named = LIBRARIES.into_iter().filter_map(|name| Some((name, env.get(name)?)));
+        let fill = |(name, text): (&str, &String)| {
+            expand(text, values)
+                .map_err(|source| ResolveError::Template { key: format!("env.{name}"), source })
+        };
+        named.map(fill).collect()
     }
 
     /// What was found for an errand; `None`: it must be looked up first.

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::attendance::Carrier;
@@ -25,6 +24,7 @@ use super::reporter::{Report, Reporter};
 use super::resolve::Resolver;
 use super::ring::copy::{Copy, OpenError};
 use super::ring::{self, Ring};
+use super::signals::Signals;
 use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
 use super::{attendance, planner, reload};
@@ -142,7 +142,8 @@ struct Tasks {
 async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
     // Before all else: it refuses a second agent, which would take the keeper from the first.
     let socket = config.host.runtime_dir.join("api.sock");
-    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, config.host.api.as_deref()).await?;
+    let (api, tls) = (config.host.api.as_deref(), config.host.api_tls.as_ref());
+    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?;
     let (entrance, tunnelled) = Entrance::new();
     let listeners = listeners.with_tunnel(tunnelled);
     let (handle, tasks, parts) = assemble(options, &config, entrance).await?;
@@ -268,7 +269,8 @@ fn handle(
 ) -> Handle {
     let (host, cluster) = (config.host.name.clone(), config.cluster.name.clone());
     let (started_at, metrics) = (rfc3339(wall_ms()), Arc::new(Metrics::new()));
-    Handle { host, cluster, started_at, logs, requests, ring, state, events, metrics }
+    let audit = config.host.data_dir.join("audit.jsonl");
+    Handle { host, cluster, started_at, logs, requests, ring, state, events, metrics, audit }
 }
 
 /// What the agent is made of.
@@ -372,28 +374,5 @@ pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
         capacity: host.capacity.clone(),
         enforces,
         version: Version::NEWEST,
-    }
-}
-
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    reload: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            reload: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }

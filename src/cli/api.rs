@@ -13,13 +13,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::cluster::tls::TlsError;
 use crate::http::view::Problem;
 
+mod access;
 mod address;
 pub mod lines;
 
-pub use crate::client::directory::{Address, InvalidAddress};
+pub use access::Access;
 pub use address::find;
+
+pub use crate::client::directory::{Address, InvalidAddress};
 
 /// An agent that says nothing for this long does not answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -80,6 +84,33 @@ pub enum ApiError {
         /// What is wrong with it.
         why: String,
     },
+    /// The other end is not whom it should be, or speaks no TLS.
+    #[error(
+        "{address} cannot be trusted: does its certificate name that host, is its CA known? --ca FILE names one"
+    )]
+    Untrusted {
+        /// Where.
+        address: Address,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// The CA that was named.
+    #[error("--ca is of no use")]
+    Ca {
+        /// Why.
+        source: Box<TlsError>,
+    },
+    /// Everybody on the way would read it.
+    #[error("a token is not sent to {address} in the clear: use https://HOST:PORT")]
+    InTheClear {
+        /// Where.
+        address: Address,
+    },
+    /// What was given as a token is none.
+    #[error(
+        "what --token-file or BIGBROTHER_TOKEN holds is no token: one line, as `bigbrother token create` printed it"
+    )]
+    NoToken,
     /// The agent said no.
     #[error("{}: {} ({})", .0.title, .0.detail, .0.kind)]
     Refused(Problem),
@@ -89,6 +120,7 @@ pub enum ApiError {
 #[derive(Clone, Debug)]
 pub struct Api {
     address: Address,
+    access: Access,
 }
 
 /// The body of an answer as it comes.
@@ -100,7 +132,12 @@ pub struct Stream {
 impl Api {
     /// A client of the agent there; connects with each request.
     pub fn new(address: Address) -> Api {
-        Api { address }
+        Api { address, access: Access::default() }
+    }
+
+    /// The same, with a token to show, or a CA to trust.
+    pub fn with(self, access: Access) -> Api {
+        Api { access, ..self }
     }
 
     /// Where the agent is.
@@ -141,6 +178,12 @@ impl Api {
     /// `POST` of JSON, the answer as JSON.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
         let bytes = self.post_json(path, body).await?;
+        self.parse(path, &bytes)
+    }
+
+    /// `DELETE`, the answer as JSON.
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let bytes = self.whole(Method::DELETE, path, "", Bytes::new()).await?;
         self.parse(path, &bytes)
     }
 
@@ -196,6 +239,9 @@ impl Api {
         if !kind.is_empty() {
             request = request.header(header::CONTENT_TYPE, kind);
         }
+        if let Some(token) = self.access.shown(&self.address)? {
+            request = request.header(header::AUTHORIZATION, token);
+        }
         let request = request.body(Full::new(body)).map_err(|e| self.strange(path, &e.to_string()))?;
         let exchange = tokio::time::timeout(PATIENCE, self.exchange(request)).await;
         let response = exchange.map_err(|_| ApiError::Silent { address: self.address.clone() })??;
@@ -212,6 +258,10 @@ impl Api {
             Address::Http(host) => {
                 let stream = TcpStream::connect(host).await.map_err(|e| self.unreachable(e))?;
                 converse(stream, request).await
+            }
+            Address::Https(host) => {
+                let stream = TcpStream::connect(host).await.map_err(|e| self.unreachable(e))?;
+                converse(self.access.secure(&self.address, host, stream).await?, request).await
             }
         };
         result.map_err(broke_off)

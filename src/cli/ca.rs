@@ -25,6 +25,8 @@ enum What {
     Init(InitArgs),
     /// Issue the certificate of a host: HOST.pem and HOST.key.
     Issue(IssueArgs),
+    /// Issue what a host's API shows over TLS: HOST-api.pem and HOST-api.key.
+    Api(ApiArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +52,15 @@ struct IssueArgs {
     out: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct ApiArgs {
+    #[command(flatten)]
+    host: IssueArgs,
+    /// A name or an address by which the API is asked; may be given several times. Default: the host's name.
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
+}
+
 /// What was written.
 #[derive(Serialize)]
 struct Written {
@@ -62,6 +73,12 @@ pub fn run(args: CaArgs, out: &Output) -> Result<Exit, Failure> {
     let made = match args.what {
         What::Init(args) => issue::init(&args.dir, &args.cluster),
         What::Issue(args) => issue::issue(&args.dir, &args.host, args.out.as_ref().unwrap_or(&args.dir)),
+        What::Api(ApiArgs { host: args, mut names }) => {
+            if names.is_empty() {
+                names.push(args.host.to_string());
+            }
+            issue::issue_api(&args.dir, &args.host, &names, args.out.as_ref().unwrap_or(&args.dir))
+        }
     };
     let [cert, key] = made?;
     let text = format!("{}\n{}", cert.display(), key.display());

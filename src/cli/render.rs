@@ -10,6 +10,7 @@ use comfy_table::Color;
 
 use crate::http::view::{ExitView, HostCounts, InstanceView, PlanView, StatusView};
 
+pub mod access;
 pub mod event;
 pub mod hosts;
 #[cfg(test)]

@@ -160,14 +160,25 @@ impl Agents {
     }
 
     fn question(&self, agent: &Address, path: &str) -> Vec<u8> {
-        let question = Question { host: agent.host(), path, token: self.token.as_deref(), last_event: None };
-        question.bytes()
+        let token = shown(self.token.as_deref(), agent);
+        Question { host: agent.host(), path, token, last_event: None }.bytes()
     }
 
     fn follow(&self, interest: &Interest, after: Option<String>) -> follow::Follow {
         let first = self.last.load(Ordering::Relaxed);
         follow::Follow::new(self.addresses.clone(), first, self.token.clone(), interest, after)
     }
+}
+
+/// A token is not shown in plain HTTP to another machine.
+fn shown<'a>(token: Option<&'a str>, agent: &Address) -> Option<&'a str> {
+    token.filter(|_| agent.is_local())
+}
+
+/// There is no TLS here yet.
+fn no_tls() -> io::Error {
+    let why = "this library speaks no TLS: name the agent of this machine by its socket or its http address";
+    io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
 /// A whole answer.
@@ -257,6 +268,17 @@ mod tests {
         let wanted = "/v1/directory?process=zone&host=alpha&ready=false&label=a%26b%3Df%C3%BCr%201\
                       &status=true&consistent=true";
         assert_eq!(query.path(), wanted);
+    }
+
+    #[test]
+    fn a_token_is_shown_on_this_machine_only() {
+        let agents = Agents { token: Some("bb_secret".to_owned()), ..Agents::of([]) };
+        let shown = |agent: &str| {
+            let question = agents.question(&agent.parse().unwrap(), "/v1/directory");
+            String::from_utf8(question).unwrap().contains("Authorization: Bearer bb_secret\r\n")
+        };
+        assert!(shown("http://127.0.0.1:7610") && shown("unix:/run/x/api.sock"));
+        assert!(!shown("http://10.0.0.1:7610"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Mutual TLS between agents: every certificate is of the cluster's own CA and names its host.
 //!
 //! Owns the certificates and the rules by which they are checked: TLS 1.3 only, both sides show one, and
-//! the name in it is the host's. Never decides whom a host may be. [`issue`] makes them. Called by `wire`.
+//! the name in it is the host's. Never decides whom a host may be. [`issue`] makes them. Called by `wire`; the API, which
+//! shows a certificate of its own, reads files by the same functions.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use crate::spec::HostName;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read or holds something else.
-    #[error("cannot read a {what} from {path}: make one with `bigbrother ca init` and `bigbrother ca issue`")]
+    #[error("cannot read a {what} from {path}: make one with `bigbrother ca`")]
     File {
         /// What it should hold.
         what: &'static str,
@@ -78,11 +79,7 @@ impl Tls {
         if !certificates.first().is_some_and(|first| Certificate(first.clone()).names(host)) {
             return Err(TlsError::OtherHost { path: files.cert.clone(), host: host.clone() });
         }
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::File {
-            what: "key",
-            path: files.key.clone(),
-            source,
-        })?;
+        let key = key(&files.key)?;
         let unfit = |source: Box<dyn std::error::Error + Send + Sync>| TlsError::Unfit {
             path: files.cert.clone(),
             source,
@@ -128,12 +125,17 @@ impl Tls {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let file = |source| TlsError::File { what: "key", path: path.to_owned(), source };
+    PrivateKeyDer::from_pem_file(path).map_err(file)
+}
+
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let file = |source| TlsError::File { what: "certificate", path: path.to_owned(), source };
     CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(file)
 }
 
-fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+pub(crate) fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots

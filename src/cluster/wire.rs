@@ -12,6 +12,7 @@ pub mod codec;
 pub mod dial;
 pub mod exchange;
 pub mod frame;
+pub mod hall;
 pub mod hello;
 pub mod line;
 pub mod parcel;

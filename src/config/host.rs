@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::section::{Item, Section};
-use super::{ClusterSettings, Context, HostPolicy, HostSettings};
+use super::{ApiTls, ClusterSettings, Context, HostPolicy, HostSettings};
 use crate::spec::HostName;
 
 /// The longest runtime folder: a socket's path has 107 bytes, and the sockets' names below it need the rest.
@@ -29,7 +29,10 @@ pub(super) fn read(root: &Section<'_>, cluster: &ClusterSettings, context: &Cont
         name: name.clone().unwrap_or_else(placeholder),
         data_dir: section.read("data_dir", absolute).unwrap_or_else(|| "/var/lib/bigbrother".into()),
         runtime_dir: section.read("runtime_dir", runtime_dir).unwrap_or_else(|| "/run/bigbrother".into()),
-        api: section.read("api", api).unwrap_or_else(|| Some("127.0.0.1:7610".to_owned())),
+        api: section
+            .read("api", |item| api(item, section.has("api_tls")))
+            .unwrap_or_else(|| Some("127.0.0.1:7610".to_owned())),
+        api_tls: section.read("api_tls", api_tls).flatten(),
         agent: agent.unwrap_or_else(|| agent_of(&listen, &address)),
         address,
         listen,
@@ -112,20 +115,38 @@ fn runtime_dir(item: &Item<'_>) -> Option<PathBuf> {
     Some(path)
 }
 
-fn api(item: &Item<'_>) -> Option<Option<String>> {
+fn api(item: &Item<'_>, secured: bool) -> Option<Option<String>> {
     const WANTED: &str = "an address and port such as \"127.0.0.1:7610\", or \"\" for none";
     if item.as_str() == Some("") {
         return Some(None);
     }
     let endpoint = item.endpoint(WANTED)?;
-    if !is_loopback(&endpoint) {
+    if !secured && !is_loopback(&endpoint) {
         let host = host_of(&endpoint);
         return item.refuse(
-            format!("`api` must be a loopback address, not {host}"),
-            Some("the API has no access control of its own yet: whoever reaches it may run programs"),
+            format!("without `api_tls` `api` must be a loopback address, not {host}"),
+            Some(
+                "over plain HTTP everybody on the way reads the tokens; set api_tls = { cert = \"…\", key = \"…\" } \
+                 (docs/security.md says how)",
+            ),
         );
     }
     Some(Some(endpoint))
+}
+
+/// Both files, or a fault.
+fn api_tls(item: &Item<'_>) -> Option<Option<ApiTls>> {
+    const WANTED: &str =
+        "a table such as { cert = \"/etc/bigbrother/api.pem\", key = \"/etc/bigbrother/api.key\" }";
+    let section = item.section(WANTED)?;
+    let file = |key: &str| {
+        if !section.has(key) {
+            section.fault(key, format!("`api_tls` has no `{key}`"), Some("it takes `cert` and `key`"));
+        }
+        section.read(key, absolute)
+    };
+    let (cert, key) = (file("cert"), file("key"));
+    Some(cert.zip(key).map(|(cert, key)| ApiTls { cert, key }))
 }
 
 /// The host part of an endpoint, without brackets.

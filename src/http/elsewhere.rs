@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
+use super::auth::{self, CALLER};
 use super::names;
 use super::problem::Refusal;
 use super::router::{Api, Transport};
@@ -101,7 +102,11 @@ impl Api {
             return Err(Refusal::unreachable(host, "it has not said where its agent listens"));
         };
         let to = Target { host: host.clone(), id: None, address };
-        let answered = tunnel::ask(exchange, &to, asked, ttl).await;
+        let mut asked = asked.clone();
+        // That it may, this agent has seen to; who it is, the other one writes down.
+        let caller = auth::asking().and_then(|caller| serde_json::to_string(&caller).ok());
+        asked.headers.extend(caller.map(|caller| (CALLER.to_owned(), caller)));
+        let answered = tunnel::ask(exchange, &to, &asked, ttl).await;
         answered.map_err(|error| Refusal::unreachable(host, &error.to_string()))
     }
 

@@ -11,6 +11,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::auth::Origin;
 use super::problem::Refusal;
 use super::server::stopped;
 use crate::cluster::tunnel::{Answered, Asked, MAX_ANSWER, Tunnelled};
@@ -45,7 +46,7 @@ pub(super) async fn answer_all(
 async fn answer(Tunnelled { asked, mut reply, from }: Tunnelled, router: Router) {
     tracing::debug!(%from, method = asked.method, path = asked.path, "asked by another agent");
     let answered = async {
-        match request(asked) {
+        match request(asked, Origin::Host(from)) {
             Ok(request) => match TowerToHyperService::new(router).call(request).await {
                 Ok(response) => whole(response).await,
                 Err(never) => match never {},
@@ -60,8 +61,8 @@ async fn answer(Tunnelled { asked, mut reply, from }: Tunnelled, router: Router)
     }
 }
 
-fn request(asked: Asked) -> Result<Request<Body>, axum::http::Error> {
-    let mut request = Request::builder().method(asked.method.as_str()).uri(asked.path);
+fn request(asked: Asked, origin: Origin) -> Result<Request<Body>, axum::http::Error> {
+    let mut request = Request::builder().method(asked.method.as_str()).uri(asked.path).extension(origin);
     for (name, value) in &asked.headers {
         request = request.header(name, value);
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::auth;
 use super::problem::Refusal;
 
 /// How long a key is held.
@@ -69,6 +70,7 @@ impl Keys {
             return serde_json::from_value(answer).map_err(unwritable);
         }
         let keys = self.clone();
+        let work = auth::on_behalf(auth::asking(), work);
         let carried_out = tokio::spawn(async move {
             let under_way = UnderWay { keys, key };
             let result = work.await;

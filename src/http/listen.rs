@@ -1,7 +1,7 @@
-//! Where the API listens: a Unix socket, and beside it one loopback TCP address.
+//! Where the API listens: a Unix socket, and beside it one TCP address.
 //!
-//! Owns the listening descriptors and the socket's file. There is no TLS and there are no tokens yet, so
-//! it refuses every address that another machine could reach; the Unix socket is guarded by its mode.
+//! Owns the listening descriptors and the socket's file. Without TLS it refuses every address that another machine
+//! could reach; the Unix socket is guarded by its mode.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,12 +15,16 @@ use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 
+use super::tls::Shown;
+use crate::cluster::tls::TlsError;
 use crate::cluster::tunnel::Tunnelled;
+use crate::config::ApiTls;
 
 /// What the API listens on. Made by [`Listeners::bind`], served by [`super::serve`].
 pub struct Listeners {
     pub(super) unix: UnixListener,
     pub(super) tcp: Option<TcpListener>,
+    pub(super) tls: Option<Shown>,
     pub(super) socket: PathBuf,
     pub(super) tunnel: Option<mpsc::Receiver<Tunnelled>>,
 }
@@ -52,8 +56,8 @@ pub enum ListenError {
     },
     /// Other machines could reach the address.
     #[error(
-        "[host] api = {address:?} is reachable from other machines ({resolved}); the API has no TLS and no \
-         tokens, so it listens on loopback only: write \"127.0.0.1:7610\", or \"\" for the Unix socket alone"
+        "[host] api = {address:?} is reachable from other machines ({resolved}), and without `api_tls` the API listens \
+         on loopback only: set it, or write \"127.0.0.1:7610\", or \"\" for the Unix socket alone"
     )]
     NotLoopback {
         /// As written.
@@ -61,6 +65,9 @@ pub enum ListenError {
         /// What it means.
         resolved: SocketAddr,
     },
+    /// Its certificate.
+    #[error("[host] api_tls")]
+    Tls(#[from] TlsError),
     /// The address is taken, or not one of this machine.
     #[error(
         "cannot listen on {address}; if the port is in use give [host] api another one, or \"\" for the Unix \
@@ -75,19 +82,25 @@ pub enum ListenError {
 }
 
 impl Listeners {
-    /// Listens on the Unix socket (`mode` such as 0o600) and, if given, on a loopback address. A socket
-    /// file that nobody serves any more is replaced; one that somebody serves is an error.
-    pub async fn bind(socket: &Path, mode: u32, tcp: Option<&str>) -> Result<Listeners, ListenError> {
+    /// Listens on the Unix socket (`mode` such as 0o600) and, if given, on an address, which is on loopback or has
+    /// TLS. A socket file that nobody serves any more is replaced; one that somebody serves is an error.
+    pub async fn bind(
+        socket: &Path,
+        mode: u32,
+        tcp: Option<&str>,
+        tls: Option<&ApiTls>,
+    ) -> Result<Listeners, ListenError> {
         // The address first: an error there must not cost anybody the socket.
+        let tls = tls.map(Shown::load).transpose()?;
         let tcp = match tcp {
-            Some(address) => Some(bind_loopback(address).await?),
+            Some(address) => Some(bind_tcp(address, tls.is_some()).await?),
             None => None,
         };
         clear_stale(socket)?;
         let unix = bind_unix(socket, mode)
             .and_then(UnixListener::from_std)
             .map_err(|source| ListenError::Socket { path: socket.to_owned(), source })?;
-        Ok(Listeners { unix, tcp, socket: socket.to_owned(), tunnel: None })
+        Ok(Listeners { unix, tcp, tls, socket: socket.to_owned(), tunnel: None })
     }
 
     /// What other agents ask is answered, too.
@@ -101,10 +114,10 @@ impl Listeners {
     }
 }
 
-async fn bind_loopback(address: &str) -> Result<TcpListener, ListenError> {
+async fn bind_tcp(address: &str, tls: bool) -> Result<TcpListener, ListenError> {
     let unusable = |source| ListenError::Address { address: address.to_owned(), source };
     let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(unusable)?.collect();
-    if let Some(open) = resolved.iter().find(|a| !a.ip().is_loopback()) {
+    if let Some(open) = resolved.iter().find(|a| !tls && !a.ip().is_loopback()) {
         return Err(ListenError::NotLoopback { address: address.to_owned(), resolved: *open });
     }
     let Some(first) = resolved.first().copied() else {
@@ -153,12 +166,12 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
-        let first = Listeners::bind(&path, 0o660, None).await.unwrap();
+        let first = Listeners::bind(&path, 0o660, None, None).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        let taken = Listeners::bind(&path, 0o600, None).await.err().unwrap();
+        let taken = Listeners::bind(&path, 0o600, None, None).await.err().unwrap();
         assert!(matches!(taken, ListenError::InUse(_)), "{taken}");
         drop(first);
-        Listeners::bind(&path, 0o600, None).await.unwrap();
+        Listeners::bind(&path, 0o600, None, None).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
@@ -167,24 +180,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         std::fs::write(&path, "precious").unwrap();
-        let error = Listeners::bind(&path, 0o600, None).await.err().unwrap();
+        let error = Listeners::bind(&path, 0o600, None, None).await.err().unwrap();
         assert!(matches!(error, ListenError::NotASocket(_)), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 
     #[tokio::test]
-    async fn only_loopback_is_listened_on() {
+    async fn only_loopback_is_listened_on_without_tls() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         for open in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
-            let error = Listeners::bind(&path, 0o600, Some(open)).await.err().unwrap();
+            let error = Listeners::bind(&path, 0o600, Some(open), None).await.err().unwrap();
             assert!(matches!(error, ListenError::NotLoopback { .. }), "{error}");
             assert!(error.to_string().contains("127.0.0.1:7610"), "{error}");
         }
-        let error = Listeners::bind(&path, 0o600, Some("nonsense")).await.err().unwrap();
+        let error = Listeners::bind(&path, 0o600, Some("nonsense"), None).await.err().unwrap();
         assert!(matches!(error, ListenError::Address { .. }), "{error}");
         assert!(!path.exists(), "an address that is refused leaves no socket");
-        let both = Listeners::bind(&path, 0o600, Some("127.0.0.1:0")).await.unwrap();
+        let both = Listeners::bind(&path, 0o600, Some("127.0.0.1:0"), None).await.unwrap();
         assert!(both.tcp_address().unwrap().port() > 0);
     }
 }

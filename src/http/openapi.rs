@@ -12,8 +12,8 @@ use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
 use super::{
-    directory, events, hosts, instances, logs, operate, peers, prometheus, router, spec, status, strike,
-    watchers,
+    audit, directory, events, hosts, instances, logs, operate, peers, prometheus, router, spec, status,
+    strike, tokens, watchers,
 };
 
 mod names;
@@ -66,6 +66,10 @@ use rules::ForAll;
         operate::launch,
         operate::announce,
         operate::reload,
+        tokens::list,
+        tokens::create,
+        tokens::revoke,
+        audit::list,
     ),
     tags(
         (name = "Directory", description = "where everything is"),
@@ -74,6 +78,7 @@ use rules::ForAll;
         (name = "The desired set"),
         (name = "Operating"),
         (name = "Observing"),
+        (name = "Access", description = "who may, and who did"),
         (name = "Testing", description = "blows, to see what becomes of them"),
     ),
     modifiers(&ForAll)

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 
 use tokio::task::JoinSet;
 
+use super::auth;
 use super::elsewhere::Place;
 use super::muster::{Filter, SUPERSEDED};
 use super::names::{Names, names};
@@ -65,15 +66,14 @@ async fn replace(api: Api, request: RestartRequest, key: Option<String>) -> Resu
     }
 }
 
-/// Each host replaces its own.
+/// Each host replaces its own, under a key once each: asked for again because one did not answer, the others have done
+/// their share already.
 async fn replace_at_once(
     api: &Api,
     request: RestartRequest,
     key: Option<String>,
 ) -> Result<RestartedView, Refusal> {
-    let snapshot = api.snapshots.get().await?;
     let state = api.handle.state.borrow().clone();
-    let instances = Names::of(&state, &snapshot).here(&request.target)?;
     let others = api.others().into_iter().filter(|host| {
         let mut placed = state.placements.iter().filter(|(id, _)| names(&request.target, id));
         placed.any(|(_, placement)| placement.host == *host)
@@ -81,15 +81,14 @@ async fn replace_at_once(
     let mut asking = JoinSet::new();
     for host in others {
         let (api, request, key) = (api.clone(), request.clone(), key.clone());
-        asking.spawn(async move {
+        asking.spawn(auth::on_behalf(auth::asking(), async move {
             // The same key there: what is asked for again, through whichever agent, is done once.
             let key = key.as_deref().map(|key| ("idempotency-key", key));
             api.tell::<RestartedView>(&host, "/v1/restart", key.as_slice(), &request).await
-        });
+        }));
     }
-    let runs = living(&snapshot.instances, &instances);
-    api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?;
-    let mut done = RestartedView { instances, runs };
+    let share = replace_here(api.clone(), request.target.clone());
+    let mut done = api.shares.once(key, &request, share).await?;
     for told in asking.join_all().await {
         let told = told?;
         done.instances.extend(told.instances);
@@ -97,6 +96,15 @@ async fn replace_at_once(
     }
     done.instances.sort();
     Ok(done)
+}
+
+/// This host's share.
+async fn replace_here(api: Api, target: Target) -> Result<RestartedView, Refusal> {
+    let snapshot = api.snapshots.get().await?;
+    let instances = Names::of(&api.handle.state.borrow().clone(), &snapshot).here(&target)?;
+    let runs = living(&snapshot.instances, &instances);
+    api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?;
+    Ok(RestartedView { instances, runs })
 }
 
 /// The plan does it, wherever they are.

@@ -14,6 +14,8 @@ use crate::http::view::Problem;
 use crate::spec::{HostName, InvalidName};
 use crate::state::Rejected;
 
+mod access;
+
 /// A request that was not carried out. Detail says why and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -31,6 +33,16 @@ impl Refusal {
     /// Why, in words.
     pub(super) fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// As HTTP has it.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Its type and why.
+    pub(super) fn said(&self) -> String {
+        format!("{}: {}", self.kind, self.detail)
     }
 
     /// Another host does not answer.
@@ -171,12 +183,6 @@ impl Refusal {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "reload-failed", "not reloaded", reason)
     }
 
-    /// A change asked for where nobody can be told from anybody else.
-    pub(super) fn read_only() -> Self {
-        let detail = "changes are taken over the Unix socket only, api.sock in host.runtime_dir".to_owned();
-        Refusal::new(StatusCode::FORBIDDEN, "read-only", "TCP is for reading", detail)
-    }
-
     /// A request that a web page of another origin makes a browser send.
     pub(super) fn foreign(detail: String) -> Self {
         Refusal::new(StatusCode::FORBIDDEN, "foreign-origin", "not for web pages", detail)
@@ -245,6 +251,19 @@ impl Refusal {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "not-rolling", "not a process", detail)
     }
 
+    /// A token that is to hold for no time, or for too long.
+    pub(super) fn bad_span() -> Self {
+        let detail =
+            "a token holds for some time, ten years at most, or without an end: leave expires_in_ms out";
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-span", "not that long", detail)
+    }
+
+    /// A body over the bound.
+    pub(super) fn too_large() -> Self {
+        let detail = format!("a body may have {} bytes", super::router::MAX_BODY);
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the body is too large", detail)
+    }
+
     /// Something that cannot be unless the program has a fault or the machine fails.
     pub(super) fn internal(detail: String) -> Self {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the agent failed", detail)
@@ -253,12 +272,7 @@ impl Refusal {
     /// A body or query that could not be read, by the status that its reader proposes.
     fn unreadable(status: StatusCode, reason: String) -> Self {
         match status {
-            StatusCode::PAYLOAD_TOO_LARGE => Refusal::new(
-                status,
-                "too-large",
-                "the body is too large",
-                format!("a body may have {} bytes", super::router::MAX_BODY),
-            ),
+            StatusCode::PAYLOAD_TOO_LARGE => Refusal::too_large(),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Refusal::media_type(&reason),
             _ => Refusal::new(StatusCode::BAD_REQUEST, "bad-request", "the request cannot be read", reason),
         }
@@ -267,6 +281,7 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        let challenge = self.challenge();
         let problem = Problem {
             kind: self.kind.into_owned(),
             title: self.title.into_owned(),
@@ -276,7 +291,10 @@ impl IntoResponse for Refusal {
         let mut response = (self.status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(challenge) = challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&self.status) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -323,6 +341,9 @@ impl From<Rejected> for Refusal {
         let (status, kind, title) = match rejected {
             Rejected::Revision { .. } => (StatusCode::CONFLICT, "revision", "another revision"),
             Rejected::NoProcess(_) => (StatusCode::NOT_FOUND, "no-process", "no such process"),
+            Rejected::NoToken(_) => (StatusCode::NOT_FOUND, "no-token-of-that-name", "no such token"),
+            Rejected::TokenExists(_) => (StatusCode::CONFLICT, "token-exists", "the name is taken"),
+            Rejected::TooManyTokens => (StatusCode::CONFLICT, "too-many-tokens", "as many as allowed"),
             Rejected::NoHost(_) => (StatusCode::NOT_FOUND, "no-host", "no such host"),
             Rejected::NoInstance(_) => (StatusCode::NOT_FOUND, "no-instance", "no such instance"),
             Rejected::NotCounted(_) => (StatusCode::CONFLICT, "not-counted", "not a counted process"),

@@ -6,20 +6,22 @@ use std::time::Instant;
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::audit::{self, Audit};
+use super::auth::{self, Gate};
 use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
 use super::{
     directory, events, hosts, instances, logs, openapi, operate, peers, prometheus, reading, spec, status,
-    strike, watchers,
+    strike, tokens, watchers,
 };
 use crate::agent::Handle;
 use crate::http::view::HealthView;
@@ -48,6 +50,12 @@ pub(super) struct Api {
     pub(super) starting: watch::Receiver<Option<String>>,
     /// What was asked with a key.
     pub(super) keys: Keys,
+    /// What this host has done of what was asked of several with a key.
+    pub(super) shares: Keys,
+    /// What is written down of changes.
+    pub(super) audit: Audit,
+    /// How often what is asked.
+    pub(super) gate: Arc<Gate>,
     /// True: streams end.
     pub(super) shutdown: watch::Receiver<bool>,
     followers: Arc<Semaphore>,
@@ -62,12 +70,27 @@ impl Api {
         snapshots: Snapshots,
         starting: watch::Receiver<Option<String>>,
         shutdown: watch::Receiver<bool>,
+        audit: Audit,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
-        let (transport, keys) = (Transport::Unix, Keys::default());
-        Api { handle, transport, snapshots, starting, keys, shutdown, followers, watchers, waiting }
+        let (transport, keys, shares) = (Transport::Unix, Keys::default(), Keys::default());
+        let gate = Arc::default();
+        Api {
+            handle,
+            transport,
+            snapshots,
+            starting,
+            keys,
+            shares,
+            audit,
+            gate,
+            shutdown,
+            followers,
+            watchers,
+            waiting,
+        }
     }
 
     /// A place among those who watch the directory, held while the permit lives.
@@ -88,6 +111,8 @@ pub(super) enum Transport {
     Unix,
     /// Open to all on this machine, web browsers included.
     Tcp,
+    /// Open to whoever reaches it.
+    Tls,
     /// From another agent, which shows a certificate of the cluster's CA and may do what the Unix socket allows. Not
     /// passed on to a third one.
     Tunnel,
@@ -141,16 +166,18 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/launch", post(operate::launch))
         .route("/v1/announce", post(operate::announce))
         .route("/v1/reload", post(operate::reload))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{name}", delete(tokens::revoke))
+        .route("/v1/audit", get(audit::list))
         .fallback(async |uri: Uri| Refusal::no_route(uri.path()))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            Refusal::method(method.as_str(), uri.path())
-        })
         .layer(middleware::from_fn_with_state(api.clone(), reading::dated))
         .layer(middleware::from_fn_with_state(api.starting.clone(), at_work))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(in_time));
+        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(Arc::new(api.clone()), auth::admit));
     let routes = match transport {
-        Transport::Unix | Transport::Tunnel => routes,
+        // Who shows a token in a header is no web page of others.
+        Transport::Unix | Transport::Tunnel | Transport::Tls => routes,
         Transport::Tcp => routes.layer(middleware::from_fn(guard_tcp)),
     };
     routes.layer(middleware::from_fn_with_state(api.handle.metrics.clone(), counted)).with_state(api)
@@ -192,17 +219,11 @@ async fn counted(
 }
 
 /// A web page can make its reader's browser send requests to loopback: directly, which shows in `Origin`,
-/// or through a name of its own that it points there, which shows in `Host`. Neither may operate games.
-///
-/// Every process of this machine reaches loopback, games included, and whoever may change the spec may run
-/// programs as the agent's account: until there are tokens, TCP is for reading.
+/// or through a name of its own that it points there, which shows in `Host`. Neither may look.
 async fn guard_tcp(request: Request, next: Next) -> Response {
-    if let Some(refusal) = foreign(request.headers()) {
-        return refusal.into_response();
-    }
-    match request.method().is_safe() {
-        true => next.run(request).await,
-        false => Refusal::read_only().into_response(),
+    match foreign(request.headers()) {
+        Some(refusal) => refusal.into_response(),
+        None => next.run(request).await,
     }
 }
 

@@ -1,27 +1,28 @@
 //! Connections: accepting, bounding and ending them.
 //!
-//! Owns every connection's task. Knows HTTP/1.1 and nothing of the API; `router` has that.
+//! Owns every connection's task. Knows HTTP/1.1 and nothing of the API; `router` has that, and `connection` what goes on
+//! within one.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::audit::{self, Audit};
+use super::auth::{Badge, Origin};
+use super::connection::{Crowd, Door, Stream, follow_tokens};
 use super::entrance;
 use super::listen::Listeners;
 use super::router::{self, Api, Transport};
 use super::snapshots;
 use crate::agent::Handle;
+use crate::cluster::wire::hall::Hall;
 
 /// Bounds on connections and requests.
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +30,18 @@ pub(super) struct Limits {
     /// Connections at once, of each listener: a crowd on TCP does not lock out the Unix socket. Further
     /// ones wait in the kernel.
     pub connections: usize,
+    /// Of these, over TLS: from one address.
+    pub of_one: usize,
+    /// Of these, over TLS: that have not shown a token yet.
+    pub strangers: usize,
+    /// From the accept to the end of TLS's handshake.
+    pub handshake: Duration,
     /// A connection without a whole request head for this long is closed.
     pub head: Duration,
     /// From a request's head to its answer's head.
     pub request: Duration,
+    /// Of an answer something must be taken within this.
+    pub stall: Duration,
     /// How long answers under way may take once the agent stops.
     pub grace: Duration,
 }
@@ -40,8 +49,12 @@ pub(super) struct Limits {
 impl Limits {
     pub(super) const DEFAULT: Limits = Limits {
         connections: 8_192,
+        of_one: 2_048,
+        strangers: 256,
+        handshake: Duration::from_secs(5),
         head: Duration::from_secs(30),
         request: Duration::from_secs(10),
+        stall: Duration::from_secs(30),
         grace: Duration::from_secs(2),
     };
 }
@@ -73,14 +86,30 @@ async fn serve_within(
     starting: watch::Receiver<Option<String>>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let Listeners { unix, tcp, socket, tunnel } = listeners;
+    let Listeners { unix, tcp, tls, socket, tunnel } = listeners;
     let ours = inode(&socket);
+    let (told, tokens) = watch::channel(Default::default());
+    let states = handle.state.clone();
+    let following = follow_tokens(states.clone(), told);
     let (snapshots, answering) = snapshots::shared(handle.clone());
-    let api = Api::new(handle, snapshots, starting, shutdown.clone());
+    let (ledger, writing) = audit::file::open(handle.audit.clone(), handle.metrics.clone());
+    let api = Api::new(handle, snapshots, starting, shutdown.clone(), Audit::new(ledger));
+    let door = |transport, tls| {
+        let router = router::router(api.clone(), transport, limits);
+        let (tokens, states) = (tokens.clone(), states.clone());
+        Door { router, limits, tokens, states, shutdown: shutdown.clone(), tls }
+    };
 
-    let on_unix =
-        accept_all(unix, router::router(api.clone(), Transport::Unix, limits), limits, shutdown.clone());
-    let inner = router::router(api.clone(), Transport::Tunnel, limits);
+    let on_unix = accept_all(unix, door(Transport::Unix, None));
+    let transport = if tls.is_some() { Transport::Tls } else { Transport::Tcp };
+    let on_tcp = tcp.map(|tcp| accept_all(tcp, door(transport, tls)));
+    let on_tcp = async {
+        match on_tcp {
+            Some(on_tcp) => on_tcp.await,
+            None => Ok(()),
+        }
+    };
+    let inner = router::router(api, Transport::Tunnel, limits);
     let on_tunnel = async {
         match tunnel {
             Some(tunnelled) => entrance::answer_all(tunnelled, inner, shutdown.clone()).await,
@@ -88,19 +117,17 @@ async fn serve_within(
         }
         Ok(())
     };
-    let on_tcp = async {
-        match tcp {
-            Some(tcp) => {
-                accept_all(tcp, router::router(api, Transport::Tcp, limits), limits, shutdown.clone()).await
-            }
-            None => Ok(()),
-        }
-    };
     let mut serving = pin!(async { tokio::try_join!(on_unix, on_tcp, on_tunnel) });
+    // It ends when all routers, which hold the asking ends, are gone.
+    let mut behind = pin!(async { tokio::join!(answering, writing) });
     let served = tokio::select! {
-        served = &mut serving => served,
-        // It ends when both routers, which hold the asking ends, are gone.
-        () = answering => serving.await,
+        served = &mut serving => {
+            // What is to be written down still.
+            let _ = tokio::time::timeout(limits.grace, behind.as_mut()).await;
+            served
+        }
+        _ = &mut behind => serving.await,
+        never = following => match never {},
     };
 
     // A successor may have replaced the file already.
@@ -116,36 +143,35 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
 
 /// A source of connections.
 trait Accept {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: Stream;
 
-    async fn connection(&self) -> io::Result<Self::Stream>;
+    /// The next, and how it came.
+    async fn connection(&self) -> io::Result<(Self::Stream, Origin)>;
 }
 
 impl Accept for UnixListener {
     type Stream = tokio::net::UnixStream;
 
-    async fn connection(&self) -> io::Result<Self::Stream> {
-        Ok(self.accept().await?.0)
+    async fn connection(&self) -> io::Result<(Self::Stream, Origin)> {
+        let (stream, _) = self.accept().await?;
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        Ok((stream, Origin::Unix { uid }))
     }
 }
 
 impl Accept for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn connection(&self) -> io::Result<Self::Stream> {
-        let (stream, _) = self.accept().await?;
+    async fn connection(&self) -> io::Result<(Self::Stream, Origin)> {
+        let (stream, peer) = self.accept().await?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok((stream, Origin::Tcp { address: peer.ip(), tls: false, badge: Badge::default() }))
     }
 }
 
-async fn accept_all<L: Accept>(
-    listener: L,
-    router: Router,
-    limits: Limits,
-    mut shutdown: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    let mut connections = JoinSet::new();
+async fn accept_all<L: Accept>(listener: L, door: Door) -> Result<(), ServeError> {
+    let (limits, mut shutdown) = (door.limits, door.shutdown.clone());
+    let (mut connections, mut hall, crowd) = (JoinSet::new(), Hall::of(limits.strangers), Crowd::default());
     let result = loop {
         let room = connections.len() < limits.connections;
         tokio::select! {
@@ -156,9 +182,19 @@ async fn accept_all<L: Accept>(
                 }
             }
             accepted = listener.connection(), if room => match accepted {
-                Ok(stream) => {
-                    connections.spawn(serve_connection(stream, router.clone(), limits, shutdown.clone()));
-                }
+                Ok((stream, origin)) => match (&origin, &door.tls) {
+                    (Origin::Tcp { address, .. }, Some(_)) => {
+                        let address: IpAddr = *address;
+                        if let Some(counted) = crowd.enter(address, limits.of_one) {
+                            let (guest, door) = (hall.enter().await, door.clone());
+                            connections.spawn(async move {
+                                let _counted = counted;
+                                door.serve_tls(stream, address, guest).await;
+                            });
+                        }
+                    }
+                    _ => drop(connections.spawn(door.clone().serve(stream, origin))),
+                },
                 Err(error) if passes(&error) => {
                     tracing::warn!(%error, "cannot accept an API connection; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -168,6 +204,8 @@ async fn accept_all<L: Accept>(
         }
     };
     drop(listener);
+    // It holds a router.
+    drop(door);
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.grace, all_ended).await.is_err() {
         connections.shutdown().await;
@@ -180,30 +218,6 @@ fn passes(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let broken = [Errno::EBADF, Errno::EINVAL, Errno::ENOTSOCK, Errno::EFAULT, Errno::EOPNOTSUPP];
     !broken.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
-}
-
-async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
-    limits: Limits,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stopped(&mut shutdown) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "an API connection broke");
-    }
 }
 
 /// Returns when the agent stops.
@@ -248,8 +262,9 @@ mod tests {
             state: watch::channel(Arc::new(State::default())).1,
             events: broadcast::channel(1).0,
             metrics: Arc::default(),
+            audit: dir.path().join("audit.jsonl"),
         };
-        let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None).await.unwrap();
+        let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None, None).await.unwrap();
         let (shutdown, stop) = watch::channel(false);
         let served = tokio::spawn(serve_within(limits, handle, listeners, watch::channel(None).1, stop));
         Served { dir, unanswered, shutdown, served }
@@ -295,6 +310,29 @@ mod tests {
             began.elapsed()
         );
         assert_eq!(rest(slow).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_no_answer_holds_a_place_for_a_while_only() {
+        let stall = Duration::from_millis(300);
+        let server = start(Limits { connections: 1, stall, ..Limits::DEFAULT }).await;
+        let mut slow = server.connect().await;
+        let ask = b"GET /v1/healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+        // As many questions as fit, and no answer is read.
+        let many = async {
+            loop {
+                slow.write_all(ask).await?;
+            }
+        };
+        let ended: io::Result<()> = tokio::select! {
+            ended = many => ended,
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("it is never given up"),
+        };
+        assert!(ended.is_err());
+        let mut next = server.connect().await;
+        next.write_all(HEALTH).await.unwrap();
+        let answer = rest(next).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     #[tokio::test]

@@ -72,6 +72,7 @@ mod tests {
             state,
             events: broadcast::channel(1).0,
             metrics: Arc::default(),
+            audit: "".into(),
         };
         let (snapshots, work) = shared(handle);
         let work = tokio::spawn(work);

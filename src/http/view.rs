@@ -1,10 +1,12 @@
 //! The JSON shapes of the API, shared by the server and the command line. Field names are stable
 //! (docs/cli.md); times are RFC 3339 UTC, durations milliseconds in fields named `_ms`.
 
+mod access;
 mod cluster;
 mod directory;
 mod plan;
 
+pub use access::{AuditView, NewTokenView, TokenRequest, TokenView};
 pub use cluster::{HostCounts, HostView, PeerRequest, PeerView};
 pub use directory::{DirectoryView, LeaderView, PlayersView, ProcessView, RunStatusView, SaidView};
 pub use plan::{AppliedView, ChangedView, PlanView, SpecView};

@@ -43,15 +43,18 @@ pub enum SavedFile {
     Book,
     /// The replicated state of a host alone.
     State,
+    /// The audit trail.
+    Audit,
 }
 
 impl SavedFile {
-    pub(super) const ALL: [SavedFile; 2] = [SavedFile::Book, SavedFile::State];
+    pub(super) const ALL: [SavedFile; 3] = [SavedFile::Book, SavedFile::State, SavedFile::Audit];
 
     pub(super) fn label(self) -> &'static str {
         match self {
             SavedFile::Book => "host.json",
             SavedFile::State => "state.bin",
+            SavedFile::Audit => "audit.jsonl",
         }
     }
 }

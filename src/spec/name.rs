@@ -89,6 +89,20 @@ name_type! {
     HostName
 }
 
+name_type! {
+    /// The name of a token of the API: `deploy`.
+    TokenName
+}
+
+impl FromStr for TokenName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        check(text)?;
+        Ok(TokenName(text.into()))
+    }
+}
+
 impl FromStr for ProcessName {
     type Err = InvalidName;
 

@@ -28,7 +28,9 @@ impl Command {
             | Command::DrainHost { .. }
             | Command::Settings { .. }
             | Command::Settle { .. }
-            | Command::Upgrade { .. } => Version(1),
+            | Command::Upgrade { .. }
+            | Command::TokenCreate { .. }
+            | Command::TokenRevoke { .. } => Version(1),
         }
     }
 }
@@ -64,6 +66,10 @@ impl State {
             Command::Settings { settings } => self.take_settings(*settings),
             Command::Settle { since } => self.settle(*since),
             Command::Upgrade { to } => self.upgrade(*to),
+            Command::TokenCreate { name, role, hash, expires_ms } => {
+                self.create_token(name, *role, *hash, *expires_ms)
+            }
+            Command::TokenRevoke { name } => self.revoke_token(name),
         }
     }
 

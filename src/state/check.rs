@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::State;
+use super::access::{FORGET_TOKEN_MS, MAX_TOKENS};
 use super::hosts::{FORGET_EVERY_MS, FORGET_FINISHED_MS, FORGET_HOST_MS};
 use crate::spec::{HostName, ProcessName};
 
@@ -162,6 +163,14 @@ fn bounded(state: &State, out: &mut Vec<String>) {
     let unknown = state.failed.iter().flat_map(|(id, hosts)| hosts.iter().map(move |host| (id, host)));
     let unknown = unknown.filter(|(_, host)| !state.hosts.contains_key(*host));
     out.extend(unknown.map(|(id, host)| format!("{id} failed on {host}, which is forgotten")));
+    let expired = state
+        .api_tokens
+        .iter()
+        .filter(|(_, token)| token.expires_ms.is_some_and(|expired| past(expired, FORGET_TOKEN_MS)));
+    out.extend(expired.map(|(name, _)| format!("the token {name} expired long ago")));
+    if state.api_tokens.len() > MAX_TOKENS {
+        out.push(format!("there are {} tokens", state.api_tokens.len()));
+    }
 }
 
 fn counters_grow(before: &State, after: &State, out: &mut Vec<String>) {

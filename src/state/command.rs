@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Rest, Settings, Version};
+use super::{Ended, Rest, Role, Settings, Version};
 use crate::keeper::protocol::RunId;
 use crate::spec::fingerprint::SpecHash;
-use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec};
+use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec, TokenName};
 
 /// A command with its proposer's clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +127,22 @@ pub enum Command {
     Upgrade {
         /// Only grows.
         to: Version,
+    },
+    /// Somebody may ask the API.
+    TokenCreate {
+        /// By this name; one that there is already is refused.
+        name: TokenName,
+        /// What.
+        role: Role,
+        /// The SHA-256 of the secret.
+        hash: [u8; 32],
+        /// Until then, milliseconds since 1970; `None`: until it is revoked.
+        expires_ms: Option<u64>,
+    },
+    /// And may no more.
+    TokenRevoke {
+        /// By this name.
+        name: TokenName,
     },
 }
 
@@ -354,4 +370,13 @@ pub enum Rejected {
         /// Of the state.
         next: u64,
     },
+    /// A token of that name is there.
+    #[error("there is a token {0} already: `bigbrother token revoke {0}` first, or take another name")]
+    TokenExists(TokenName),
+    /// No such token.
+    #[error("there is no token {0}: `bigbrother token list` shows them")]
+    NoToken(TokenName),
+    /// As many as there may be.
+    #[error("there are {} tokens, and no more are possible: revoke some", super::access::MAX_TOKENS)]
+    TooManyTokens,
 }

@@ -101,6 +101,7 @@ impl State {
         if now_ms / FORGET_EVERY_MS == before_ms / FORGET_EVERY_MS {
             return;
         }
+        self.forget_tokens();
         self.finished.retain(|_, finished| now_ms.saturating_sub(finished.at_ms) < FORGET_FINISHED_MS);
         let old = |host: &Host| !host.up && now_ms.saturating_sub(host.down_ms) >= FORGET_HOST_MS;
         let gone: BTreeSet<HostName> =

@@ -91,7 +91,9 @@ impl State {
             | Command::DrainHost { .. }
             | Command::Settings { .. }
             | Command::Settle { .. }
-            | Command::Upgrade { .. } => BTreeSet::new(),
+            | Command::Upgrade { .. }
+            | Command::TokenCreate { .. }
+            | Command::TokenRevoke { .. } => BTreeSet::new(),
         }
     }
 }

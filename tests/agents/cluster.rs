@@ -33,6 +33,14 @@ impl Cluster {
         Cluster::formed(hosts, processes)
     }
 
+    /// The same, and the APIs of all are asked over TLS, with tokens.
+    pub fn guarded(size: usize, processes: impl Fn(&Host) -> String) -> Cluster {
+        let mut hosts = Host::cluster(&NAMES[..size], 3, Cgroups::Own);
+        Host::secure(&mut hosts);
+        Host::guard(&mut hosts);
+        Cluster::formed(hosts, processes)
+    }
+
     fn formed(hosts: Vec<Host>, processes: impl Fn(&Host) -> String) -> Cluster {
         let size = hosts.len();
         let mut cluster = Cluster { hosts };

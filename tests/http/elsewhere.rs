@@ -244,6 +244,39 @@ async fn who_plays_is_asked_of_the_host_of_the_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_failed_on_another_host_is_asked_for_again_and_each_host_does_its_share_once() {
+    let mut two = Two::start().await;
+    let no = Problem { kind: "busy".into(), title: "busy".into(), status: 503, detail: "try again".into() };
+    two.answers("POST /v1/restart", 503, &no);
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k1")];
+    let body = r#"{"target":{"process":"zone"}}"#;
+    let refused = Answer::read(two.server.send("POST", "/v1/restart", &headers, body).await).await;
+    assert_eq!((refused.status, refused.problem().kind.as_str()), (503, "busy"));
+    let own = Asked::Restart(vec!["zone.0".into(), "zone.1".into()]);
+    assert_eq!(two.server.asked(), [own]);
+    // Another run by now: the first answer for it holds.
+    two.answers(
+        "POST /v1/restart",
+        200,
+        &serde_json::json!({ "instances": ["zone.5"], "runs": { "zone.5": 7 } }),
+    );
+    let done = Answer::read(two.server.send("POST", "/v1/restart", &headers, body).await).await.json();
+    assert_eq!(done["instances"], serde_json::json!(["zone.0", "zone.1", "zone.5"]));
+    assert_eq!(done["runs"], serde_json::json!({ "zone.0": 7, "zone.5": 7 }));
+    assert_eq!(two.server.asked(), [], "the own ones are restarted again");
+    assert_eq!(two.asked().len(), 2, "the other host was asked again");
+    let again = Answer::read(two.server.send("POST", "/v1/restart", &headers, body).await).await.json();
+    assert_eq!((again, two.asked().len()), (done, 0));
+    // Under a key of which a share was done nothing else is.
+    two.answers("POST /v1/restart", 503, &no);
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k2")];
+    let failed = Answer::read(two.server.send("POST", "/v1/restart", &headers, body).await).await;
+    assert_eq!(failed.status, 503);
+    let other = two.server.send("POST", "/v1/restart", &headers, r#"{"target":"all"}"#).await;
+    assert_eq!(Answer::read(other).await.problem().kind, "key-reused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_agent_gives_the_metrics_of_any_host() {
     let mut two = Two::start().await;
     two.script.lock().unwrap().insert("GET /metrics".into(), (200, "bigbrother_primary 0\n".into()));

@@ -188,5 +188,6 @@ async fn tcp_is_for_reading() {
     let stream = TcpStream::connect(server.tcp).await.unwrap();
     let body = r#"{"target":"all"}"#;
     let answer = Answer::read(exchange(stream, "POST", "/v1/stop", &headers, body).await).await;
-    assert_eq!((answer.status, answer.problem().kind.as_str()), (403, "read-only"));
+    assert_eq!((answer.status, answer.problem().kind.as_str()), (401, "no-token"));
+    assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"bigbrother\"");
 }

@@ -9,6 +9,7 @@ use bigbrother::agent::handle::{HostRequest, HostSnapshot, Proposal};
 use bigbrother::agent::ring::{Alone, Ring};
 use bigbrother::cluster::statuses::Statuses;
 use bigbrother::cluster::tunnel::Tunnelled;
+use bigbrother::config::ApiTls;
 use bigbrother::http::view::{EventView, Problem};
 use bigbrother::http::{Listeners, serve};
 use bigbrother::metrics::Metrics;
@@ -91,9 +92,13 @@ impl Server {
             state,
             events: events.clone(),
             metrics: metrics.clone(),
+            audit: dir.path().join("audit.jsonl"),
         };
-        let listeners =
-            Listeners::bind(&dir.path().join("api.sock"), 0o600, Some("127.0.0.1:0")).await.unwrap();
+        // Whoever has put a certificate there is served over TLS.
+        let tls = ApiTls { cert: dir.path().join("alpha-api.pem"), key: dir.path().join("alpha-api.key") };
+        let tls = Some(&tls).filter(|tls| tls.cert.exists());
+        let socket = dir.path().join("api.sock");
+        let listeners = Listeners::bind(&socket, 0o600, Some("127.0.0.1:0"), tls).await.unwrap();
         let listeners = match tunnelled {
             Some(tunnelled) => listeners.with_tunnel(tunnelled),
             None => listeners,

@@ -54,6 +54,8 @@ pub struct Host {
     listen: Option<u16>,
     /// The port of `host.api`; `None`: the API is on its socket only.
     pub api: Option<u16>,
+    /// Its certificate, as a line of `[host]`; "": plain HTTP.
+    api_tls: String,
     pub root: PathBuf,
     pub runtime: PathBuf,
     pub data: PathBuf,
@@ -105,6 +107,7 @@ impl Host {
             cluster: String::new(),
             listen: None,
             api: None,
+            api_tls: String::new(),
             runtime: root.join("run"),
             data: root.join("data"),
             cgroup,
@@ -134,11 +137,11 @@ impl Host {
 
     /// The same into another file.
     pub fn write_config_to(&self, file: &Path, processes: &str) {
-        let Host { name, cluster, data, runtime, ports: (low, high), .. } = self;
+        let Host { name, cluster, data, runtime, ports: (low, high), api_tls, .. } = self;
         let listen = self.listen.map(|port| format!("listen = \"127.0.0.1:{port}\"\n")).unwrap_or_default();
         let api = self.api.map(|port| format!("127.0.0.1:{port}")).unwrap_or_default();
         let head = format!(
-            "{cluster}[host]\nname = {name:?}\n{listen}data_dir = {data:?}\nruntime_dir = {runtime:?}\napi = {api:?}\n\
+            "{cluster}[host]\nname = {name:?}\n{listen}data_dir = {data:?}\nruntime_dir = {runtime:?}\napi = {api:?}\n{api_tls}\
              address = \"127.0.0.1\"\nports = \"{low}-{high}\"\n\n"
         );
         fs::write(file, head + processes).unwrap();

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::http::view::{
-    ChangedView, EventView, ExitView, HeartbeatView, HostCounts, HostView, InstanceView, KeeperView,
-    PeerView, PlanView, PortView, StatusView,
+    AuditView, ChangedView, EventView, ExitView, HeartbeatView, HostCounts, HostView, InstanceView,
+    KeeperView, NewTokenView, PeerView, PlanView, PortView, StatusView, TokenView,
 };
 use crate::spec::{InstanceId, Protocol};
+use crate::state::Role;
 
 /// An instance with a run, players and a past.
 pub fn instance(id: &str, state: &str) -> InstanceView {
@@ -33,6 +34,39 @@ pub fn instance(id: &str, state: &str) -> InstanceView {
         ports: BTreeMap::from([("game".to_owned(), PortView { protocol: Protocol::Udp, port: 20003 })]),
         heartbeat: HeartbeatView { mode: "native".to_owned(), age_ms: Some(120) },
         status: status.as_object().unwrap().clone(),
+    }
+}
+
+/// A token that has expired.
+pub fn token() -> TokenView {
+    TokenView {
+        name: "deploy".parse().unwrap(),
+        role: Role::Admin,
+        created_at: "2026-01-02T03:00:00.000Z".to_owned(),
+        expires_at: Some("2026-01-02T03:01:00.000Z".to_owned()),
+        expired: true,
+    }
+}
+
+/// One that was just made.
+pub fn new_token() -> NewTokenView {
+    NewTokenView { name: "ci".parse().unwrap(), role: Role::Read, token: "bb_1".to_owned(), expires_at: None }
+}
+
+/// A change that went through another agent.
+pub fn audit() -> AuditView {
+    AuditView {
+        at: "2026-01-02T03:00:00.000Z".to_owned(),
+        host: "beta".parse().unwrap(),
+        who: "token deploy".to_owned(),
+        from: "192.0.2.7".to_owned(),
+        via: Some("alpha".parse().unwrap()),
+        what: "POST /v1/scale".to_owned(),
+        request: Some(serde_json::json!({ "process": "zone", "count": 6 })),
+        status: 200,
+        refused: None,
+        change: Some(serde_json::json!({ "from": 4, "to": 6 })),
+        missed: 0,
     }
 }
 

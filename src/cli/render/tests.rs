@@ -229,6 +229,9 @@ fn shapes() -> Vec<(&'static str, serde_json::Value)> {
         ("hang-report", to_value(look::HangReportView { instance: instance(), report: String::new() })),
         ("scale", to_value(operate::ScaledView { process: "zone".parse().unwrap(), count: None })),
         ("launch", to_value(operate::LaunchedView { instance: instance() })),
+        ("token", to_value(sample::token())),
+        ("token.create", to_value(sample::new_token())),
+        ("audit", to_value(sample::audit())),
         ("reload", to_value(operate::ReloadedView { message: String::new() })),
         (
             "restart",
@@ -261,6 +264,36 @@ fn shapes() -> Vec<(&'static str, serde_json::Value)> {
     .collect()
 }
 
+#[test]
+fn tokens_are_a_table_and_the_audit_trail_is_sentences() {
+    let never = crate::http::view::TokenView {
+        name: "ci".parse().unwrap(),
+        expires_at: None,
+        expired: false,
+        ..sample::token()
+    };
+    let page = page(None);
+    let text = access::tokens(&[sample::token(), never], &page);
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[1], ["deploy", "admin", "3m20s", "expired"]);
+    assert_eq!(lines[2], ["ci", "admin", "3m20s", "never"]);
+    assert_eq!(
+        access::sentence(&sample::audit(), &page),
+        "2026-01-02T03:00:00.000Z beta  token deploy (192.0.2.7 via alpha)  POST /v1/scale \
+         {\"count\":6,\"process\":\"zone\"} {\"from\":4,\"to\":6}  → 200"
+    );
+    let refused = crate::http::view::AuditView {
+        status: 403,
+        refused: Some("role: no".to_owned()),
+        request: None,
+        change: None,
+        missed: 7,
+        ..sample::audit()
+    };
+    let text = access::sentence(&refused, &page);
+    assert!(text.ends_with("→ 403 role: no  (7 refusals before this one are not written down)"), "{text}");
+}
+
 /// docs/cli.md names every field that `--json` prints.
 #[test]
 fn every_json_field_is_documented() {
@@ -269,7 +302,18 @@ fn every_json_field_is_documented() {
         let section = section(doc, name);
         // Keys of these maps are names that users give.
         let own = |key: &str| {
-            matches!(key, "ports" | "instances" | "status" | "scaled" | "unplaced" | "labels" | "capacity")
+            matches!(
+                key,
+                "request"
+                    | "change"
+                    | "ports"
+                    | "instances"
+                    | "status"
+                    | "scaled"
+                    | "unplaced"
+                    | "labels"
+                    | "capacity"
+            )
         };
         let mut keys = Vec::new();
         collect("", &shape, &own, &mut keys);

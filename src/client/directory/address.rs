@@ -4,24 +4,23 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where an agent answers: `unix:/path` or `http://HOST:PORT`.
+/// Where an agent answers: `unix:/path`, `https://HOST:PORT`, or on this machine `http://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
     /// `HOST:PORT`.
     Http(String),
+    /// `HOST:PORT`, over TLS.
+    Https(String),
 }
 
 /// Not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
-    /// Neither of the two forms.
-    #[error("an address is unix:/path/to/api.sock or http://HOST:PORT")]
+    /// None of the forms.
+    #[error("an address is unix:/path/to/api.sock, https://HOST:PORT or http://HOST:PORT")]
     Form,
-    /// The agent speaks plain HTTP.
-    #[error("https is not spoken by the agent yet: use http://HOST:PORT or unix:/path")]
-    Tls,
 }
 
 impl Address {
@@ -29,7 +28,7 @@ impl Address {
     pub fn is_local(&self) -> bool {
         match self {
             Address::Unix(_) => true,
-            Address::Http(host) => {
+            Address::Http(host) | Address::Https(host) => {
                 host.starts_with("127.") || host.starts_with("[::1]:") || host.starts_with("localhost:")
             }
         }
@@ -39,7 +38,7 @@ impl Address {
     pub fn host(&self) -> &str {
         match self {
             Address::Unix(_) => "localhost",
-            Address::Http(host) => host,
+            Address::Http(host) | Address::Https(host) => host,
         }
     }
 }
@@ -51,15 +50,15 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix("unix:") {
             return if path.is_empty() { Err(InvalidAddress::Form) } else { Ok(Address::Unix(path.into())) };
         }
-        if text.starts_with("https://") {
-            return Err(InvalidAddress::Tls);
-        }
-        let host = text.strip_prefix("http://").ok_or(InvalidAddress::Form)?.trim_end_matches('/');
+        let secured = text.strip_prefix("https://");
+        let host = secured.or_else(|| text.strip_prefix("http://"));
+        let host = host.ok_or(InvalidAddress::Form)?.trim_end_matches('/');
         let (name, port) = host.rsplit_once(':').ok_or(InvalidAddress::Form)?;
         if name.is_empty() || name.contains('/') || port.parse::<u16>().is_err() {
             return Err(InvalidAddress::Form);
         }
-        Ok(Address::Http(host.to_owned()))
+        let host = host.to_owned();
+        Ok(if secured.is_some() { Address::Https(host) } else { Address::Http(host) })
     }
 }
 
@@ -68,6 +67,7 @@ impl fmt::Display for Address {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
             Address::Http(host) => write!(f, "http://{host}"),
+            Address::Https(host) => write!(f, "https://{host}"),
         }
     }
 }
@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn addresses_are_written_and_read_alike() {
-        for text in ["unix:/run/x/api.sock", "http://127.0.0.1:7610", "http://[::1]:7610"] {
+        for text in
+            ["unix:/run/x/api.sock", "http://127.0.0.1:7610", "http://[::1]:7610", "https://api.example:7610"]
+        {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         assert_eq!("http://h:1/".parse(), Ok(Address::Http("h:1".to_owned())));
@@ -89,7 +91,7 @@ mod tests {
         for text in ["", "unix:", "/run/api.sock", "http://", "http://host", "http://:80", "http://h:99999"] {
             assert_eq!(text.parse::<Address>(), Err(InvalidAddress::Form), "{text}");
         }
-        assert_eq!("https://h:1".parse::<Address>(), Err(InvalidAddress::Tls));
+        assert_eq!("https://h".parse::<Address>(), Err(InvalidAddress::Form));
     }
 
     #[test]
@@ -99,6 +101,8 @@ mod tests {
             ("http://127.0.0.1:1", true),
             ("http://[::1]:1", true),
             ("http://localhost:1", true),
+            ("https://localhost:1", true),
+            ("https://10.0.0.1:1", false),
             ("http://10.0.0.1:1", false),
             ("http://game.example:1", false),
         ] {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    Trouble, WholeAnswer, chance, problem_of, silent,
+    Trouble, WholeAnswer, chance, no_tls, problem_of, silent,
 };
 use crate::spec::ProcessName;
 
@@ -183,6 +183,7 @@ async fn connect(agent: &Address) -> io::Result<Connection> {
     let connecting = async {
         Ok(match agent {
             Address::Unix(path) => Box::pin(UnixStream::connect(path).await?) as Connection,
+            Address::Https(_) => return Err(no_tls()),
             Address::Http(host) => Box::pin(TcpStream::connect(host).await?),
         })
     };

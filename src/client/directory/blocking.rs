@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    Trouble, WholeAnswer, chance, problem_of, silent,
+    Trouble, WholeAnswer, chance, no_tls, problem_of, silent,
 };
 use crate::spec::ProcessName;
 
@@ -206,6 +206,7 @@ impl Stream {
     fn connect(agent: &Address) -> io::Result<Stream> {
         let stream = match agent {
             Address::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+            Address::Https(_) => return Err(no_tls()),
             Address::Http(host) => {
                 let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 let mut connect = |address| match TcpStream::connect_timeout(&address, PATIENCE) {

@@ -197,7 +197,8 @@ impl Follow {
         (self.answer, self.events, self.reset) = (Answer::default(), Events::default(), None);
         self.refusal.clear();
         let host = self.agent().map(Address::host).unwrap_or_default();
-        let (token, last_event) = (self.token.as_deref(), self.place());
+        let token = self.agent().and_then(|agent| super::shown(self.token.as_deref(), agent));
+        let last_event = self.place();
         Question { host, path: &self.path, token, last_event }.bytes()
     }
 

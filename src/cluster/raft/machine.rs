@@ -30,7 +30,7 @@ pub mod shelf;
 pub use shelf::DiskShelf;
 
 /// Bumped when a snapshot changes its meaning.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 
 /// A snapshot's bytes.
 pub type SnapshotBytes = Arc<Vec<u8>>;

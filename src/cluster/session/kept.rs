@@ -25,7 +25,7 @@ use crate::state::State;
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBat";
 /// Bumped when the bytes behind it change their meaning.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 /// Its name in data_dir.
 pub const FILE: &str = "attached.bin";
 /// Between two writes.
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn the_bytes_of_the_file_are_these() {
         let bytes = kept().bytes().unwrap();
-        assert_eq!(bytes[..6], *b"BBat\x01\x00");
+        assert_eq!(bytes[..6], *b"BBat\x02\x00");
         assert_eq!(bytes[14..38], *b"\x07pirates\x01\x07\x05\x02\x03\x01\x04beta\x03b:1\x04");
         assert_eq!(u64::from_le_bytes(bytes[6..14].try_into().unwrap()), fnv1a(&bytes[14..]));
         assert_eq!(Kept::of(&bytes, "pirates").unwrap(), kept());

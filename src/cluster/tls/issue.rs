@@ -68,6 +68,29 @@ pub fn init(folder: &Path, cluster: &str) -> Result<[PathBuf; 2], IssueError> {
 
 /// Issues the certificate of a host with the CA of `folder`; writes `HOST.pem` and `HOST.key` into `out`.
 pub fn issue(folder: &Path, host: &HostName, out: &Path) -> Result<[PathBuf; 2], IssueError> {
+    let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    signed(folder, host, vec![host.to_string()], usages, &out.join(host.as_str()))
+}
+
+/// Issues what a host's API shows to those who ask it by these names and addresses; writes `HOST-api.pem` and
+/// `HOST-api.key` into `out`. It is a server's only: no agent takes whoever shows it for a host.
+pub fn issue_api(
+    folder: &Path,
+    host: &HostName,
+    names: &[String],
+    out: &Path,
+) -> Result<[PathBuf; 2], IssueError> {
+    let usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    signed(folder, host, names.to_vec(), usages, &out.join(format!("{host}-api")))
+}
+
+fn signed(
+    folder: &Path,
+    host: &HostName,
+    names: Vec<String>,
+    usages: Vec<ExtendedKeyUsagePurpose>,
+    to: &Path,
+) -> Result<[PathBuf; 2], IssueError> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).map_err(|source| IssueError::Read { path: path.to_owned(), source })
     };
@@ -79,14 +102,18 @@ pub fn issue(folder: &Path, host: &HostName, out: &Path) -> Result<[PathBuf; 2],
     let key = KeyPair::from_pem(&read(&ca_key)?).map_err(no_ca(&ca_key))?;
     let issuer = Issuer::from_ca_cert_pem(&read(&ca_cert)?, key).map_err(no_ca(&ca_cert))?;
     let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(vec![host.to_string()])?;
+    let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, host.as_str());
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = usages;
     let certificate = params.signed_by(&key, &issuer)?;
-    let paths = [out.join(format!("{host}.pem")), out.join(format!("{host}.key"))];
+    let with = |end: &str| {
+        let mut path = to.as_os_str().to_owned();
+        path.push(end);
+        PathBuf::from(path)
+    };
+    let paths = [with(".pem"), with(".key")];
     write(&paths[1], &key.serialize_pem(), 0o600)?;
     write(&paths[0], &certificate.pem(), 0o644)?;
     Ok(paths)

@@ -8,14 +8,15 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::codec::{decode, encode};
 use super::frame::{Frame, Kind};
+use super::hall::Hall;
 use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
 use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
@@ -27,8 +28,6 @@ const MAX_CONNECTIONS: usize = 1536;
 const PEERS: usize = 128;
 /// Handshakes at once.
 const MAX_GREETINGS: usize = 128;
-/// When there is no room for another one for so long, those that take longer are over.
-const LINGER: Duration = Duration::from_millis(100);
 /// Requests of one connection at work at once.
 const MAX_REQUESTS: usize = 64;
 /// From the accept to the end of the handshake.
@@ -97,7 +96,7 @@ impl Server {
     pub async fn run<S: Service>(self, service: Arc<S>) {
         let mut connections = JoinSet::new();
         let rooms = Arc::new(Rooms::default());
-        let mut hall = Hall::default();
+        let mut hall = Hall::of(MAX_GREETINGS);
         loop {
             while connections.try_join_next().is_some() {}
             let socket = match self.listener.accept().await {
@@ -108,18 +107,16 @@ impl Server {
                     continue;
                 }
             };
-            let (place, displaced) = hall.enter().await;
+            let guest = hall.enter().await;
             let (service, tls, rooms) = (service.clone(), self.tls.clone(), rooms.clone());
             connections.spawn(async move {
-                let greeted = tokio::select! {
-                    greeted = tokio::time::timeout(GREETING, greet(&*service, tls, socket, &rooms)) => greeted,
-                    _ = displaced => return,
-                };
-                drop(place);
-                if let Ok(Some((hello, mut reader, mut writer, _room))) = greeted {
+                let greeting = tokio::time::timeout(GREETING, greet(&*service, tls, socket, &rooms));
+                let greeted = guest.while_unknown(greeting).await;
+                if let Some(Ok(Some((hello, mut reader, mut writer, _room)))) = greeted {
                     match hello.purpose {
                         Purpose::Snapshot => {
-                            let taken = receive_snapshot(&*service, &rooms.unproven, &hello, &mut reader).await;
+                            let taken =
+                                receive_snapshot(&*service, &rooms.unproven, &hello, &mut reader).await;
                             if let Some(answer) = taken {
                                 let _ = writer.send(&[answer]).await;
                                 writer.close().await;
@@ -152,35 +149,6 @@ impl Rooms {
     fn take(&self, purpose: Purpose) -> Option<OwnedSemaphorePermit> {
         let own = self.peers.clone().try_acquire_owned().ok().filter(|_| purpose.is_for_peers());
         own.or_else(|| self.all.clone().try_acquire_owned().ok())
-    }
-}
-
-/// Who is in a handshake.
-struct Hall {
-    room: Arc<Semaphore>,
-    guests: Vec<(Instant, oneshot::Sender<()>)>,
-}
-
-impl Default for Hall {
-    fn default() -> Hall {
-        Hall { room: Arc::new(Semaphore::new(MAX_GREETINGS)), guests: Vec::new() }
-    }
-}
-
-impl Hall {
-    /// A place for a handshake, and what tells when it is lost. A handshake takes milliseconds: whoever lingers makes
-    /// room for the next.
-    async fn enter(&mut self) -> (Option<OwnedSemaphorePermit>, oneshot::Receiver<()>) {
-        let place = loop {
-            self.guests.retain(|(_, guest)| !guest.is_closed());
-            match tokio::time::timeout(LINGER, self.room.clone().acquire_owned()).await {
-                Ok(place) => break place.ok(),
-                Err(_) => self.guests.retain(|(since, _)| since.elapsed() < LINGER),
-            }
-        };
-        let (guest, displaced) = oneshot::channel();
-        self.guests.push((Instant::now(), guest));
-        (place, displaced)
     }
 }
 

@@ -5,8 +5,8 @@ use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder,
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::spec::name::MAX_NAME;
-use crate::spec::{HostName, InstanceId, ProcessName, Protocol};
-use crate::state::Target;
+use crate::spec::{HostName, InstanceId, ProcessName, Protocol, TokenName};
+use crate::state::{Role, Target};
 
 /// A name, by its pattern.
 fn name(pattern: &str, example: &str) -> RefOr<Schema> {
@@ -21,6 +21,18 @@ fn plain_name() -> String {
 impl PartialSchema for ProcessName {
     fn schema() -> RefOr<Schema> {
         name(&format!("^{}$", plain_name()), "zone")
+    }
+}
+
+impl PartialSchema for TokenName {
+    fn schema() -> RefOr<Schema> {
+        name(&format!("^{}$", plain_name()), "deploy")
+    }
+}
+
+impl PartialSchema for Role {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["read", "operate", "admin"])).into()
     }
 }
 
@@ -65,4 +77,4 @@ macro_rules! named {
     )*};
 }
 
-named!(ProcessName, HostName, InstanceId, Protocol, Target);
+named!(ProcessName, HostName, InstanceId, Protocol, Role, Target, TokenName);

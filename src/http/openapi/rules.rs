@@ -10,6 +10,7 @@ use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::schema::{
     AdditionalProperties, AnyOfBuilder, ArrayItems, Object, ObjectBuilder, Schema, SchemaType, Type,
 };
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, Required};
 
 /// What holds for all routes.
@@ -19,6 +20,11 @@ impl Modify for ForAll {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         components.schemas.values_mut().for_each(bound);
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+        let bearer = bearer.description(Some("`bigbrother token create`; not needed over the Unix socket"));
+        components.add_security_scheme("token", SecurityScheme::Http(bearer.build()));
+        document.security =
+            Some(vec![SecurityRequirement::new("token", [""; 0]), SecurityRequirement::default()]);
         let schemas = components.schemas.clone();
         for (path, item) in &mut document.paths.paths {
             let methods = [("get", &mut item.get), ("post", &mut item.post), ("delete", &mut item.delete)];
@@ -89,9 +95,11 @@ fn refusals(operation: &mut Operation) {
     let takes_something = takes_body || operation.parameters.as_ref().is_some_and(|all| !all.is_empty());
     let refusals = [
         ("400", "it cannot be read", takes_something),
-        ("403", "TCP is for reading, or a web page of others asks", true),
+        ("401", "no token, or none that holds", true),
+        ("403", "not with the role of this token, or a web page of others asks", true),
         ("413", "the body is too large", takes_body),
         ("415", "a body of another type", takes_body),
+        ("429", "too often: `Retry-After` says when", true),
         ("500", "the agent failed", true),
         (
             "503",
@@ -113,7 +121,7 @@ fn refusals(operation: &mut Operation) {
         if let Some(content) = response.content.shift_remove("application/json") {
             response.content.insert("application/problem+json".to_owned(), content);
         }
-        if status == "503" {
+        if ["429", "503"].contains(&status.as_str()) {
             let retry = HeaderBuilder::new().schema(Some(Object::with_type(Type::Integer)));
             response
                 .headers

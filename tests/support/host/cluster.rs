@@ -39,6 +39,22 @@ impl Host {
         }
     }
 
+    /// Gives the APIs of these hosts certificates of the same CA.
+    pub fn guard(hosts: &mut [Host]) {
+        let ca = hosts[0].root.join("ca");
+        let folder = ca.to_str().unwrap();
+        for host in hosts {
+            let name = &host.name;
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
+            let made =
+                command.args(["ca", "api", name, "--name", "127.0.0.1", "--dir", folder]).output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+            host.api_tls = format!(
+                "api_tls = {{ cert = \"{folder}/{name}-api.pem\", key = \"{folder}/{name}-api.key\" }}\n"
+            );
+        }
+    }
+
     /// Makes this host one of a cluster: its first port is its agent's, its last one its API's.
     pub fn join(&mut self, name: &str, cluster: &str) {
         self.name = name.to_owned();

@@ -1,0 +1,181 @@
+//! Certificates that open no door between agents: expired ones, others' ones, those of the API, another host's.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bigbrother::cluster::tls::{Tls, issue};
+use bigbrother::cluster::wire::hello::Ours;
+use bigbrother::cluster::wire::{
+    DialError, Dialer, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target, decode, encode,
+};
+use bigbrother::config::TlsFiles;
+use bigbrother::spec::HostName;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, date_time_ymd};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+
+use super::peers::name;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Echo;
+
+fn ours(host: &str) -> Ours {
+    let cluster = "pirates".to_owned();
+    Ours { cluster, host: name(host), incarnation: 1, history: Some(7), id: Some(1) }
+}
+
+impl Service for Echo {
+    fn ours(&self) -> Ours {
+        ours("alpha")
+    }
+
+    fn peerage(&self, _: &HostName) -> Peerage {
+        Peerage::Peer
+    }
+
+    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        Ok(body)
+    }
+
+    async fn take_snapshot(&self, _: &Hello, head: Vec<u8>, _: Vec<u8>) -> Result<Vec<u8>, String> {
+        Ok(head)
+    }
+}
+
+/// A certificate of the folder's CA for a host, valid in these years only.
+fn valid_in(folder: &Path, host: &str, years: (i32, i32)) -> [PathBuf; 2] {
+    let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+    let key = KeyPair::from_pem(&read(issue::CA_KEY)).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read(issue::CA_CERT), key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    (params.not_before, params.not_after) = (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let paths =
+        [folder.join(format!("{host}-{}.pem", years.0)), folder.join(format!("{host}-{}.key", years.0))];
+    std::fs::write(&paths[0], certificate.pem()).unwrap();
+    std::fs::write(&paths[1], key.serialize_pem()).unwrap();
+    paths
+}
+
+fn files(folder: &Path, [cert, key]: [PathBuf; 2]) -> TlsFiles {
+    TlsFiles { ca: folder.join(issue::CA_CERT), cert, key }
+}
+
+/// An agent of alpha with this certificate; where it listens.
+async fn agent(files: &TlsFiles) -> (String, tokio::task::JoinHandle<()>) {
+    let tls = Tls::load(files, &name("alpha")).unwrap();
+    let server = Server::bind("127.0.0.1:0", Some(Arc::new(tls))).await.unwrap();
+    let address = server.address().unwrap().to_string();
+    (address, tokio::spawn(server.run(Arc::new(Echo))))
+}
+
+/// What alpha says to whoever shows this certificate and says hello as this host.
+async fn hear(address: &str, trusted: &Path, shown: Option<&[PathBuf; 2]>, host: &str) -> Vec<u8> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(trusted.join(issue::CA_CERT)).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match shown {
+        None => config.with_no_client_auth(),
+        Some([cert, key]) => {
+            let cert = CertificateDer::from_pem_file(cert).unwrap();
+            config.with_client_auth_cert(vec![cert], PrivateKeyDer::from_pem_file(key).unwrap()).unwrap()
+        }
+    };
+    let socket = TcpStream::connect(address).await.unwrap();
+    let alpha = ServerName::try_from("alpha").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(alpha, socket).await.unwrap();
+    let hello = ours(host).hello(&name("alpha"), None, Purpose::Urgent);
+    let mut bytes = Vec::new();
+    Frame { kind: Kind::Hello, request: 0, ttl_ms: 0, body: encode(&hello).unwrap() }.write(&mut bytes);
+    // It may have hung up already.
+    let _ = stream.write_all(&bytes).await;
+    let mut heard = vec![0; 4096];
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut heard)).await.expect("it answers or hangs up");
+    heard.truncate(read.unwrap_or(0));
+    heard
+}
+
+#[tokio::test]
+async fn only_a_certificate_of_the_ca_that_holds_now_and_is_a_hosts_own_is_heard() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = dir.path();
+    for folder in [folder, other.path()] {
+        issue::init(folder, "pirates").unwrap();
+    }
+    let (alpha, beta) = (name("alpha"), name("beta"));
+    let own = files(folder, issue::issue(folder, &alpha, folder).unwrap());
+    let (address, _agent) = agent(&own).await;
+    let good = issue::issue(folder, &beta, folder).unwrap();
+    let foreign = issue::issue(other.path(), &beta, other.path()).unwrap();
+    let of_the_api = issue::issue_api(folder, &beta, &["beta".to_owned()], folder).unwrap();
+    let (expired, to_come) = (valid_in(folder, "beta", (2019, 2020)), valid_in(folder, "beta", (4000, 4090)));
+    for (what, shown) in [
+        ("none", None),
+        ("another CA's", Some(&foreign)),
+        ("the API's", Some(&of_the_api)),
+        ("an expired one", Some(&expired)),
+        ("one that does not hold yet", Some(&to_come)),
+    ] {
+        assert_eq!(hear(&address, folder, shown, "beta").await, b"", "{what} is answered");
+    }
+    let kind = |heard: &[u8]| u16::from_le_bytes(heard[8..10].try_into().unwrap());
+    let welcome = hear(&address, folder, Some(&good), "beta").await;
+    assert_eq!(kind(&welcome), Kind::Welcome as u16);
+    let refused = hear(&address, folder, Some(&good), "gamma").await;
+    assert_eq!(kind(&refused), Kind::Refusal as u16);
+    assert_eq!(decode::<Refusal>(&refused[22..]).unwrap(), Refusal::Certificate(name("gamma")));
+}
+
+#[tokio::test]
+async fn who_dials_wants_a_certificate_that_holds_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    issue::init(folder, "pirates").unwrap();
+    let beta = files(folder, issue::issue(folder, &name("beta"), folder).unwrap());
+    let tls = Arc::new(Tls::load(&beta, &name("beta")).unwrap());
+    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls));
+    let expired = valid_in(folder, "alpha", (2019, 2020));
+    let (address, _agent) = agent(&files(folder, expired)).await;
+    let target = Target { host: name("alpha"), id: None, address };
+    let Err(DialError::Tls { source, .. }) = dialer.dial(&target, Purpose::Urgent).await.map(drop) else {
+        panic!("an expired certificate is trusted");
+    };
+    assert!(source.to_string().contains("xpired"), "{source}");
+    let own = issue::issue(folder, &name("alpha"), folder).unwrap();
+    let (address, _agent) = agent(&files(folder, own)).await;
+    let target = Target { address, ..target };
+    assert!(dialer.dial(&target, Purpose::Urgent).await.is_ok());
+}
+
+/// Two CAs in one file, so that one follows the other without a stop.
+#[tokio::test]
+async fn hosts_of_two_cas_know_each_other_while_one_follows_the_other() {
+    let (old, new, both) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&old, &new] {
+        issue::init(dir.path(), "pirates").unwrap();
+    }
+    let read = |dir: &tempfile::TempDir| std::fs::read_to_string(dir.path().join(issue::CA_CERT)).unwrap();
+    std::fs::write(both.path().join(issue::CA_CERT), read(&old) + &read(&new)).unwrap();
+    let of = |dir: &tempfile::TempDir, host: &str| {
+        files(both.path(), issue::issue(dir.path(), &name(host), dir.path()).unwrap())
+    };
+    let (address, _agent) = agent(&of(&old, "alpha")).await;
+    let tls = Arc::new(Tls::load(&of(&new, "beta"), &name("beta")).unwrap());
+    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls));
+    let target = Target { host: name("alpha"), id: None, address };
+    assert!(dialer.dial(&target, Purpose::Urgent).await.is_ok());
+}
