@@ -82,7 +82,7 @@ impl Secured {
         let (snapshot, snapshots) = watch::channel(Some(two_zones()));
         let (asked_in, asked) = mpsc::unbounded_channel();
         let agent = tokio::spawn(pretend(requests_in, proposals_in, snapshots, asked_in));
-        let ring = (Ring::Alone(Alone::to(proposals)), seen);
+        let ring = (Ring::Alone(Alone::to(proposals, "alpha".parse().unwrap())), seen);
         let (entrance, tunnelled) = Entrance::new();
         let server = Server::of(dir, requests, ring, Some(tunnelled), agent, snapshot, asked).await;
         Secured { server, state, entrance, tls }
