@@ -256,7 +256,7 @@ fn runs_are_found_and_the_leader_has_a_token_that_grows() {
         let leader = leader.filter(|leader| leader.token != first.token);
         leader.ok_or_else(|| "none".to_owned())
     });
-    assert!(second.token > first.token && second.entry.run != first.entry.run, "{first:?} {second:?}");
+    assert!(second.token > first.token && second.entry != first.entry, "{first:?} {second:?}");
     assert_eq!(directory.leader(&"login".parse().unwrap()).unwrap(), None);
 
     let label = Query { label: Some(("a".to_owned(), "b".to_owned())), ..Query::default() };

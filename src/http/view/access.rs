@@ -64,14 +64,14 @@ pub struct AuditView {
     /// `POST /v1/scale`
     pub what: String,
     /// The body, if it is JSON and not large.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = serde_json::Value)]
     pub request: Option<serde_json::Value>,
     /// The HTTP status of the answer.
     pub status: u16,
     /// Why it was refused; null: it was not.
     pub refused: Option<String>,
     /// Of `apply` and `scale`: what it changed.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = serde_json::Value)]
     pub change: Option<serde_json::Value>,
     /// Refusals before this one that are not written down, because there were too many.
     #[serde(default)]
