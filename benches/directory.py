@@ -109,7 +109,12 @@ class Bench:
         return child
 
     def end(self):
+        # nginx ends its workers when it is asked to end.
         for child in self.children:
+            child.terminate()
+        for child in self.children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(10)
             child.kill()
             child.wait()
 

@@ -130,7 +130,7 @@ fn entry(number: u64) -> (InstanceId, Entry) {
         run: RunId(number),
         hash: SpecHash(1),
         address: format!("10.0.{}.{}", number / 250 % 250, number % 250),
-        ports: ports(),
+        ports: (&ports()).into(),
         started: number,
         ready: Some(number),
     };

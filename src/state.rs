@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::fingerprint::SpecHash;
-use crate::spec::{HostName, InstanceId, ProcessName, Protocol, Spec, TokenName};
+use crate::spec::{HostName, InstanceId, ProcessName, Spec, TokenName};
 
 pub mod access;
 mod apply;
@@ -26,6 +26,7 @@ mod hosts;
 mod journal;
 mod leader;
 mod placing;
+mod ports;
 mod rest;
 mod settings;
 mod shared_map;
@@ -36,6 +37,7 @@ pub use command::{
 };
 pub use journal::{Change, Changed};
 pub use leader::Leader;
+pub use ports::Ports;
 pub use settings::{MARGIN, Pending, Settings, Version};
 pub use shared_map::SharedMap;
 
@@ -199,7 +201,7 @@ pub struct Entry {
     /// How clients reach it.
     pub address: String,
     /// Its ports.
-    pub ports: BTreeMap<String, (Protocol, u16)>,
+    pub ports: Ports,
     /// The state index of its start.
     pub started: u64,
     /// The state index at which it got ready; `None` while it is not.

@@ -2,18 +2,22 @@
 //!
 //! Owns a ring of changes beside the state, filled by whoever applies commands here. A watcher asks for what
 //! came after the change that it has seen; what has left the ring, or was never told here because a whole state
-//! came, it must begin anew. Numbers are the same on every host ([`crate::state::Change`]). Called by the owner of
-//! this host's copy and by `http`.
+//! came, it must begin anew. Numbers are the same on every host ([`crate::state::Change`]). A change is written out
+//! for the first watcher who is told it, and all others share that text. Called by the owner of this host's copy and
+//! by `http`.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::state::{Change, State};
 
 /// Changes that are kept.
 const KEPT: usize = 10_000;
+/// Changes that a watcher takes at once.
+const BATCH: usize = 64;
 
 /// A place among the changes: a state index, and a place within it.
 pub type At = (u64, u32);
@@ -21,11 +25,31 @@ pub type At = (u64, u32);
 /// The last place of an index.
 pub const END: u32 = u32::MAX;
 
+/// A change that is out.
+#[derive(Debug)]
+pub struct Told {
+    /// What has changed.
+    pub change: Change,
+    text: OnceLock<Bytes>,
+}
+
+impl Told {
+    /// Its place among all.
+    pub fn at(&self) -> At {
+        (self.change.index, self.change.offset)
+    }
+
+    /// As it is told; written when it is told for the first time.
+    pub fn text(&self, write: impl FnOnce(&Change) -> Bytes) -> Bytes {
+        self.text.get_or_init(|| write(&self.change)).clone()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Ring {
     /// All later changes are in the ring.
     since: At,
-    changes: VecDeque<Arc<Change>>,
+    changes: VecDeque<Arc<Told>>,
 }
 
 /// The filling end.
@@ -72,11 +96,12 @@ impl Recorder {
         let modified = noted.last().map(|change| change.index);
         if !noted.is_empty() {
             let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
-            ring.changes.extend(noted.into_iter().map(Arc::new));
+            let told = noted.into_iter().map(|change| Arc::new(Told { change, text: OnceLock::new() }));
+            ring.changes.extend(told);
             while ring.changes.len() > KEPT
                 && let Some(oldest) = ring.changes.pop_front()
             {
-                ring.since = (oldest.index, oldest.offset);
+                ring.since = oldest.at();
             }
         }
         let index = state.index;
@@ -102,14 +127,15 @@ impl Feed {
         self.newest.clone()
     }
 
-    /// What came after a place, in order; `None`: not all of it is known here any more.
-    pub fn after(&self, at: At) -> Option<Vec<Arc<Change>>> {
+    /// The first changes that came after a place, in order: as many as are taken at once, none when there are none.
+    /// `None`: not all that came after it is known here any more.
+    pub fn after(&self, at: At) -> Option<VecDeque<Arc<Told>>> {
         let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
         if at < ring.since {
             return None;
         }
-        let first = ring.changes.partition_point(|change| (change.index, change.offset) <= at);
-        Some(ring.changes.range(first..).cloned().collect())
+        let first = ring.changes.partition_point(|told| told.at() <= at);
+        Some(ring.changes.range(first..).take(BATCH).cloned().collect())
     }
 }
 
@@ -126,8 +152,8 @@ mod tests {
         State { index, ..State::default() }
     }
 
-    fn places(changes: Option<Vec<Arc<Change>>>) -> Vec<At> {
-        changes.expect("known").iter().map(|change| (change.index, change.offset)).collect()
+    fn places(changes: Option<VecDeque<Arc<Told>>>) -> Vec<At> {
+        changes.expect("known").iter().map(|told| told.at()).collect()
     }
 
     #[test]
@@ -154,12 +180,28 @@ mod tests {
             recorder.note(vec![change(index, 0)]);
         }
         recorder.tell(&state(KEPT as u64 + 2));
-        assert_eq!(feed.after((1, 0)), None);
-        assert_eq!(places(feed.after((2, 0))).len(), KEPT);
+        assert!(feed.after((1, 0)).is_none());
+        // All that is kept, piece by piece.
+        let (mut at, mut count) = ((2, 0), 0);
+        while let Some(last) = places(feed.after(at)).last() {
+            count += places(feed.after(at)).len();
+            at = *last;
+        }
+        assert_eq!((at, count), ((KEPT as u64 + 2, 0), KEPT));
         recorder.note(vec![change(20_000, 0)]);
         recorder.begin_anew(&state(30_000));
-        assert_eq!(feed.after((29_999, 7)), None);
+        assert!(feed.after((29_999, 7)).is_none());
         assert_eq!(places(feed.after((30_000, END))), []);
         assert_eq!(*feed.newest().borrow(), Newest { index: 30_000, modified: 30_000 });
+    }
+
+    #[test]
+    fn a_change_is_written_out_once_for_all() {
+        let (mut recorder, feed) = feed();
+        recorder.note(vec![change(3, 0)]);
+        recorder.tell(&state(3));
+        let text = |words: &'static str| feed.after((0, 0)).unwrap()[0].text(|_| words.into());
+        assert_eq!(text("first"), "first");
+        assert_eq!(text("second"), "first");
     }
 }

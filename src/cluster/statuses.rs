@@ -33,6 +33,8 @@ pub(super) mod carry;
 pub const WAIT: Duration = Duration::from_secs(3);
 /// How long after the last read the status of other hosts is still asked for.
 const LEASE: Duration = Duration::from_secs(15);
+/// That somebody reads is said again no sooner than after this.
+const RENEW: Duration = Duration::from_secs(1);
 /// How long the first read on an attached host waits for it.
 const FIRST: Duration = Duration::from_secs(1);
 /// What an answer is about to have, in bytes: it is encoded in one go.
@@ -186,7 +188,7 @@ impl Statuses {
     /// The same, for somebody who goes on reading: an attached host asks for the others' from now on.
     pub fn look(&self) -> Board {
         let now = moment();
-        let old = |read: Option<Moment>| read.is_none_or(|read| now.since(read) > LEASE / 15);
+        let old = |read: Option<Moment>| read.is_none_or(|read| now.since(read) > RENEW);
         self.0.read.send_if_modified(|read| {
             let renewed = old(*read);
             *read = if renewed { Some(now) } else { *read };
@@ -298,11 +300,14 @@ impl Statuses {
     }
 
     fn merge(&self, delta: Delta) -> Merged {
-        let merged = self.change(|board| board.merge(delta, moment()));
-        match merged {
-            Merged::Taken(lines) => self.count(&self.0.counters.taken, lines),
-            Merged::Refused => self.count(&self.0.counters.refused, 1),
-            Merged::Stale => {}
+        let mut merged = Merged::Stale;
+        for part in delta.parts() {
+            merged = self.change(|board| board.merge(part, moment()));
+            match merged {
+                Merged::Taken(lines) => self.count(&self.0.counters.taken, lines),
+                Merged::Refused => self.count(&self.0.counters.refused, 1),
+                Merged::Stale => {}
+            }
         }
         merged
     }

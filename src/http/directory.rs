@@ -313,8 +313,7 @@ fn labels<'a>(state: &'a state::State, id: &InstanceId) -> Option<&'a BTreeMap<S
 
 pub(super) fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -> DirectoryView {
     let ports = entry.ports.iter();
-    let ports =
-        ports.map(|(name, (protocol, port))| (name.clone(), PortView { protocol: *protocol, port: *port }));
+    let ports = ports.map(|(name, (protocol, port))| (name.to_owned(), PortView { protocol, port }));
     DirectoryView {
         instance: instance.clone(),
         process: instance.process.clone(),

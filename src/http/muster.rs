@@ -130,10 +130,8 @@ fn unheard(state: &State, wanted: &Filter, host: &HostName, why: &str) -> Vec<In
 }
 
 fn ports(entry: Option<&Entry>) -> BTreeMap<String, PortView> {
-    let ports = entry.into_iter().flat_map(|entry| &entry.ports);
-    ports
-        .map(|(name, (protocol, port))| (name.clone(), PortView { protocol: *protocol, port: *port }))
-        .collect()
+    let ports = entry.into_iter().flat_map(|entry| entry.ports.iter());
+    ports.map(|(name, (protocol, port))| (name.to_owned(), PortView { protocol, port })).collect()
 }
 
 #[cfg(test)]

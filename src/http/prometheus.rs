@@ -111,7 +111,7 @@ fn groups(state: &state::State, cluster: &str, here: &str) -> Vec<Group> {
             let Some(name) = label_name(name) else { continue };
             labels.entry(name).or_insert_with(|| value.clone());
         }
-        Some(Group { targets: vec![endpoint(&entry.address, *port)], labels })
+        Some(Group { targets: vec![endpoint(&entry.address, port)], labels })
     });
     state.hosts.iter().map(agent).chain(runs).collect()
 }
@@ -181,7 +181,8 @@ mod tests {
             state.apply(&state::Envelope { stamp_ms: 1, command }).unwrap();
         }
         state.hosts.get_mut(&"beta".parse::<HostName>().unwrap()).unwrap().up = false;
-        let ports = |name: &str, protocol| BTreeMap::from([(name.to_owned(), (protocol, 9001))]);
+        let ports =
+            |name: &str, protocol| state::Ports::from(&BTreeMap::from([(name.to_owned(), (protocol, 9001))]));
         let entry = |ports, ready| state::Entry {
             host: "beta".parse().unwrap(),
             run: crate::keeper::protocol::RunId(7),

@@ -1,13 +1,11 @@
 //! What runs say about themselves, as it is shown: in the directory, and to those who watch it.
 //!
 //! Owns the shapes, and what a watcher has seen. What is known is [`crate::cluster::statuses`]'. A watcher is told of
-//! each run at most once a second, as it is then, without an id; one that has no room for an event gets a newer one
-//! later, and its changes of the directory wait for none of it.
+//! each run at most once a second, as it is then, without an id; one that reads slowly gets the newest when it does.
 
 use std::time::Duration;
 
-use axum::response::sse::Event;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::router::Api;
@@ -102,8 +100,8 @@ impl Hearer {
         }
     }
 
-    /// Tells what it has not seen, if there is room for it.
-    pub(super) fn tell(&mut self, to: &mpsc::Sender<Event>) {
+    /// What it has not seen, as it is now; `None`: nothing that it wants to know.
+    pub(super) fn news(&mut self) -> Option<Vec<SaidView>> {
         self.next = Instant::now() + PACE;
         self.versions.mark_unchanged();
         let (board, now) = (self.statuses.look(), moment());
@@ -111,18 +109,8 @@ impl Hearer {
         let wanted = |id: &InstanceId| self.process.as_ref().is_none_or(|process| id.process == *process);
         let said: Vec<SaidView> =
             news.into_iter().filter(|(_, id, _)| wanted(id)).filter_map(|line| view(line, now)).collect();
-        let room = said.is_empty() || {
-            let data = serde_json::to_string(&said).unwrap_or_default();
-            to.try_send(Event::default().event("status").data(data)).is_ok()
-        };
-        match room {
-            true => self.seen.extend(places),
-            false => {
-                // It is told later, as it is then.
-                self.versions.mark_changed();
-                self.statuses.put_off();
-            }
-        }
+        self.seen.extend(places);
+        Some(said).filter(|said| !said.is_empty())
     }
 }
 
@@ -145,34 +133,24 @@ mod tests {
         statuses.note([(instance.parse().unwrap(), RunId(1), Some(summary))]);
     }
 
-    fn heard(events: &mut mpsc::Receiver<Event>) -> String {
-        // An event has no way to read it but this.
-        format!("{:?}", events.try_recv())
-    }
-
     #[tokio::test]
-    async fn a_slow_watcher_gets_the_newest_when_there_is_room() {
+    async fn whoever_asks_late_gets_the_newest_and_at_most_once_a_second() {
         let statuses = Statuses::new("alpha".parse().unwrap());
         let mut hearer = Hearer::new(statuses.clone(), Some("zone".parse().unwrap()));
-        let (to, mut events) = mpsc::channel(1);
+        let players = |said: Option<Vec<SaidView>>| -> Vec<Option<u32>> {
+            said.into_iter().flatten().map(|said| said.status.players).collect()
+        };
         says(&statuses, "zone.0", 501);
         says(&statuses, "login.0", 777);
         hearer.due().await;
-        hearer.tell(&to);
+        assert_eq!(players(hearer.news()), [Some(501)]);
         for players in [502, 503] {
             says(&statuses, "zone.0", players);
-            hearer.due().await;
-            hearer.tell(&to);
         }
-        assert_eq!(statuses.counts().put_off, 2, "nobody reads");
-        let first = heard(&mut events);
-        assert!(first.contains("501") && !first.contains("777"), "{first}");
         let began = Instant::now();
         hearer.due().await;
         assert!(began.elapsed() > PACE / 2, "{:?}", began.elapsed());
-        hearer.tell(&to);
-        let newest = heard(&mut events);
-        assert!(newest.contains("503") && !newest.contains("502"), "{newest}");
+        assert_eq!(players(hearer.news()), [Some(503)]);
         let due = tokio::time::timeout(2 * PACE, hearer.due());
         assert!(due.await.is_err(), "nothing new, and it is told again");
     }

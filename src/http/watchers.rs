@@ -3,31 +3,33 @@
 //! Owns what a watcher has seen. It is told a `snapshot`, then each change in order and once: `put`, `gone`, `leader`.
 //! The id of an event is a place in the cluster's history, `HISTORY:INDEX:OFFSET`, and means the same on every host,
 //! so that a watcher goes on where it was on any of them (`Last-Event-ID`). What cannot be told step by step is a
-//! `reset` and a new snapshot. Watchers share the changes and read them at their own pace: one that is slow falls out
-//! of the ring and is reset, and holds up nobody.
+//! `reset` and a new snapshot. A watcher has neither a task nor a queue of its own: whoever writes to its connection
+//! asks for the next event when there is room for it, and takes what all watchers share. So one that is slow falls
+//! out of the ring and is reset, and holds up nobody.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use bytes::Bytes;
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoParams;
 
 use super::directory::view;
 use super::problem::Refusal;
 use super::router::Api;
 use super::said::Hearer;
-use crate::cluster::feed::{At, END, Feed, Newest};
+use crate::cluster::feed::{At, END, Feed, Newest, Told};
 use crate::spec::ProcessName;
 use crate::state::{self, Change, Changed};
 
@@ -35,10 +37,10 @@ use crate::state::{self, Change, Changed};
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 /// How long a host whose copy is behind the watcher may take to get there.
 const BEHIND: Duration = Duration::from_secs(5);
-/// Events that wait for a watcher to read them; after these it is behind.
-const AHEAD: usize = 64;
 /// So that a connection that is gone is noticed.
 const ALIVE: Duration = Duration::from_secs(15);
+/// Says nothing.
+const COMMENT: &[u8] = b":\n\n";
 
 /// Whom a watcher is interested in.
 #[derive(Deserialize, IntoParams)]
@@ -103,12 +105,21 @@ pub(super) async fn follow(
         reach(&feed, seen.at.0).await?;
     }
     let place = api.watch()?;
-    let (to, events) = mpsc::channel(AHEAD);
     let hearer = status.then(|| Hearer::new(api.handle.ring.statuses().clone(), process.clone()));
-    let watcher = Watcher { api, feed, process, to, _place: place };
-    tokio::spawn(watcher.run(seen, hearer));
-    let events = ReceiverStream::new(events).map(Ok::<_, Infallible>);
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)).into_response())
+    let next = match seen {
+        Some(seen) if seen.history == history => Next::After(seen.at),
+        Some(_) => Next::Reset("another history of the cluster"),
+        None => Next::Snapshot,
+    };
+    let (newest, stop) = (feed.newest(), api.shutdown.clone());
+    let watcher =
+        Watcher { api, feed, newest, stop, process, hearer, next, taken: VecDeque::new(), _place: place };
+    let events = stream::unfold(watcher, async |mut watcher| {
+        let event = watcher.next().await?;
+        Some((Ok::<_, Infallible>(event), watcher))
+    });
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    Ok((headers, Body::from_stream(events)).into_response())
 }
 
 /// Waits until this host's copy is as new as what was seen elsewhere.
@@ -141,108 +152,128 @@ async fn said(hearer: &mut Option<Hearer>) -> &mut Hearer {
     }
 }
 
-/// The watcher is gone, or the agent ends.
-struct Gone;
+/// What a watcher is told next.
+enum Next {
+    Snapshot,
+    /// For this reason.
+    Reset(&'static str),
+    /// What came after this place.
+    After(At),
+}
 
 struct Watcher {
     api: Api,
     feed: Feed,
+    newest: watch::Receiver<Newest>,
+    stop: watch::Receiver<bool>,
     process: Option<ProcessName>,
-    to: mpsc::Sender<Event>,
+    hearer: Option<Hearer>,
+    next: Next,
+    /// Changes that were taken and not told yet.
+    taken: VecDeque<Arc<Told>>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Watcher {
-    async fn run(self, seen: Option<Seen>, hearer: Option<Hearer>) {
-        let mut stop = self.api.shutdown.clone();
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => {}
-            () = self.to.closed() => {}
-            _ = self.tell_all(seen, hearer) => {}
-        }
-    }
-
-    async fn tell_all(&self, seen: Option<Seen>, mut hearer: Option<Hearer>) -> Result<(), Gone> {
-        let mut newest = self.feed.newest();
-        let mut at = match seen {
-            Some(seen) if seen.history == self.api.handle.ring.history() => seen.at,
-            Some(_) => self.reset("another history of the cluster", &mut newest).await?,
-            None => self.snapshot(&mut newest).await?,
-        };
+    /// The next event once there is one; `None`: the agent ends.
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
-            newest.mark_unchanged();
-            match self.feed.after(at) {
-                Some(changes) => {
-                    for change in changes {
-                        at = (change.index, change.offset);
-                        self.tell(&change).await?;
+            if *self.stop.borrow() {
+                return None;
+            }
+            if let Some(told) = self.taken.pop_front() {
+                self.next = Next::After(told.at());
+                if self.wants(&told.change) {
+                    return Some(told.text(|change| self.write(change)));
+                }
+                continue;
+            }
+            match self.next {
+                Next::Reset(why) => {
+                    self.next = Next::Snapshot;
+                    return Some(event("reset", None, &json!({ "reason": why })));
+                }
+                Next::Snapshot => return Some(self.snapshot().await),
+                Next::After(at) => {
+                    self.newest.mark_unchanged();
+                    match self.feed.after(at) {
+                        None => self.next = Next::Reset("what came in between is not known here any more"),
+                        Some(none) if none.is_empty() => {
+                            if let Some(said) = self.wait().await {
+                                return Some(said);
+                            }
+                        }
+                        Some(changes) => self.taken = changes,
                     }
                 }
-                None => {
-                    at = self.reset("what came in between is not known here any more", &mut newest).await?;
-                    continue;
-                }
-            }
-            tokio::select! {
-                changed = newest.changed() => changed.map_err(|_| Gone)?,
-                hearer = said(&mut hearer) => hearer.tell(&self.to),
             }
         }
     }
 
-    async fn reset(&self, why: &str, newest: &mut watch::Receiver<Newest>) -> Result<At, Gone> {
-        self.send(Event::default().event("reset").data(json!({ "reason": why }).to_string())).await?;
-        self.snapshot(newest).await
+    /// Waits until there may be a change, or for something else that is to be told.
+    async fn wait(&mut self) -> Option<Bytes> {
+        tokio::select! {
+            // Whoever tells of changes is gone when the agent ends.
+            Ok(()) = self.newest.changed() => None,
+            _ = self.stop.wait_for(|stop| *stop) => None,
+            hearer = said(&mut self.hearer) => hearer.news().map(|said| event("status", None, &said)),
+            () = tokio::time::sleep(ALIVE) => Some(Bytes::from_static(COMMENT)),
+        }
     }
 
-    /// All that the directory has, and the place from which on changes follow it.
-    async fn snapshot(&self, newest: &mut watch::Receiver<Newest>) -> Result<At, Gone> {
+    /// All that the directory has; changes follow from there on.
+    async fn snapshot(&mut self) -> Bytes {
         let state = self.api.handle.state.borrow().clone();
         // The state goes out before its changes do.
         let index = state.index;
-        let reached = newest.wait_for(|newest| newest.index >= index);
+        let reached = self.newest.wait_for(|newest| newest.index >= index);
         let _ = tokio::time::timeout_at(Instant::now() + BEHIND, reached).await;
         let at = (index, END);
+        self.next = Next::After(at);
         let entries: Vec<_> = match &self.process {
             Some(name) => {
                 state::of_process(&state.directory, name).map(|(id, e)| view(&state, id, e)).collect()
             }
             None => state.directory.iter().map(|(id, entry)| view(&state, id, entry)).collect(),
         };
-        let data = serde_json::to_string(&entries).unwrap_or_default();
-        self.send(Event::default().event("snapshot").id(self.id(at)).data(data)).await?;
-        Ok(at)
+        event("snapshot", Some(self.id(at)), &entries)
     }
 
-    async fn tell(&self, change: &Arc<Change>) -> Result<(), Gone> {
+    fn wants(&self, change: &Change) -> bool {
         let process = match &change.what {
             Changed::Entry(id, _) => &id.process,
             Changed::Leader(name, _) => name,
         };
-        if self.process.as_ref().is_some_and(|wanted| wanted != process) {
-            return Ok(());
-        }
+        self.process.as_ref().is_none_or(|wanted| wanted == process)
+    }
+
+    /// As it is told to all.
+    fn write(&self, change: &Change) -> Bytes {
         let state = self.api.handle.state.borrow().clone();
-        let (kind, data) = match &change.what {
-            Changed::Entry(id, Some(entry)) => ("put", json!(view(&state, id, entry))),
-            Changed::Entry(id, None) => ("gone", json!({ "instance": id, "process": process })),
+        let id = Some(self.id((change.index, change.offset)));
+        match &change.what {
+            Changed::Entry(instance, Some(entry)) => event("put", id, &view(&state, instance, entry)),
+            Changed::Entry(instance, None) => {
+                event("gone", id, &json!({ "instance": instance, "process": instance.process }))
+            }
             Changed::Leader(name, leader) => {
                 let leader = leader.as_ref();
                 let (instance, token) = (leader.map(|l| &l.instance), leader.map(|l| l.token));
-                ("leader", json!({ "process": name, "instance": instance, "token": token }))
+                event("leader", id, &json!({ "process": name, "instance": instance, "token": token }))
             }
-        };
-        let id = self.id((change.index, change.offset));
-        self.send(Event::default().event(kind).id(id).data(data.to_string())).await
+        }
     }
 
     fn id(&self, at: At) -> String {
         Seen { history: self.api.handle.ring.history(), at }.id()
     }
+}
 
-    async fn send(&self, event: Event) -> Result<(), Gone> {
-        self.to.send(event).await.map_err(|_| Gone)
-    }
+/// A server-sent event (WHATWG HTML, section 9.2). JSON has no line breaks of its own.
+fn event(kind: &str, id: Option<String>, data: &impl Serialize) -> Bytes {
+    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+    let data = serde_json::to_string(data).unwrap_or_default();
+    format!("event: {kind}\n{id}data: {data}\n\n").into()
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ impl State {
                     run: event.run,
                     hash: *hash,
                     address: address.to_owned(),
-                    ports: ports.clone(),
+                    ports: ports.into(),
                     started: index,
                     ready: None,
                 };
@@ -187,7 +187,7 @@ impl State {
                     run: fact.run,
                     hash: fact.hash,
                     address: address.to_owned(),
-                    ports: fact.ports.clone(),
+                    ports: (&fact.ports).into(),
                     started: index,
                     ready,
                 };

@@ -178,7 +178,6 @@ impl Board {
                 continue;
             }
             size += news;
-            more |= delta.to < sheet.place();
             deltas.push(delta);
         }
         (deltas, more)

@@ -21,7 +21,7 @@ pub const MAX_RUNS: usize = 16 * 1024;
 pub const MAX_BYTES: usize = 8 << 20;
 /// A sheet that its host has not vouched for within this time shows nothing.
 pub const FRESH: Duration = Duration::from_secs(15);
-/// Lines that go together, unless it is the whole: who takes them over is busy with them for so long.
+/// Lines of a delta that are taken over at once.
 const PART: usize = 512;
 /// Lines of runs that have ended.
 const KEPT: usize = 256;
@@ -100,6 +100,24 @@ impl Delta {
         self.from.is_none() || !self.lines.is_empty()
     }
 
+    /// The same in parts to be taken over one after another, so that whoever else needs the board waits for one of
+    /// them only. The whole of a sheet has to be one.
+    pub fn parts(mut self) -> Vec<Delta> {
+        if self.from.is_none() || self.lines.len() <= PART {
+            return vec![self];
+        }
+        let mut lines = std::mem::take(&mut self.lines).into_iter().peekable();
+        let mut parts = Vec::new();
+        while lines.peek().is_some() {
+            let some: Vec<Told> = lines.by_ref().take(PART).collect();
+            let last = some.last().filter(|_| lines.peek().is_some());
+            let seq = last.map_or(self.to.seq, |last| last.seq);
+            let (host, to) = (self.host.clone(), Place { seq, ..self.to });
+            parts.push(Delta { host, to, from: self.from.replace(seq), age_ms: self.age_ms, lines: some });
+        }
+        parts
+    }
+
     /// True when its numbers can be right, and nothing is too large.
     pub(super) fn is_sound(&self) -> bool {
         let mut last = self.from.unwrap_or(0);
@@ -158,7 +176,7 @@ impl Sheet {
     }
 
     /// The lines behind a number, by their numbers.
-    pub fn after(&self, seq: u64) -> impl Iterator<Item = (&InstanceId, &Line)> + Clone {
+    pub fn after(&self, seq: u64) -> impl Iterator<Item = (&InstanceId, &Line)> {
         let later = self.order.range::<u64, _>(seq.saturating_add(1)..);
         later.filter_map(|(_, id)| Some((id, self.lines.get(id)?)))
     }
@@ -228,7 +246,7 @@ impl Sheet {
         self.ended.remove(&line.seq);
     }
 
-    /// What somebody lacks who has so much, or the first part of that; `None`: it has more.
+    /// What somebody lacks who has so much; `None`: it has more.
     pub(super) fn since(&self, host: &HostName, have: Option<Place>, now: Moment) -> Option<Delta> {
         if have.is_some_and(|have| have > self.place) {
             return None;
@@ -242,20 +260,12 @@ impl Sheet {
             summary: line.summary.clone(),
         };
         let lines = self.after(have.map_or(0, |have| have.seq));
-        let lines = lines.filter(|(_, line)| have.is_some() || line.summary.is_some());
-        let most = if have.is_some() { PART } else { usize::MAX };
-        let mut rest = lines.clone().skip(most);
-        let lines: Vec<Told> = lines.map(told).take(most).collect();
-        let seq = match (rest.next(), lines.last()) {
-            (Some(_), Some(last)) => last.seq,
-            _ => self.place.seq,
-        };
         Some(Delta {
             host: host.clone(),
-            to: Place { seq, ..self.place },
+            to: self.place,
             from: have.map(|have| have.seq),
             age_ms: ms(now.since(self.vouched)),
-            lines,
+            lines: lines.filter(|(_, line)| have.is_some() || line.summary.is_some()).map(told).collect(),
         })
     }
 

@@ -238,20 +238,33 @@ fn a_large_answer_goes_in_parts_and_none_waits_for_ever() {
 }
 
 #[test]
-fn what_changed_of_one_host_goes_in_parts_too() {
+fn who_asks_seldom_has_all_of_it_all_the_same() {
     let (mut alpha, mut beta) = (board("alpha"), board("beta"));
     let say = |alpha: &mut Board, said| {
         for number in 0..1_200 {
             assert!(alpha.note(zone(number), RunId(1), Some(players(said)), at(0)));
         }
     };
-    say(&mut alpha, 1);
-    assert!(!pull(&mut alpha, &mut beta, at(0), ROOM), "the whole goes as a whole");
-    say(&mut alpha, 2);
-    let told = |board: &Board| shown(board, "alpha", at(0)).values().filter(|(_, said)| *said == 2).count();
-    for (more, so_far) in [(true, 512), (true, 1_024), (false, 1_200), (false, 1_200)] {
-        assert_eq!((pull(&mut alpha, &mut beta, at(0), ROOM), told(&beta)), (more, so_far));
+    let told =
+        |board: &Board, said| shown(board, "alpha", at(0)).values().filter(|(_, by)| *by == said).count();
+    for round in 0..4 {
+        // Twice as often as it is asked for.
+        (0..2).for_each(|half| say(&mut alpha, 2 * round + half));
+        assert!(!pull(&mut alpha, &mut beta, at(0), ROOM));
+        assert_eq!(told(&beta, 2 * round + 1), 1_200);
     }
+    // In parts the same.
+    say(&mut alpha, 99);
+    let delta = alpha.since(|_| true, &beta.places(), at(0), ROOM).0.remove(0);
+    let (to, parts) = (delta.to, delta.parts());
+    for (part, so_far) in parts.into_iter().zip([512, 1_024, 1_200]) {
+        assert!(matches!(beta.merge(part, at(0)), Merged::Taken(lines) if lines <= 512));
+        assert_eq!(told(&beta, 99), so_far);
+    }
+    assert_eq!(beta.places()[&name("alpha")], to);
+    let mut gamma = board("gamma");
+    gamma.merge(alpha.since(|_| true, &Places::new(), at(0), ROOM).0.remove(0).parts().remove(0), at(0));
+    assert_eq!(told(&gamma, 99), 1_200, "the whole is one");
 }
 
 #[derive(Clone, Debug)]

@@ -137,14 +137,14 @@ impl Supervisor {
     fn listings(&self, state: &State, process: &ProcessName) -> Listings {
         let own = state.directory.iter().filter(|(id, _)| id.process == *process);
         own.map(|(id, entry)| {
-            let port = |(protocol, port): &(_, u16)| Port { protocol: *protocol, port: *port };
+            let port = |(protocol, port)| Port { protocol, port };
             let listing = Listing {
                 instance: id.clone(),
                 host: entry.host.clone(),
                 address: entry.address.clone(),
                 run: entry.run.0,
                 ready: entry.ready.is_some(),
-                ports: entry.ports.iter().map(|(name, p)| (name.clone(), port(p))).collect(),
+                ports: entry.ports.iter().map(|(name, p)| (name.to_owned(), port(p))).collect(),
                 status: None,
                 status_age_ms: None,
             };

@@ -19,7 +19,7 @@ fn entry(on: &str, run: u64, ready: bool) -> Entry {
         run: RunId(run),
         hash: Default::default(),
         address: "10.0.0.2".to_owned(),
-        ports: [("game".to_owned(), (crate::spec::Protocol::Udp, 20_001))].into(),
+        ports: (&BTreeMap::from([("game".to_owned(), (crate::spec::Protocol::Udp, 20_001))])).into(),
         started: 9,
         ready: ready.then_some(10),
     }
