@@ -244,3 +244,51 @@ async fn over_tls_nothing_is_said_in_the_clear_and_to_nobody_who_trusts_another_
     let error = super::secured::connector(other.path()).connect(name, socket).await.unwrap_err().to_string();
     assert!(error.contains("UnknownIssuer") || error.contains("BadSignature"), "{error}");
 }
+
+/// A certificate of the folder's CA for the API, valid in these years only.
+fn valid_in(folder: &std::path::Path, years: (i32, i32)) {
+    use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
+    let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+    let key = KeyPair::from_pem(&read("ca.key")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (date_time_ymd(years.0, 1, 1), date_time_ymd(years.1, 1, 1));
+    std::fs::write(folder.join("alpha-api.pem"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+    std::fs::write(folder.join("alpha-api.key"), key.serialize_pem()).unwrap();
+}
+
+#[tokio::test]
+async fn the_command_line_sends_its_token_to_nobody_whose_certificate_does_not_hold() {
+    use bigbrother::cli::api::{Access, Api, ApiError};
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for folder in [dir.path(), other.path()] {
+        bigbrother::cluster::tls::issue::init(folder, "pirates").unwrap();
+    }
+    let file = other.path().join("token");
+    std::fs::write(&file, READER).unwrap();
+    let (own, foreign) = (dir.path().join("ca.pem"), other.path().join("ca.pem"));
+    for (years, name, ca, trusted) in [
+        ((2019, 2020), "127.0.0.1", own.clone(), false),
+        ((4000, 4090), "127.0.0.1", own.clone(), false),
+        ((2019, 4090), "localhost", own.clone(), false),
+        ((2019, 4090), "127.0.0.1", foreign, false),
+        ((2019, 4090), "127.0.0.1", own, true),
+    ] {
+        let served = tempfile::tempdir().unwrap();
+        for file in ["ca.pem", "ca.key"] {
+            std::fs::copy(dir.path().join(file), served.path().join(file)).unwrap();
+        }
+        valid_in(served.path(), years);
+        let secured = Secured::start(served, true).await;
+        let address = format!("https://{name}:{}", secured.server.tcp.port());
+        let api = Api::new(address.parse().unwrap()).with(Access::gather(Some(&file), Some(ca)).unwrap());
+        let answer = api.get::<serde_json::Value>("/v1/status").await;
+        match trusted {
+            true => assert_eq!(answer.unwrap()["host"], "alpha"),
+            false => {
+                assert!(matches!(answer, Err(ApiError::Untrusted { .. })), "{years:?} {name}: {answer:?}");
+            }
+        }
+    }
+}

@@ -67,7 +67,7 @@ impl Secured {
         Secured::start(tempfile::tempdir().unwrap(), false).await
     }
 
-    async fn start(dir: tempfile::TempDir, tls: bool) -> Secured {
+    pub async fn start(dir: tempfile::TempDir, tls: bool) -> Secured {
         let mut state = state();
         for (name, token) in [
             ("reader", token(Role::Read, READER, None)),
