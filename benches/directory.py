@@ -241,9 +241,9 @@ class Bench:
             print(f"{count} watchers on {hosts} agents: {json.dumps(found)}, agent {memory:.0f} MiB")
             if bounds:
                 median, worst = bounds
-                self.judge("ms from proposal to last, median", found["last_since_proposal_p50_ms"], median)
+                self.judge("ms from the commit to the last, median", found["last_since_commit_p50_ms"], median)
                 if worst:
-                    self.judge("ms from proposal to last, p99", found["last_since_proposal_p99_ms"], worst)
+                    self.judge("ms from the commit to the last, p99", found["last_since_commit_p99_ms"], worst)
             if (count, hosts) == (1_000, 1):
                 self.judge("MiB of the agent", memory, 80)
             self.order("drop")

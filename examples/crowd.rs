@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! fill N                        N runs in the directory
-//! watch N CHANGES URL[,URL]     N watchers, a connection each; N of CHANGES changes reach the last of them after ...
+//! watch N CHANGES ADDRESS[,...] N watchers, a connection each; when CHANGES changes have reached the last of them,
+//!                               counted from the proposal, and from when the proposer heard that it is committed
 //! drop                          the watchers hang up
 //! ```
 

@@ -95,7 +95,8 @@ pub fn state() -> State {
         run: RunId(run),
         hash: Default::default(),
         address: "10.0.0.1".into(),
-        ports: (&BTreeMap::from([("game".to_owned(), (Protocol::Udp, 7000 + u16::try_from(run).unwrap()))])).into(),
+        ports: (&BTreeMap::from([("game".to_owned(), (Protocol::Udp, 7000 + u16::try_from(run).unwrap()))]))
+            .into(),
         started,
         ready,
     };
