@@ -138,6 +138,52 @@ impl Drop for Follower {
     }
 }
 
+const DUNGEON: &str = r#"
+[process.dungeon]
+command = ["/bin/sh", "-c", "printf %s '{arg.map}' > map; sleep 100000"]
+on_demand = { max = 2 }
+ready = { mode = "spawned", after = "50ms" }
+heartbeat = { mode = "none" }
+"#;
+
+#[test]
+fn an_instance_is_launched_and_a_file_is_planned_from_any_host() {
+    let cluster = Cluster::start(|host| zones(host) + DUNGEON);
+    cluster.ready(0, &ZONES);
+    let launch = |host: usize, map: &str, key: &str| {
+        let map = format!("map={map}");
+        cluster.run(host, &["launch", "dungeon", "--arg", &map, "--key", key, "--json"])
+    };
+    let first = launch(0, "harbour", "first").json()["instance"].as_str().unwrap().to_owned();
+    let again = launch(2, "harbour", "first").json();
+    assert_eq!(again["instance"], first.as_str(), "the same key, asked of another host");
+    let refused = launch(1, "cave", "first");
+    assert!(refused.code != Some(0) && refused.err.contains("first"), "{refused:?}");
+    let second = launch(1, "cave", "second").json()["instance"].as_str().unwrap().to_owned();
+    for (instance, map) in [(&first, "harbour"), (&second, "cave")] {
+        let host =
+            until("it is placed", || cluster.view(0, instance).ok_or_else(|| "nowhere".to_owned())).host;
+        let written =
+            cluster.hosts[Cluster::index(host.as_str())].data.join("data").join(instance).join("map");
+        until("it has its argument", || {
+            let text = std::fs::read_to_string(&written).unwrap_or_default();
+            expect(text == map, (&written, text))
+        });
+    }
+    assert_ne!(launch(2, "sea", "third").code, Some(0), "two are the most");
+
+    // What a file would change is told by any host, and it changes nothing.
+    let host = &cluster.hosts[1];
+    let changed = host.root.join("changed.toml");
+    std::fs::write(&changed, std::fs::read_to_string(host.config()).unwrap().replace("max = 2", "max = 3"))
+        .unwrap();
+    let planned = cluster.run(1, &["plan", changed.to_str().unwrap()]);
+    assert!(planned.code == Some(10) && planned.out.contains("dungeon"), "{planned:?}");
+    assert_ne!(launch(2, "sea", "third").code, Some(0), "a plan is no apply");
+    cluster.ok(1, &["apply", changed.to_str().unwrap()]);
+    launch(2, "sea", "third").json();
+}
+
 #[test]
 fn a_drained_host_is_emptied_and_an_undrained_one_is_not_refilled() {
     let cluster = Cluster::start(zones);
