@@ -37,6 +37,7 @@ mod said;
 mod server;
 mod snapshots;
 mod spec;
+mod sse;
 mod status;
 mod strike;
 mod tail;
@@ -44,6 +45,7 @@ mod tls;
 mod tokens;
 mod trail;
 mod watchers;
+mod whole;
 
 pub use listen::{ListenError, Listeners};
 pub use rights::{RIGHTS, Right};

@@ -57,6 +57,7 @@ struct Ring {
 pub struct Recorder {
     ring: Arc<RwLock<Ring>>,
     newest: watch::Sender<Newest>,
+    modified: watch::Sender<u64>,
     /// Told with the next state that goes out.
     waiting: Vec<Change>,
 }
@@ -75,13 +76,15 @@ pub struct Newest {
 pub struct Feed {
     ring: Arc<RwLock<Ring>>,
     newest: watch::Receiver<Newest>,
+    modified: watch::Receiver<u64>,
 }
 
 /// Both ends of an empty ring.
 pub fn feed() -> (Recorder, Feed) {
-    let (newest, seen) = watch::channel(Newest::default());
+    let ((newest, seen), (modified, changed)) = (watch::channel(Newest::default()), watch::channel(0));
     let ring = Arc::new(RwLock::new(Ring::default()));
-    (Recorder { ring: ring.clone(), newest, waiting: Vec::new() }, Feed { ring, newest: seen })
+    let recorder = Recorder { ring: ring.clone(), newest, modified, waiting: Vec::new() };
+    (recorder, Feed { ring, newest: seen, modified: changed })
 }
 
 impl Recorder {
@@ -109,6 +112,9 @@ impl Recorder {
             let next = Newest { index, modified: modified.unwrap_or(newest.modified) };
             std::mem::replace(newest, next) != next
         });
+        if let Some(modified) = modified {
+            self.modified.send_replace(modified);
+        }
     }
 
     /// A whole state came: what led to it is not known.
@@ -118,6 +124,7 @@ impl Recorder {
         *ring = Ring { since: (state.index, END), changes: VecDeque::new() };
         drop(ring);
         self.newest.send_replace(Newest { index: state.index, modified: state.index });
+        self.modified.send_replace(state.index);
     }
 }
 
@@ -125,6 +132,11 @@ impl Feed {
     /// How far the ring reaches; changes with each state that goes out.
     pub fn newest(&self) -> watch::Receiver<Newest> {
         self.newest.clone()
+    }
+
+    /// The index of the last change of the directory: who waits for such is not woken by all else.
+    pub fn modified(&self) -> watch::Receiver<u64> {
+        self.modified.clone()
     }
 
     /// The first changes that came after a place, in order: as many as are taken at once, none when there are none.
@@ -165,7 +177,10 @@ mod tests {
         assert_eq!(*feed.newest().borrow(), Newest { index: 4, modified: 3 });
         recorder.note(vec![change(6, 0)]);
         recorder.tell(&state(6));
+        let mut modified = feed.modified();
+        assert_eq!(*modified.borrow_and_update(), 6);
         recorder.tell(&state(9));
+        assert!(!modified.has_changed().unwrap(), "nothing of the directory");
         assert_eq!(*feed.newest().borrow(), Newest { index: 9, modified: 6 });
         assert_eq!(places(feed.after((0, 0))), [(3, 0), (3, 1), (6, 0)]);
         assert_eq!(places(feed.after((3, 0))), [(3, 1), (6, 0)]);

@@ -90,21 +90,21 @@ pub(super) enum Origin {
     Host(HostName),
 }
 
-/// The token that a connection last showed.
+/// The token that a connection last showed, by its name and its hash: another one may have the name later.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Badge(Arc<watch::Sender<Option<TokenName>>>);
+pub(super) struct Badge(Arc<watch::Sender<Option<(TokenName, [u8; 32])>>>);
 
 impl Badge {
     /// What is shown, from now on.
-    pub(super) fn shown(&self) -> watch::Receiver<Option<TokenName>> {
+    pub(super) fn shown(&self) -> watch::Receiver<Option<(TokenName, [u8; 32])>> {
         self.0.subscribe()
     }
 
-    fn show(&self, name: &TokenName) {
+    fn show(&self, name: &TokenName, token: &ApiToken) {
         self.0.send_if_modified(|shown| {
-            let other = shown.as_ref() != Some(name);
+            let other = shown.as_ref().is_none_or(|(known, hash)| known != name || *hash != token.hash);
             if other {
-                *shown = Some(name.clone());
+                *shown = Some((name.clone(), token.hash));
             }
             other
         });
@@ -207,7 +207,7 @@ impl Api {
         let Some((name, token)) = known(&state, secret, wall_ms()) else {
             return Err(self.unless_too_often(address, Refusal::bad_token()));
         };
-        badge.show(name);
+        badge.show(name, token);
         let caller = Caller { who: format!("token {name}"), from: address.to_string(), via: None };
         Ok(Admitted { caller, role: Some(token.role), token: Some(name.clone()) })
     }

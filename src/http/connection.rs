@@ -117,10 +117,13 @@ impl Door {
     async fn revoked(&self, badge: Badge) {
         let (mut shown, mut tokens) = (badge.shown(), self.tokens.clone());
         loop {
-            let name = shown.wait_for(Option::is_some).await.ok().and_then(|name| name.clone());
+            let badge = shown.wait_for(Option::is_some).await.ok().and_then(|badge| badge.clone());
             drop(tokens.borrow_and_update());
-            let token = name.and_then(|name| self.states.borrow().api_tokens.get(&name).cloned());
-            let Some(token) = token.filter(|token| token.holds(wall_ms())) else { return };
+            let token = badge.and_then(|(name, hash)| {
+                let token = self.states.borrow().api_tokens.get(&name).cloned();
+                token.filter(|token| token.hash == hash && token.holds(wall_ms()))
+            });
+            let Some(token) = token else { return };
             let left = token
                 .expires_ms
                 .map(|expires_ms| Duration::from_millis(expires_ms.saturating_sub(wall_ms())));

@@ -19,6 +19,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
+use super::whole::Whole;
 use super::{
     directory, events, hosts, instances, logs, openapi, operate, peers, prometheus, reading, spec, status,
     strike, tokens, watchers,
@@ -60,6 +61,8 @@ pub(super) struct Api {
     pub(super) shutdown: watch::Receiver<bool>,
     followers: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
+    /// What those are told who begin to watch.
+    pub(super) whole: Whole,
     /// Questions to other hosts that wait there for something to come.
     pub(super) waiting: Arc<Semaphore>,
 }
@@ -77,6 +80,7 @@ impl Api {
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
         let (transport, keys, shares) = (Transport::Unix, Keys::default(), Keys::default());
         let gate = Arc::default();
+        let whole = Whole::new(handle.state.clone(), handle.ring.clone());
         Api {
             handle,
             transport,
@@ -89,6 +93,7 @@ impl Api {
             shutdown,
             followers,
             watchers,
+            whole,
             waiting,
         }
     }

@@ -19,7 +19,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
@@ -29,9 +29,10 @@ use super::directory::view;
 use super::problem::Refusal;
 use super::router::Api;
 use super::said::Hearer;
-use crate::cluster::feed::{At, END, Feed, Newest, Told};
+use super::sse::{Seen, event};
+use crate::cluster::feed::{At, Feed, Told};
 use crate::spec::ProcessName;
-use crate::state::{self, Change, Changed};
+use crate::state::{Change, Changed};
 
 /// The longest that a long poll waits.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
@@ -54,27 +55,6 @@ pub(super) struct Wanted {
     /// And what the runs say about themselves.
     #[serde(default)]
     status: bool,
-}
-
-/// A place that a watcher has seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    history: u64,
-    at: At,
-}
-
-impl Seen {
-    fn parse(text: &str) -> Option<Seen> {
-        let mut parts = text.split(':');
-        let (history, index, offset) = (parts.next()?, parts.next()?, parts.next()?);
-        let history = u64::from_str_radix(history, 16).ok()?;
-        let seen = Seen { history, at: (index.parse().ok()?, offset.parse().ok()?) };
-        parts.next().is_none().then_some(seen)
-    }
-
-    fn id(self) -> String {
-        format!("{:x}:{}:{}", self.history, self.at.0, self.at.1)
-    }
 }
 
 /// A watch of the directory
@@ -111,11 +91,21 @@ pub(super) async fn follow(
         Some(_) => Next::Reset("another history of the cluster"),
         None => Next::Snapshot,
     };
-    let (newest, stop) = (feed.newest(), api.shutdown.clone());
-    let watcher =
-        Watcher { api, feed, newest, stop, process, hearer, next, taken: VecDeque::new(), _place: place };
+    let watcher = Watcher {
+        modified: feed.modified(),
+        stop: api.shutdown.clone(),
+        api,
+        feed,
+        process,
+        hearer,
+        next,
+        taken: VecDeque::new(),
+        alive_at: Instant::now() + ALIVE,
+        _place: place,
+    };
     let events = stream::unfold(watcher, async |mut watcher| {
         let event = watcher.next().await?;
+        watcher.alive_at = Instant::now() + ALIVE;
         Some((Ok::<_, Infallible>(event), watcher))
     });
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
@@ -137,8 +127,8 @@ async fn reach(feed: &Feed, index: u64) -> Result<(), Refusal> {
 pub(super) async fn poll(feed: &Feed, index: u64, wait: Duration) {
     let wait = wait.min(LONGEST);
     let jitter = wait.mul_f64(f64::from(fastrand::u8(..)) / 4096.0);
-    let mut newest = feed.newest();
-    let _ = tokio::time::timeout(wait - jitter, newest.wait_for(|newest| newest.modified > index)).await;
+    let mut modified = feed.modified();
+    let _ = tokio::time::timeout(wait - jitter, modified.wait_for(|modified| *modified > index)).await;
 }
 
 /// Waits until a watcher may be told what runs say; for ever where it does not want to know.
@@ -164,13 +154,16 @@ enum Next {
 struct Watcher {
     api: Api,
     feed: Feed,
-    newest: watch::Receiver<Newest>,
+    /// The index of the directory's last change.
+    modified: watch::Receiver<u64>,
     stop: watch::Receiver<bool>,
     process: Option<ProcessName>,
     hearer: Option<Hearer>,
     next: Next,
     /// Changes that were taken and not told yet.
     taken: VecDeque<Arc<Told>>,
+    /// When it is told that nothing has happened, unless something does before.
+    alive_at: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -195,7 +188,7 @@ impl Watcher {
                 }
                 Next::Snapshot => return Some(self.snapshot().await),
                 Next::After(at) => {
-                    self.newest.mark_unchanged();
+                    self.modified.mark_unchanged();
                     match self.feed.after(at) {
                         None => self.next = Next::Reset("what came in between is not known here any more"),
                         Some(none) if none.is_empty() => {
@@ -214,29 +207,20 @@ impl Watcher {
     async fn wait(&mut self) -> Option<Bytes> {
         tokio::select! {
             // Whoever tells of changes is gone when the agent ends.
-            Ok(()) = self.newest.changed() => None,
+            Ok(()) = self.modified.changed() => None,
             _ = self.stop.wait_for(|stop| *stop) => None,
             hearer = said(&mut self.hearer) => hearer.news().map(|said| event("status", None, &said)),
-            () = tokio::time::sleep(ALIVE) => Some(Bytes::from_static(COMMENT)),
+            () = tokio::time::sleep_until(self.alive_at) => Some(Bytes::from_static(COMMENT)),
         }
     }
 
     /// All that the directory has; changes follow from there on.
     async fn snapshot(&mut self) -> Bytes {
-        let state = self.api.handle.state.borrow().clone();
+        let (at, text) = self.api.whole.read(&self.process).await;
         // The state goes out before its changes do.
-        let index = state.index;
-        let reached = self.newest.wait_for(|newest| newest.index >= index);
-        let _ = tokio::time::timeout_at(Instant::now() + BEHIND, reached).await;
-        let at = (index, END);
+        let _ = reach(&self.feed, at.0).await;
         self.next = Next::After(at);
-        let entries: Vec<_> = match &self.process {
-            Some(name) => {
-                state::of_process(&state.directory, name).map(|(id, e)| view(&state, id, e)).collect()
-            }
-            None => state.directory.iter().map(|(id, entry)| view(&state, id, entry)).collect(),
-        };
-        event("snapshot", Some(self.id(at)), &entries)
+        text
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -250,7 +234,8 @@ impl Watcher {
     /// As it is told to all.
     fn write(&self, change: &Change) -> Bytes {
         let state = self.api.handle.state.borrow().clone();
-        let id = Some(self.id((change.index, change.offset)));
+        let at = (change.index, change.offset);
+        let id = Some(Seen { history: self.api.handle.ring.history(), at });
         match &change.what {
             Changed::Entry(instance, Some(entry)) => event("put", id, &view(&state, instance, entry)),
             Changed::Entry(instance, None) => {
@@ -261,32 +246,6 @@ impl Watcher {
                 let (instance, token) = (leader.map(|l| &l.instance), leader.map(|l| l.token));
                 event("leader", id, &json!({ "process": name, "instance": instance, "token": token }))
             }
-        }
-    }
-
-    fn id(&self, at: At) -> String {
-        Seen { history: self.api.handle.ring.history(), at }.id()
-    }
-}
-
-/// A server-sent event (WHATWG HTML, section 9.2). JSON has no line breaks of its own.
-fn event(kind: &str, id: Option<String>, data: &impl Serialize) -> Bytes {
-    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
-    let data = serde_json::to_string(data).unwrap_or_default();
-    format!("event: {kind}\n{id}data: {data}\n\n").into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_id_of_an_event_is_read_as_it_was_written() {
-        let seen = Seen { history: 0xbeef, at: (17, END) };
-        assert_eq!(seen.id(), "beef:17:4294967295");
-        assert_eq!(Seen::parse(&seen.id()), Some(seen));
-        for wrong in ["", "beef:17", "beef:17:0:1", "x:1:2", "1:-1:2", "1:1:4294967296"] {
-            assert_eq!(Seen::parse(wrong), None, "{wrong}");
         }
     }
 }

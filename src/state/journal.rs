@@ -4,10 +4,11 @@
 //! Every host that applies the same commands tells the same changes under the same numbers. Pure. Called by
 //! whoever applies commands, in place of [`State::apply`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::{Command, Entry, Envelope, Leader, PlaceChange, Rejected, Response, State};
-use crate::spec::{InstanceId, ProcessName};
+use super::{Command, Entry, Envelope, Leader, PlaceChange, Rejected, Response, State, of_process};
+use crate::spec::{InstanceId, Process, ProcessName, Spec};
 
 /// One change of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub struct Change {
 /// What is other than before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// The instance's run; `None`: none lives.
+    /// The instance's run, or what it is shown with; `None`: none lives.
     Entry(InstanceId, Option<Entry>),
     /// Who speaks for the process; `None`: nobody.
     Leader(ProcessName, Option<Leader>),
@@ -33,6 +34,7 @@ impl State {
     /// [`State::apply`], and what came of it for the directory, in order.
     pub fn apply_and_tell(&mut self, envelope: &Envelope) -> (Result<Response, Rejected>, Vec<Change>) {
         let touched = self.touched(&envelope.command);
+        let spec = matches!(envelope.command, Command::ApplySpec { .. }).then(|| self.spec.clone());
         let entries: Vec<(InstanceId, Option<Entry>)> = touched
             .into_iter()
             .map(|id| {
@@ -57,8 +59,21 @@ impl State {
                 told.push(Changed::Leader(name, now.cloned()));
             }
         }
+        told.extend(spec.iter().flat_map(|spec| self.relabelled(spec)));
         let numbered = (0..).zip(told);
         (result, numbered.map(|(offset, what)| Change { index: self.index, offset, what }).collect())
+    }
+
+    /// An entry is shown with its process's labels: those that had others by the spec before.
+    fn relabelled(&self, before: &Spec) -> Vec<Changed> {
+        let (before, now) = (&before.processes, &self.spec.processes);
+        let labels = |processes: &BTreeMap<ProcessName, Arc<Process>>, name| {
+            processes.get(name).map(|p| p.labels.clone())
+        };
+        let names: BTreeSet<&ProcessName> = before.keys().chain(now.keys()).collect();
+        let other = names.into_iter().filter(move |name| labels(before, *name) != labels(now, *name));
+        let entries = other.flat_map(|name| of_process(&self.directory, name));
+        entries.map(|(id, entry)| Changed::Entry(id.clone(), Some(entry.clone()))).collect()
     }
 
     /// The instances whose entries, and the processes of which the leaders, the command may change.
@@ -100,8 +115,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -115,6 +128,39 @@ mod tests {
 
     fn id(number: u64) -> InstanceId {
         format!("{}.{}", ["zone", "login"][(number % 2) as usize], number / 2 % 3).parse().unwrap()
+    }
+
+    #[test]
+    fn who_watches_is_told_of_other_labels() {
+        let apply = |labels: &str| {
+            let file = format!(
+                "[process.zone]\ncommand = [\"/bin/true\"]\n{labels}[process.login]\ncommand = [\"/bin/true\"]\n"
+            );
+            let context = crate::config::Context { hostname: "h0".to_owned(), host_override: None };
+            let spec = crate::config::parse(&file, "cluster.toml", &context).unwrap().spec;
+            Command::ApplySpec { spec, expected_revision: None }
+        };
+        let mut state = State::default();
+        let mut take = |command| state.apply_and_tell(&Envelope { stamp_ms: 1, command }).1;
+        take(apply(""));
+        take(Command::JoinHost { host: host(0), facts: HostFacts::default() });
+        let started = |number| Event {
+            instance: id(number),
+            run: RunId(number + 1),
+            kind: EventKind::Started { hash: Default::default(), ports: BTreeMap::new() },
+        };
+        let events = vec![started(0), started(1), started(2)];
+        take(Command::Events { host: host(0), incarnation: 1, first_seq: 1, events });
+        let told = |changes: Vec<Change>| -> Vec<String> {
+            let entry = |change| match change {
+                Change { what: Changed::Entry(id, Some(_)), .. } => id.to_string(),
+                other => panic!("{other:?}"),
+            };
+            changes.into_iter().map(entry).collect()
+        };
+        assert_eq!(told(take(apply("labels = { map = \"harbour\" }\n"))), ["zone.0", "zone.1"]);
+        assert_eq!(told(take(apply("labels = { map = \"harbour\" }\n"))), [""; 0]);
+        assert_eq!(told(take(apply(""))), ["zone.0", "zone.1"]);
     }
 
     fn command(state: &State, kind: u8, at: u64, number: u64) -> Command {

@@ -219,7 +219,7 @@ async fn what_a_token_follows_is_cut_off_when_it_is_revoked_or_expires() {
         (follow(&secured, "bb_soon").await, follow(&secured, READER).await, follow(&secured, OPERATOR).await);
     // Another one of the same name is another one.
     secured.change(|state| {
-        state.api_tokens.remove(&"reader".parse().unwrap());
+        state.api_tokens.insert("reader".parse().unwrap(), token(Role::Read, "bb_another", None));
     });
     is_cut_off(revoked).await;
     is_cut_off(expiring).await;

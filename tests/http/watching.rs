@@ -8,6 +8,7 @@ use bigbrother::cluster::feed::{Recorder, feed};
 use bigbrother::cluster::statuses::Statuses;
 use bigbrother::keeper::protocol::{End, RunId};
 use bigbrother::state::{Command, Ended, Envelope, Event, EventKind, HostFacts, State};
+use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
@@ -169,6 +170,32 @@ async fn what_cannot_be_told_step_by_step_is_a_reset_and_a_snapshot() {
         let answer = site.server.send("GET", "/v1/directory/watch", &[("last-event-id", wrong)], "").await;
         assert_eq!(Answer::read(answer).await.problem().status, 400, "{wrong}");
     }
+}
+
+#[tokio::test]
+async fn a_watcher_hears_that_its_connection_lives_however_much_happens_elsewhere() {
+    let mut site = Site::start(7).await;
+    let mut quiet = site.watch("?process=login", None).await;
+    quiet.until("a snapshot", |seen| seen.contains("snapshot")).await;
+    let began = Instant::now();
+    // More often than a comment is due.
+    let busy = async {
+        for run in 1.. {
+            site.source.starts("zone.0", run);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let heard = async {
+        while !quiet.seen.contains("\n:\n") {
+            let frame = quiet.body.frame().await.expect("a stream").expect("it goes on");
+            quiet.seen.push_str(&String::from_utf8_lossy(&frame.into_data().unwrap_or_default()));
+        }
+    };
+    tokio::select! {
+        () = busy => {}
+        heard = tokio::time::timeout(Duration::from_secs(40), heard) => heard.expect("a comment"),
+    }
+    assert!(began.elapsed() > Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
