@@ -111,15 +111,6 @@ impl Copy {
         self.answer_as(&format!("\"{:x}.{}\"", self.history, self.state.index), body)
     }
 
-    /// The same, which also differs when something else has another version.
-    pub(super) fn answer_of<T: Serialize>(
-        &self,
-        version: u64,
-        body: impl FnOnce(&state::State) -> Result<T, Refusal>,
-    ) -> Result<Response, Refusal> {
-        self.answer_as(&format!("\"{:x}.{}.{version:x}\"", self.history, self.state.index), body)
-    }
-
     /// An answer that is never the same again.
     pub(super) fn answer_once<T: Serialize>(
         &self,
