@@ -301,6 +301,17 @@ async fn a_share_that_another_agent_asked_for_is_not_taken_for_the_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_seen_the_answer_of_another_host_is_told_that_it_is_the_same() {
+    let two = Two::start().await;
+    two.answers("GET /v1/instances?host=beta", 304, &());
+    let seen = [("if-none-match", "\"=7\"")];
+    let same = Answer::read(two.server.send("GET", "/v1/instances?host=beta", &seen, "").await).await;
+    assert_eq!(same.status, 304);
+    let passed = two.asked.lock().unwrap()[0].clone();
+    assert_eq!(passed.headers[0], ("if-none-match".into(), "\"=7\"".into()), "{passed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_agent_gives_the_metrics_of_any_host() {
     let mut two = Two::start().await;
     two.script.lock().unwrap().insert("GET /metrics".into(), (200, "bigbrother_primary 0\n".into()));
