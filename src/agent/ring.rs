@@ -273,7 +273,9 @@ impl From<ProposeError> for AskError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Rejected(rejected) => AskError::Rejected(rejected),
-            ProposeError::NoPrimary(_) | ProposeError::TooLarge(_) => AskError::Unanswered(error),
+            ProposeError::NoPrimary(_) | ProposeError::Unknown(_) | ProposeError::TooLarge(_) => {
+                AskError::Unanswered(error)
+            }
         }
     }
 }

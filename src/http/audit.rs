@@ -69,11 +69,24 @@ impl Audit {
         let what = format!("{} {}", request.method(), request.uri().path());
         let asked = Asked { host: host.clone(), caller: caller.clone(), what, request: None };
         let entry = asked.entry(refusal.status().as_u16(), Some(refusal.said()), None, self.missed());
-        self.ledger.note(&entry);
+        self.count(&entry, self.ledger.note(&entry));
+    }
+
+    /// Something was carried out, or refused; comes back when that is written down.
+    async fn write(&self, asked: Asked, status: StatusCode, refused: Option<String>, change: Option<Value>) {
+        let entry = asked.entry(status.as_u16(), refused, change, self.missed());
+        self.count(&entry, self.ledger.write(&entry).await);
     }
 
     fn missed(&self) -> u64 {
         self.missed.swap(0, Ordering::Relaxed)
+    }
+
+    /// An entry that found no room is missed itself, with those that it was to tell of.
+    fn count(&self, entry: &AuditView, taken: bool) {
+        if !taken {
+            self.missed.fetch_add(entry.missed + 1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -109,12 +122,12 @@ impl Asked {
 /// Carries a change out and writes down what came of it, also when the asker goes away meanwhile.
 pub(super) async fn recorded(api: Arc<Api>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
+    let what = format!("{} {}", head.method, head.uri);
     let body = match tokio::time::timeout(BODY, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(_)) => return Refusal::too_large().into_response(),
-        Err(_) => return Refusal::timeout().into_response(),
+        Ok(Err(_)) => return unread(&api, what, Refusal::too_large()).await,
+        Err(_) => return unread(&api, what, Refusal::timeout()).await,
     };
-    let what = format!("{} {}", head.method, head.uri);
     let route = head.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     // What else stands in that query is refused by the route.
     let dry = |query: &str| query.contains("dry_run=true");
@@ -134,14 +147,22 @@ pub(super) async fn recorded(api: Arc<Api>, request: Request, next: Next) -> Res
             None => change(&route, before, &answer),
             Some(_) => None,
         };
-        let entry = asked.entry(response.status().as_u16(), refused, change, api.audit.missed());
-        api.audit.ledger.write(&entry).await;
+        api.audit.write(asked, response.status(), refused, change).await;
         response
     });
     let carried_out = tokio::spawn(work).await;
     carried_out.unwrap_or_else(|error| {
         Refusal::internal(format!("the request was not carried out: {error}")).into_response()
     })
+}
+
+/// A change of which not all came is none.
+async fn unread(api: &Api, what: String, refusal: Refusal) -> Response {
+    if let Some(caller) = auth::asking() {
+        let asked = Asked { host: api.handle.host.clone(), caller, what, request: None };
+        api.audit.write(asked, refusal.status(), Some(refusal.said()), None).await;
+    }
+    refusal.into_response()
 }
 
 /// The answer, and what it says.
@@ -251,4 +272,27 @@ pub(super) async fn list(
         response.headers_mut().insert(HeaderName::from_static(UNREACHABLE), missing);
     }
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_finds_no_room_in_the_queue_is_counted_as_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        // Nobody writes.
+        let (ledger, _work) = file::open(dir.path().join("audit.jsonl"), Arc::default());
+        let audit = Audit { refusals: Arc::new(Pace::new(10_000, 1)), ..Audit::new(ledger) };
+        audit.missed.store(7, Ordering::Relaxed);
+        let (host, request) = ("alpha".parse().unwrap(), Request::new(Body::empty()));
+        let caller = Caller { who: "nobody".into(), from: "local".into(), via: None };
+        let turn_away = || audit.refused(&host, &caller, &request, &Refusal::timeout());
+        turn_away();
+        assert_eq!(audit.missed.load(Ordering::Relaxed), 0, "the first one tells of those before");
+        for _ in 1..file::QUEUE + 3 {
+            turn_away();
+        }
+        assert_eq!(audit.missed.load(Ordering::Relaxed), 3);
+    }
 }

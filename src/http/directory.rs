@@ -115,7 +115,8 @@ impl Shown {
         match &self.said {
             // With ages it is like no other.
             Some(_) if self.status => self.copy.answer_once(body),
-            Some(said) => self.copy.answer_of(said.version(), body),
+            // Each host has heard of other things, in another order.
+            Some(_) => self.copy.answer_with(&body(&self.copy.state)?),
             None => self.copy.answer(body),
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,8 +31,6 @@ pub(super) const PATIENTLY: Duration = Duration::from_secs(9);
 pub(super) const WAIT: Duration = Duration::from_secs(2);
 /// Before a host that does not answer, or may have nothing new, is asked again.
 pub(super) const AGAIN: Duration = Duration::from_millis(500);
-/// Headers of a request that the API reads.
-const PASSED: [&str; 2] = ["content-type", "idempotency-key"];
 
 /// Where a request is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,28 +120,22 @@ impl Api {
         self.ask(host, &asked, PATIENTLY).await
     }
 
-    /// Has another host's agent answer a request in place of this one.
-    pub(super) async fn pass_on(
-        &self,
-        host: &HostName,
-        method: Method,
-        path: &str,
-        headers: &HeaderMap,
-        body: Vec<u8>,
-    ) -> Result<Response, Refusal> {
-        let passed = PASSED.iter().filter_map(|name| {
-            let value = headers.get(*name)?.to_str().ok()?;
-            Some(((*name).to_owned(), value.to_owned()))
-        });
-        let (method, path) = (method.as_str().to_owned(), path.to_owned());
-        let asked = Asked { method, path, headers: passed.collect(), body };
-        let answered = self.ask(host, &asked, PATIENTLY).await?;
-        response(answered)
+    /// Has another host's agent answer a `GET` in place of this one.
+    pub(super) async fn pass_on_get(&self, host: &HostName, path: &str) -> Result<Response, Refusal> {
+        self.pass_on_get_unless_seen(host, path, &HeaderMap::new()).await
     }
 
-    /// A `GET` in place of this one.
-    pub(super) async fn pass_on_get(&self, host: &HostName, path: &str) -> Result<Response, Refusal> {
-        self.pass_on(host, Method::GET, path, &HeaderMap::new(), Vec::new()).await
+    /// The same of an answer that has an `ETag`: with what the asker has seen of it.
+    pub(super) async fn pass_on_get_unless_seen(
+        &self,
+        host: &HostName,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Refusal> {
+        let seen = headers.get(header::IF_NONE_MATCH).and_then(|seen| seen.to_str().ok());
+        let seen = seen.map(|seen| (header::IF_NONE_MATCH.to_string(), seen.to_owned()));
+        let asked = Asked { headers: seen.into_iter().collect(), ..Asked::get(path) };
+        response(self.ask(host, &asked, PATIENTLY).await?)
     }
 
     /// A `POST` of JSON to another host's agent; its answer, or its refusal.

@@ -85,7 +85,7 @@ pub(super) async fn list(
 ) -> Result<Response, Refusal> {
     let Query(wanted) = wanted?;
     if let Place::There(host) = api.place_of_host(wanted.host.as_ref())? {
-        return api.pass_on_get(&host, &path_of(&uri)).await;
+        return api.pass_on_get_unless_seen(&host, &path_of(&uri), &headers).await;
     }
     let part = Part::of::<InstanceView>(wanted.limit, wanted.fields.clone())?;
     let copy = Copy::get(&api, wanted.consistent, &headers).await?;

@@ -14,7 +14,7 @@ use super::elsewhere::Place;
 use super::muster::{Filter, SUPERSEDED};
 use super::names::{Names, names};
 use super::problem::Refusal;
-use super::router::Api;
+use super::router::{Api, Transport};
 use super::{idempotency, instances};
 use crate::agent::handle::HostRequest;
 use crate::http::view::{
@@ -54,6 +54,10 @@ pub(super) async fn restart(
     let Json(request) = body?;
     let key = idempotency::key(&headers, request.key.clone())?;
     let request = RestartRequest { key: None, ..request };
+    // A share is remembered as one (`shares`), never as the whole: who asked that agent may ask this one.
+    if api.transport == Transport::Tunnel {
+        return replace(api, request, key).await.map(Json);
+    }
     let keys = api.keys.clone();
     keys.once(key.clone(), &request.clone(), replace(api, request, key)).await.map(Json)
 }

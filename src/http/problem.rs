@@ -313,6 +313,9 @@ impl From<AskError> for Refusal {
             AskError::Unanswered(ProposeError::TooLarge(_)) => {
                 Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", detail)
             }
+            AskError::Unanswered(ProposeError::Unknown(_)) => {
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, "unknown-outcome", "nobody knows", detail)
+            }
             AskError::Unanswered(_) => {
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
             }
@@ -378,3 +381,20 @@ macro_rules! unreadable {
 }
 
 unreadable!(JsonRejection, PathRejection, QueryRejection, StringRejection);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_been_done_is_not_to_be_sent_again_unseen() {
+        for (error, kind, again) in [
+            (ProposeError::NoPrimary(Default::default()), "503 no-quorum", true),
+            (ProposeError::Unknown(Default::default()), "504 unknown-outcome", false),
+        ] {
+            let refusal = Refusal::from(AskError::Unanswered(error));
+            assert_eq!(format!("{} {}", refusal.status.as_u16(), refusal.kind), kind);
+            assert_eq!(refusal.into_response().headers().contains_key(header::RETRY_AFTER), again, "{kind}");
+        }
+    }
+}

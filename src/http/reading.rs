@@ -111,15 +111,6 @@ impl Copy {
         self.answer_as(&format!("\"{:x}.{}\"", self.history, self.state.index), body)
     }
 
-    /// The same, which also differs when something else has another version.
-    pub(super) fn answer_of<T: Serialize>(
-        &self,
-        version: u64,
-        body: impl FnOnce(&state::State) -> Result<T, Refusal>,
-    ) -> Result<Response, Refusal> {
-        self.answer_as(&format!("\"{:x}.{}.{version:x}\"", self.history, self.state.index), body)
-    }
-
     /// An answer that is never the same again.
     pub(super) fn answer_once<T: Serialize>(
         &self,
@@ -262,11 +253,12 @@ fn fields_of<T: PartialSchema>() -> Vec<String> {
     }
 }
 
-/// Names the page that follows this row.
+/// Names the page that follows this row, to be had at once: a long poll has waited for the first one.
 pub(super) fn link_next(response: &mut Response, uri: &Uri, last: Option<&str>) {
     let Some(last) = last else { return };
     let query = uri.query().unwrap_or_default().split('&');
-    let kept = query.filter(|word| !word.is_empty() && !word.starts_with("after="));
+    let not_kept = ["after=", "index=", "wait="];
+    let kept = query.filter(|word| !word.is_empty() && !not_kept.iter().any(|name| word.starts_with(name)));
     let words: Vec<&str> = kept.collect();
     let after = format!("after={last}");
     let query = words.into_iter().chain([after.as_str()]).collect::<Vec<_>>().join("&");
@@ -298,6 +290,8 @@ mod tests {
         };
         assert_eq!(link("/v1/d?limit=2"), "</v1/d?limit=2&after=zone.1>; rel=\"next\"");
         assert_eq!(link("/v1/d?after=zone.0&limit=2"), "</v1/d?limit=2&after=zone.1>; rel=\"next\"");
+        // A long poll has waited once.
+        assert_eq!(link("/v1/d?index=7&limit=2&wait=30s"), "</v1/d?limit=2&after=zone.1>; rel=\"next\"");
     }
 
     #[test]

@@ -45,11 +45,6 @@ impl Said {
         Said { board: api.handle.ring.statuses().read().await, now: moment() }
     }
 
-    /// Differs where something else was said.
-    pub(super) fn version(&self) -> u64 {
-        self.board.version()
-    }
-
     pub(super) fn of(&self, host: &HostName, id: &InstanceId, run: RunId) -> Option<RunStatusView> {
         self.summary(host, id, run).map(|(summary, age)| shown(summary, age))
     }

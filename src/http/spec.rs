@@ -71,7 +71,7 @@ pub(super) async fn apply(
     let spec = parse(&body?, &api)?;
     let state = api.handle.state.borrow().clone();
     let plan = difference(&state, &spec);
-    let expected = expected_revision.or(condition);
+    let expected = both(expected_revision, condition, state.revision).map_err(Refusal::of_a_condition)?;
     let applied = match dry_run {
         true => tried(state.revision, expected).map(|()| state.revision),
         false => put_in_force(&api, spec, expected).await,
@@ -87,6 +87,17 @@ pub(super) async fn apply(
     };
     response.headers_mut().extend(tag);
     Ok(response)
+}
+
+/// The revision that query and header expect; where they differ, the one that is not in force.
+fn both(query: Option<u64>, header: Option<u64>, found: u64) -> Result<Option<u64>, Refusal> {
+    match (query, header) {
+        (Some(query), Some(header)) if query != header => {
+            let expected = if query == found { header } else { query };
+            Err(Rejected::Revision { expected, found }.into())
+        }
+        _ => Ok(query.or(header)),
+    }
 }
 
 fn tried(found: u64, expected: Option<u64>) -> Result<(), Refusal> {

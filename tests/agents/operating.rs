@@ -27,10 +27,15 @@ fn instances_are_operated_wherever_they_are() {
     cluster.ok(2, &["restart", &name, "--key", "k"]);
     assert_eq!(cluster.view(2, &name).unwrap().run, now.run, "the same key did it again");
     // All of a process, on all hosts.
-    let all = cluster.json(2, &["restart", "zone"]);
+    let all = cluster.json(2, &["restart", "zone", "--key", "all"]);
     assert_eq!(all.as_array().unwrap().len(), 6, "{all}");
     let after = cluster.ready(1, &ZONES);
     assert!(after.iter().zip(&before).all(|(now, was)| now.run > was.run), "{after:?}");
+    // The same key on another host, which has done its share: the same answer, and nothing more is done.
+    let again = cluster.json(0, &["restart", "zone", "--key", "all"]);
+    assert_eq!(again.as_array().unwrap().len(), 6, "{again}");
+    let still = cluster.ready(1, &ZONES);
+    assert!(still.iter().zip(&after).all(|(now, was)| now.run == was.run), "{still:?}");
 
     cluster.ok(0, &["stop", &name]);
     for host in 0..3 {

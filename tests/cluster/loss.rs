@@ -108,6 +108,19 @@ fn a_primary_that_leaves_hands_over() {
 }
 
 #[test]
+fn a_change_that_a_primary_took_is_told_from_one_that_nobody_took() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    let last = peers.remove(primary(&peers));
+    peers.drain(..).for_each(|peer| drop(peer.kill()));
+    let taken = last.run(last.node().propose(launch("taken"))).unwrap_err();
+    assert!(matches!(taken, ProposeError::Unknown(_)), "{taken}");
+    until("no primary", || if last.standing().primary.is_none() { Ok(()) } else { Err(last.standing()) });
+    let refused = last.run(last.node().propose(launch("refused"))).unwrap_err();
+    assert!(matches!(refused, ProposeError::NoPrimary(_)), "{refused}");
+}
+
+#[test]
 fn without_a_quorum_there_is_no_primary_and_the_state_can_still_be_read() {
     let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
     peers[0].propose(spec());

@@ -75,6 +75,19 @@ async fn each_change_is_written_down_with_who_asked_and_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn a_change_whose_body_is_too_large_is_written_down() {
+    let secured = Secured::on_loopback().await;
+    let large = format!(r#"{{"instance":"zone.0","text":"{}"}}"#, "x".repeat(1 << 20));
+    assert_eq!(secured.server.post("/v1/announce", &large).await.status, 413);
+    let entries = secured.trail().await;
+    assert_eq!(
+        entries.iter().map(|entry| (entry.what.as_str(), entry.status)).collect::<Vec<_>>(),
+        [("POST /v1/announce", 413)]
+    );
+    assert!(entries[0].refused.as_ref().unwrap().starts_with("too-large: "), "{entries:?}");
+}
+
+#[tokio::test]
 async fn what_another_agent_passes_on_is_written_down_in_the_name_of_whom_it_asks_for() {
     let secured = Secured::on_loopback().await;
     let hello = Hello {

@@ -101,6 +101,12 @@ async fn a_spec_is_applied_on_the_condition_of_a_revision_and_shown_to_people() 
         let refused = apply(&server, query, ("if-match", "\"3\"")).await;
         assert_eq!((refused.status, refused.problem().kind.as_str()), (412, "revision"), "{query}");
     }
+    for (query, tag, wrong) in [("?expected_revision=4", "\"3\"", 3), ("?expected_revision=3", "\"4\"", 3)] {
+        let refused = apply(&server, query, ("if-match", tag)).await;
+        assert_eq!((refused.status, refused.problem().kind.as_str()), (412, "revision"), "{query} {tag}");
+        assert!(refused.problem().detail.contains(&format!("not {wrong}")), "{}", refused.body);
+    }
+    assert_eq!(apply(&server, "?expected_revision=4&dry_run=true", ("if-match", "\"4\"")).await.status, 200);
     let nonsense = apply(&server, "", ("if-match", "yesterday")).await;
     assert!(nonsense.status == 400 && nonsense.problem().detail.contains("yesterday"), "{}", nonsense.body);
     server.asked();

@@ -277,6 +277,41 @@ async fn a_restart_that_failed_on_another_host_is_asked_for_again_and_each_host_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_share_that_another_agent_asked_for_is_not_taken_for_the_whole() {
+    let mut two = Two::start().await;
+    let body = r#"{"target":{"process":"zone"}}"#;
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k1")];
+    let request = Request {
+        method: "POST".into(),
+        path: "/v1/restart".into(),
+        headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        body: body.as_bytes().to_vec(),
+    };
+    let share = two.tunnelled(request).await;
+    let share: serde_json::Value = serde_json::from_slice(&share.body).unwrap();
+    assert_eq!(share["instances"], serde_json::json!(["zone.0", "zone.1"]));
+    assert_eq!(two.server.asked(), [Asked::Restart(vec!["zone.0".into(), "zone.1".into()])]);
+    // That agent is lost, and whoever asked it asks here.
+    let theirs = serde_json::json!({ "instances": ["zone.5"], "runs": { "zone.5": 7 } });
+    two.answers("POST /v1/restart", 200, &theirs);
+    let whole = Answer::read(two.server.send("POST", "/v1/restart", &headers, body).await).await.json();
+    assert_eq!(whole["instances"], serde_json::json!(["zone.0", "zone.1", "zone.5"]));
+    assert_eq!(two.asked().len(), 1, "the other host has its share");
+    assert_eq!(two.server.asked(), [], "the own ones are restarted again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_seen_the_answer_of_another_host_is_told_that_it_is_the_same() {
+    let two = Two::start().await;
+    two.answers("GET /v1/instances?host=beta", 304, &());
+    let seen = [("if-none-match", "\"=7\"")];
+    let same = Answer::read(two.server.send("GET", "/v1/instances?host=beta", &seen, "").await).await;
+    assert_eq!(same.status, 304);
+    let passed = two.asked.lock().unwrap()[0].clone();
+    assert_eq!(passed.headers[0], ("if-none-match".into(), "\"=7\"".into()), "{passed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_agent_gives_the_metrics_of_any_host() {
     let mut two = Two::start().await;
     two.script.lock().unwrap().insert("GET /metrics".into(), (200, "bigbrother_primary 0\n".into()));

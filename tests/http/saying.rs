@@ -110,6 +110,22 @@ async fn runs_are_found_by_labels_of_their_own_and_of_their_process() {
 }
 
 #[tokio::test]
+async fn a_tag_means_the_same_answer_on_every_host() {
+    let (one, other) = (Server::start().await, Server::start().await);
+    let found = async |server: &Server| server.get("/v1/directory?label=mode=dm").await;
+    for (server, mode) in [(&one, "ctf"), (&other, "dm")] {
+        let labels = [("mode".to_owned(), Fact::Text(mode.into()))].into();
+        says(&server.statuses, "zone.0", 7, Summary { labels, ..Summary::default() });
+    }
+    let (none, some) = (found(&one).await, found(&other).await);
+    assert_eq!((none.json().as_array().unwrap().len(), some.json().as_array().unwrap().len()), (0, 1));
+    assert_ne!(none.header("etag"), some.header("etag"), "two answers, one tag");
+    let labels = [("mode".to_owned(), Fact::Text("dm".into()))].into();
+    says(&one.statuses, "zone.0", 7, Summary { labels, ..Summary::default() });
+    assert_eq!(found(&one).await.header("etag"), some.header("etag"), "one answer, two tags");
+}
+
+#[tokio::test]
 async fn a_watcher_is_told_at_most_once_a_second_what_a_run_says() {
     let mut site = Site::start(7).await;
     for (number, instance) in ["zone.0", "zone.1", "login.0"].into_iter().enumerate() {

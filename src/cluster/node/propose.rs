@@ -16,7 +16,7 @@ use super::{Peer, Shared};
 use crate::agent::replica::wall_ms;
 use crate::cluster::raft::membership::{self, PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome};
-use crate::cluster::wire::{EncodeError, Kind, Purpose, Target, decode, encode};
+use crate::cluster::wire::{CallError, EncodeError, Kind, Purpose, Target, decode, encode};
 use crate::spec::HostName;
 use crate::state::{Command, Envelope, Rejected, Response};
 
@@ -39,11 +39,18 @@ pub enum ProposeError {
     /// The state refused it: nothing was changed.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// No primary with a quorum in time. It may be applied later.
+    /// No primary with a quorum in time. A peer knows that nothing was applied; of what a host that is none had its
+    /// peer ask, it may be later.
     #[error(
         "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother status` shows who is missing"
     )]
     NoPrimary(Duration),
+    /// A primary was given it, and its answer did not come: it is applied, will be, or never.
+    #[error(
+        "nobody knows whether the change was made: a primary was given it and did not confirm it within {0:?}; it may \
+         still be made, so look before you try again"
+    )]
+    Unknown(Duration),
     /// Too large for one message.
     #[error("the change is too large")]
     TooLarge(#[from] EncodeError),
@@ -163,7 +170,10 @@ pub(super) fn stamped(change: Change) -> Change {
 /// Where an attempt went, and what came of it.
 enum Attempt<T> {
     Answered(T),
+    /// It was not carried out.
     Again,
+    /// It may have been carried out. Asking again is safe all the same: the change carries its guard.
+    Unknown,
 }
 
 impl Shared {
@@ -199,34 +209,45 @@ impl Shared {
     ) -> Result<(Outcome, u64), ProposeError> {
         let body = encode(&change)?;
         let deadline = Instant::now() + patience;
+        let mut unknown = false;
         while Instant::now() < deadline {
             let ttl = ATTEMPT.min(deadline.saturating_duration_since(Instant::now()));
-            if let Attempt::Answered(applied) = self.attempt(&change, &body, ttl).await {
-                return Ok(applied);
+            match self.attempt(&change, &body, ttl).await {
+                Attempt::Answered(applied) => return Ok(applied),
+                Attempt::Unknown => unknown = true,
+                Attempt::Again => {}
             }
             tokio::time::sleep(AGAIN).await;
         }
-        Err(ProposeError::NoPrimary(patience))
+        Err(if unknown { ProposeError::Unknown(patience) } else { ProposeError::NoPrimary(patience) })
     }
 
     async fn attempt(&self, change: &Change, body: &[u8], ttl: Duration) -> Attempt<(Outcome, u64)> {
         let (Some(raft), Some(primary)) = (self.raft(), self.primary()) else { return Attempt::Again };
         if primary.host == self.settings.host {
+            // Raft would take it, and commit it whenever a quorum is back.
+            if !*self.quorum.borrow() {
+                return Attempt::Again;
+            }
             let written = tokio::time::timeout(ttl, raft.client_write(change.clone())).await;
             return match written {
                 Ok(Ok(applied)) => Attempt::Answered((applied.data, applied.log_id.index)),
-                // Not the primary any more, no quorum, or nobody knows: the change carries its guard.
-                Ok(Err(_)) | Err(_) => Attempt::Again,
+                // Not the primary any more, or no quorum: it may be in the log already.
+                Ok(Err(_)) | Err(_) => Attempt::Unknown,
             };
         }
         let answer = tokio::select! {
-            answer = self.ask(&primary, Kind::Propose, body.to_vec(), ttl) => answer,
+            answer = self.exchange.call(&primary, Purpose::Bulk, Kind::Propose, body.to_vec(), ttl) => answer,
             // One that stands still would be waited for although there is another one.
-            () = self.succeeded(&primary) => None,
+            () = self.succeeded(&primary) => return Attempt::Unknown,
         };
         match answer {
-            Some(Forwarded::Applied(outcome, index)) => Attempt::Answered((outcome, index)),
-            Some(Forwarded::NotPrimary) | None => Attempt::Again,
+            Ok(answer) => match decode(&answer) {
+                Ok(Forwarded::Applied(outcome, index)) => Attempt::Answered((outcome, index)),
+                Ok(Forwarded::NotPrimary) | Err(_) => Attempt::Unknown,
+            },
+            Err(CallError::Busy | CallError::Unreachable(_)) => Attempt::Again,
+            Err(CallError::Broken | CallError::Late(_) | CallError::Failed(_)) => Attempt::Unknown,
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::agent::disk::Saving;
 use crate::http::view::AuditView;
@@ -25,7 +26,7 @@ const FILES: u32 = 5;
 /// The most that is read of them for one answer, in bytes: less than fits into the answer to another agent.
 const MOST_READ: usize = 4 << 20;
 /// Entries that wait to be written.
-const QUEUE: usize = 1_024;
+pub(super) const QUEUE: usize = 1_024;
 /// Entries that are kept while the disk takes nothing.
 const MOST_KEPT: usize = 1_024;
 /// How long an answer waits for the disk.
@@ -77,26 +78,21 @@ async fn write_all(
 }
 
 impl Ledger {
-    /// Writes an entry; comes back when it is on disk, or the disk takes too long.
-    pub(super) async fn write(&self, entry: &AuditView) {
-        let Some((line, told)) = line(entry) else { return };
+    /// Writes an entry; comes back when it is on disk, or the disk takes too long. False: it will never be there.
+    pub(super) async fn write(&self, entry: &AuditView) -> bool {
+        let Some((line, told)) = line(entry) else { return false };
         let (reply, written) = oneshot::channel();
-        let taken = self.lines.send((line, reply));
-        let written = async {
-            let taken = taken.await.is_ok();
-            let _ = written.await;
-            taken
-        };
-        if tokio::time::timeout(PATIENCE, written).await != Ok(true) {
+        let deadline = Instant::now() + PATIENCE;
+        let taken = self.lines.send_timeout((line, reply), PATIENCE).await.is_ok();
+        if !taken || tokio::time::timeout_at(deadline, written).await.is_err() {
             tracing::error!(target: "bigbrother::audit", entry = told, "the audit trail is not written in time");
         }
+        taken
     }
 
-    /// Writes an entry that nobody waits for.
-    pub(super) fn note(&self, entry: &AuditView) {
-        if let Some((line, _)) = line(entry) {
-            let _ = self.lines.try_send((line, oneshot::channel().0));
-        }
+    /// Writes an entry that nobody waits for. False: it will never be there.
+    pub(super) fn note(&self, entry: &AuditView) -> bool {
+        line(entry).is_some_and(|(line, _)| self.lines.try_send((line, oneshot::channel().0)).is_ok())
     }
 
     /// The newest entries, oldest first; those before `since` (RFC 3339, as entries have it) are left out. Blocks.

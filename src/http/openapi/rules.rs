@@ -106,7 +106,7 @@ fn refusals(operation: &mut Operation) {
             "not now (starting, busy, no quorum, a host that does not answer): `Retry-After` says when",
             true,
         ),
-        ("504", "it took too long; a change may still be carried out", true),
+        ("504", "it took too long, or nobody knows what came of it; a change may still be carried out", true),
     ];
     let known = &mut operation.responses.responses;
     for (status, why, _) in refusals.into_iter().filter(|(_, _, applies)| *applies) {
