@@ -99,8 +99,6 @@ pub struct Counts {
     pub messages: u64,
     /// Lines and messages for which there was no room or which made no sense.
     pub refused: u64,
-    /// Events of status that a slow watcher did not get in time: it gets newer ones later.
-    pub put_off: u64,
 }
 
 #[derive(Default)]
@@ -109,7 +107,6 @@ struct Counters {
     sent: AtomicU64,
     messages: AtomicU64,
     refused: AtomicU64,
-    put_off: AtomicU64,
 }
 
 /// See the module. Cheap to clone.
@@ -213,11 +210,6 @@ impl Statuses {
         self.0.version.subscribe()
     }
 
-    /// A slow watcher has no room for an event.
-    pub fn put_off(&self) {
-        self.count(&self.0.counters.put_off, 1);
-    }
-
     fn count(&self, counter: &AtomicU64, by: u64) {
         counter.fetch_add(by, Ordering::Relaxed);
     }
@@ -232,7 +224,6 @@ impl Statuses {
             sent: of(&counters.sent),
             messages: of(&counters.messages),
             refused: of(&counters.refused),
-            put_off: of(&counters.put_off),
         }
     }
 
