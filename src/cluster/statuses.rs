@@ -114,7 +114,8 @@ struct Counters {
 pub struct Statuses(Arc<Shared>);
 
 struct Shared {
-    board: Mutex<Board>,
+    /// Whoever looks shares it; a change makes a copy only while somebody looks.
+    board: Mutex<Arc<Board>>,
     version: watch::Sender<u64>,
     /// When somebody has read last.
     read: watch::Sender<Option<Moment>>,
@@ -142,7 +143,7 @@ impl Statuses {
 
     fn that_are(own: HostName, whole: bool) -> Statuses {
         Statuses(Arc::new(Shared {
-            board: Mutex::new(Board::new(own)),
+            board: Mutex::new(Arc::new(Board::new(own))),
             version: watch::channel(0).0,
             read: watch::channel(None).0,
             whole: watch::channel(whole).0,
@@ -153,7 +154,7 @@ impl Statuses {
 
     fn change<T>(&self, change: impl FnOnce(&mut Board) -> T) -> T {
         let mut board = locked(&self.0.board);
-        let result = change(&mut board);
+        let result = change(Arc::make_mut(&mut board));
         let version = board.version();
         drop(board);
         self.0.version.send_if_modified(|known| std::mem::replace(known, version) != version);
@@ -177,13 +178,19 @@ impl Statuses {
         });
     }
 
-    /// All that is known here now. A copy, which costs little.
-    pub fn board(&self) -> Board {
+    /// All that is known here now, as it stays for whoever holds it: let go of it soon.
+    pub fn board(&self) -> Arc<Board> {
         locked(&self.0.board).clone()
     }
 
-    /// The same, for somebody who goes on reading: an attached host asks for the others' from now on.
-    pub fn look(&self) -> Board {
+    /// The same, for somebody who goes on reading.
+    pub fn look(&self) -> Arc<Board> {
+        self.mind();
+        self.board()
+    }
+
+    /// Somebody goes on reading: an attached host asks for the others' from now on.
+    pub fn mind(&self) {
         let now = moment();
         let old = |read: Option<Moment>| read.is_none_or(|read| now.since(read) > RENEW);
         self.0.read.send_if_modified(|read| {
@@ -191,15 +198,14 @@ impl Statuses {
             *read = if renewed { Some(now) } else { *read };
             renewed
         });
-        self.board()
     }
 
     /// The same, and the first to read waits a moment for what the others say.
-    pub async fn read(&self) -> Board {
-        let known = self.look();
+    pub async fn read(&self) -> Arc<Board> {
+        self.mind();
         let mut whole = self.0.whole.subscribe();
         if *whole.borrow_and_update() {
-            return known;
+            return self.board();
         }
         let _ = tokio::time::timeout(FIRST, whole.wait_for(|whole| *whole)).await;
         self.board()
@@ -286,7 +292,8 @@ impl Statuses {
         let mut board = locked(&self.0.board);
         let own = board.own_name().clone();
         let wanted = |host: &HostName| whose == Whose::All || *host == own || home.contains_key(host);
-        let (deltas, more) = board.since(wanted, have, now, (ANSWER, fastrand::usize(..)));
+        let (deltas, more) =
+            Arc::make_mut(&mut board).since(wanted, have, now, (ANSWER, fastrand::usize(..)));
         Lacks { deltas, more }
     }
 
@@ -301,5 +308,37 @@ impl Statuses {
             }
         }
         merged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statuses() -> Statuses {
+        Statuses::new("alpha".parse().unwrap())
+    }
+
+    fn says(statuses: &Statuses, instance: &str) {
+        statuses.note([(instance.parse().unwrap(), RunId(1), Some(Summary::default()))]);
+    }
+
+    #[test]
+    fn all_who_look_share_one_board_and_it_stays_as_they_saw_it() {
+        let statuses = statuses();
+        says(&statuses, "zone.0");
+        let (one, other) = (statuses.look(), statuses.look());
+        assert!(Arc::ptr_eq(&one, &other), "each has a copy of its own");
+        says(&statuses, "zone.1");
+        assert_eq!((one.len(), statuses.look().len()), (1, 2));
+    }
+
+    #[test]
+    fn whoever_minds_is_heard_and_takes_no_board() {
+        let statuses = statuses();
+        assert!(!statuses.is_wanted());
+        let holders = || Arc::strong_count(&*locked(&statuses.0.board));
+        statuses.mind();
+        assert_eq!((statuses.is_wanted(), holders()), (true, 1));
     }
 }
