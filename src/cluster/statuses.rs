@@ -244,7 +244,10 @@ impl Statuses {
         if self.merge(delta) == Merged::Refused {
             return Err(Unheard::Refused);
         }
-        locked(&self.0.relayed).insert(from.clone(), moment());
+        if locked(&self.0.relayed).insert(from.clone(), moment()).is_none() {
+            // It needs room, also where nobody asks or is asked.
+            self.change(|board| board.forget(moment()));
+        }
         let place: Option<Place> = locked(&self.0.board).places().get(from).copied();
         Ok(encode(&place)?)
     }
@@ -292,8 +295,9 @@ impl Statuses {
         let mut board = locked(&self.0.board);
         let own = board.own_name().clone();
         let wanted = |host: &HostName| whose == Whose::All || *host == own || home.contains_key(host);
-        let (deltas, more) =
-            Arc::make_mut(&mut board).since(wanted, have, now, (ANSWER, fastrand::usize(..)));
+        let board = Arc::make_mut(&mut board);
+        board.forget(now);
+        let (deltas, more) = board.since(wanted, have, now, (ANSWER, fastrand::usize(..)));
         Lacks { deltas, more }
     }
 
@@ -340,5 +344,28 @@ mod tests {
         let holders = || Arc::strong_count(&*locked(&statuses.0.board));
         statuses.mind();
         assert_eq!((statuses.is_wanted(), holders()), (true, 1));
+    }
+
+    fn sheet(host: &str, age: Duration) -> Delta {
+        let (to, age_ms) = (Place { life: 1, seq: 0 }, age.as_millis() as u64);
+        Delta { host: host.parse().unwrap(), to, from: None, age_ms, lines: Vec::new() }
+    }
+
+    #[test]
+    fn who_was_not_heard_for_long_is_forgotten_also_where_nobody_is_asked() {
+        let old = Duration::from_secs(61);
+        let known = |statuses: &Statuses| {
+            statuses.board().places().into_keys().map(|host| host.to_string()).collect::<Vec<_>>()
+        };
+        let statuses = statuses();
+        statuses.merge(sheet("beta", old));
+        statuses.merge(sheet("gamma", Duration::ZERO));
+        assert_eq!(known(&statuses), ["beta", "gamma"]);
+        statuses.lacking(Whose::Home, &Places::new());
+        assert_eq!(known(&statuses), ["gamma"], "after an answer");
+        statuses.merge(sheet("beta", old));
+        let body = encode(&sheet("delta", Duration::ZERO)).unwrap();
+        statuses.hear_host(&"delta".parse().unwrap(), &body).unwrap();
+        assert_eq!(known(&statuses), ["delta", "gamma"], "after a host has come");
     }
 }
