@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::event_stream::TooLarge;
 use crate::spec::{HostName, ProcessName};
 
 mod address;
@@ -108,6 +109,9 @@ pub enum DirectoryError {
     /// Nobody to be asked.
     #[error("no agent's address was given")]
     NoAgent,
+    /// Nobody is asked with such a token.
+    #[error("the token holds characters that no token has: give the text of its file, and nothing else")]
+    Token,
     /// None of the agents answers; this is the last of them.
     #[error("no agent answers, the last that was asked is {agent}: is `bigbrother agent` running there?")]
     Unanswered {
@@ -132,6 +136,14 @@ pub enum DirectoryError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// It tells more at once than is read.
+    #[error("the agent at {agent} tells too much at once: watch one process instead of all")]
+    TooLarge {
+        /// Which.
+        agent: Address,
+        /// How much that would be.
+        source: TooLarge,
+    },
 }
 
 /// Whom to ask, and as who.
@@ -146,6 +158,12 @@ struct Agents {
 impl Agents {
     fn of(addresses: impl IntoIterator<Item = Address>) -> Agents {
         Agents { addresses: addresses.into_iter().collect(), token: None, last: Arc::default() }
+    }
+
+    /// A file's text has a line's end, which is none of the token.
+    fn shows(&mut self, token: impl Into<String>) {
+        let token: String = token.into();
+        self.token = Some(token.trim().to_owned()).filter(|token| !token.is_empty());
     }
 
     /// All of them, from the one that answered last.
@@ -168,6 +186,12 @@ impl Agents {
         let first = self.last.load(Ordering::Relaxed);
         follow::Follow::new(self.addresses.clone(), first, self.token.clone(), interest, after)
     }
+}
+
+/// A token that ends its header is none.
+fn is_sound(token: Option<&str>) -> Result<(), DirectoryError> {
+    let sound = token.is_none_or(|token| token.bytes().all(|b| b.is_ascii_graphic()));
+    if sound { Ok(()) } else { Err(DirectoryError::Token) }
 }
 
 /// A token is not shown in plain HTTP to another machine.
@@ -279,6 +303,24 @@ mod tests {
         };
         assert!(shown("http://127.0.0.1:7610") && shown("unix:/run/x/api.sock"));
         assert!(!shown("http://10.0.0.1:7610"));
+    }
+
+    #[test]
+    fn a_token_is_the_text_of_its_file_and_ends_no_head() {
+        let mut agents = Agents::of([Address::Http("127.0.0.1:1".to_owned())]);
+        agents.shows("bb_secret\r\n");
+        let question = String::from_utf8(agents.question(&agents.addresses[0], "/x")).unwrap();
+        assert!(question.contains("Authorization: Bearer bb_secret\r\n"), "{question:?}");
+        assert_eq!(question.matches("\r\n\r\n").count(), 1, "{question:?}");
+        for token in ["bb\r\nHost: evil", "bb\n1", "bb 1", "bb\u{e9}"] {
+            let directory = Directory::of(agents.addresses.clone()).with_token(token);
+            let refused = |result| matches!(result, Err(DirectoryError::Token));
+            assert!(refused(directory.find(&Query::default()).map(drop)), "{token:?}");
+            let mut watch = directory.watch(&Interest::default());
+            assert!(refused(watch.next_within(Duration::from_secs(5)).map(drop)), "{token:?}");
+        }
+        agents.shows(" \n");
+        assert_eq!(agents.token, None);
     }
 
     #[test]

@@ -99,8 +99,6 @@ pub struct Counts {
     pub messages: u64,
     /// Lines and messages for which there was no room or which made no sense.
     pub refused: u64,
-    /// Events of status that a slow watcher did not get in time: it gets newer ones later.
-    pub put_off: u64,
 }
 
 #[derive(Default)]
@@ -109,7 +107,6 @@ struct Counters {
     sent: AtomicU64,
     messages: AtomicU64,
     refused: AtomicU64,
-    put_off: AtomicU64,
 }
 
 /// See the module. Cheap to clone.
@@ -117,7 +114,8 @@ struct Counters {
 pub struct Statuses(Arc<Shared>);
 
 struct Shared {
-    board: Mutex<Board>,
+    /// Whoever looks shares it; a change makes a copy only while somebody looks.
+    board: Mutex<Arc<Board>>,
     version: watch::Sender<u64>,
     /// When somebody has read last.
     read: watch::Sender<Option<Moment>>,
@@ -145,7 +143,7 @@ impl Statuses {
 
     fn that_are(own: HostName, whole: bool) -> Statuses {
         Statuses(Arc::new(Shared {
-            board: Mutex::new(Board::new(own)),
+            board: Mutex::new(Arc::new(Board::new(own))),
             version: watch::channel(0).0,
             read: watch::channel(None).0,
             whole: watch::channel(whole).0,
@@ -156,7 +154,7 @@ impl Statuses {
 
     fn change<T>(&self, change: impl FnOnce(&mut Board) -> T) -> T {
         let mut board = locked(&self.0.board);
-        let result = change(&mut board);
+        let result = change(Arc::make_mut(&mut board));
         let version = board.version();
         drop(board);
         self.0.version.send_if_modified(|known| std::mem::replace(known, version) != version);
@@ -180,13 +178,19 @@ impl Statuses {
         });
     }
 
-    /// All that is known here now. A copy, which costs little.
-    pub fn board(&self) -> Board {
+    /// All that is known here now, as it stays for whoever holds it: let go of it soon.
+    pub fn board(&self) -> Arc<Board> {
         locked(&self.0.board).clone()
     }
 
-    /// The same, for somebody who goes on reading: an attached host asks for the others' from now on.
-    pub fn look(&self) -> Board {
+    /// The same, for somebody who goes on reading.
+    pub fn look(&self) -> Arc<Board> {
+        self.mind();
+        self.board()
+    }
+
+    /// Somebody goes on reading: an attached host asks for the others' from now on.
+    pub fn mind(&self) {
         let now = moment();
         let old = |read: Option<Moment>| read.is_none_or(|read| now.since(read) > RENEW);
         self.0.read.send_if_modified(|read| {
@@ -194,15 +198,14 @@ impl Statuses {
             *read = if renewed { Some(now) } else { *read };
             renewed
         });
-        self.board()
     }
 
     /// The same, and the first to read waits a moment for what the others say.
-    pub async fn read(&self) -> Board {
-        let known = self.look();
+    pub async fn read(&self) -> Arc<Board> {
+        self.mind();
         let mut whole = self.0.whole.subscribe();
         if *whole.borrow_and_update() {
-            return known;
+            return self.board();
         }
         let _ = tokio::time::timeout(FIRST, whole.wait_for(|whole| *whole)).await;
         self.board()
@@ -211,11 +214,6 @@ impl Statuses {
     /// Changes with each change of the board.
     pub fn versions(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
-    }
-
-    /// A slow watcher has no room for an event.
-    pub fn put_off(&self) {
-        self.count(&self.0.counters.put_off, 1);
     }
 
     fn count(&self, counter: &AtomicU64, by: u64) {
@@ -232,7 +230,6 @@ impl Statuses {
             sent: of(&counters.sent),
             messages: of(&counters.messages),
             refused: of(&counters.refused),
-            put_off: of(&counters.put_off),
         }
     }
 
@@ -247,7 +244,10 @@ impl Statuses {
         if self.merge(delta) == Merged::Refused {
             return Err(Unheard::Refused);
         }
-        locked(&self.0.relayed).insert(from.clone(), moment());
+        if locked(&self.0.relayed).insert(from.clone(), moment()).is_none() {
+            // It needs room, also where nobody asks or is asked.
+            self.change(|board| board.forget(moment()));
+        }
         let place: Option<Place> = locked(&self.0.board).places().get(from).copied();
         Ok(encode(&place)?)
     }
@@ -295,6 +295,8 @@ impl Statuses {
         let mut board = locked(&self.0.board);
         let own = board.own_name().clone();
         let wanted = |host: &HostName| whose == Whose::All || *host == own || home.contains_key(host);
+        let board = Arc::make_mut(&mut board);
+        board.forget(now);
         let (deltas, more) = board.since(wanted, have, now, (ANSWER, fastrand::usize(..)));
         Lacks { deltas, more }
     }
@@ -310,5 +312,60 @@ impl Statuses {
             }
         }
         merged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statuses() -> Statuses {
+        Statuses::new("alpha".parse().unwrap())
+    }
+
+    fn says(statuses: &Statuses, instance: &str) {
+        statuses.note([(instance.parse().unwrap(), RunId(1), Some(Summary::default()))]);
+    }
+
+    #[test]
+    fn all_who_look_share_one_board_and_it_stays_as_they_saw_it() {
+        let statuses = statuses();
+        says(&statuses, "zone.0");
+        let (one, other) = (statuses.look(), statuses.look());
+        assert!(Arc::ptr_eq(&one, &other), "each has a copy of its own");
+        says(&statuses, "zone.1");
+        assert_eq!((one.len(), statuses.look().len()), (1, 2));
+    }
+
+    #[test]
+    fn whoever_minds_is_heard_and_takes_no_board() {
+        let statuses = statuses();
+        assert!(!statuses.is_wanted());
+        let holders = || Arc::strong_count(&*locked(&statuses.0.board));
+        statuses.mind();
+        assert_eq!((statuses.is_wanted(), holders()), (true, 1));
+    }
+
+    fn sheet(host: &str, age: Duration) -> Delta {
+        let (to, age_ms) = (Place { life: 1, seq: 0 }, age.as_millis() as u64);
+        Delta { host: host.parse().unwrap(), to, from: None, age_ms, lines: Vec::new() }
+    }
+
+    #[test]
+    fn who_was_not_heard_for_long_is_forgotten_also_where_nobody_is_asked() {
+        let old = Duration::from_secs(61);
+        let known = |statuses: &Statuses| {
+            statuses.board().places().into_keys().map(|host| host.to_string()).collect::<Vec<_>>()
+        };
+        let statuses = statuses();
+        statuses.merge(sheet("beta", old));
+        statuses.merge(sheet("gamma", Duration::ZERO));
+        assert_eq!(known(&statuses), ["beta", "gamma"]);
+        statuses.lacking(Whose::Home, &Places::new());
+        assert_eq!(known(&statuses), ["gamma"], "after an answer");
+        statuses.merge(sheet("beta", old));
+        let body = encode(&sheet("delta", Duration::ZERO)).unwrap();
+        statuses.hear_host(&"delta".parse().unwrap(), &body).unwrap();
+        assert_eq!(known(&statuses), ["delta", "gamma"], "after a host has come");
     }
 }

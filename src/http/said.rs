@@ -3,6 +3,7 @@
 //! Owns the shapes, and what a watcher has seen. What is known is [`crate::cluster::statuses`]'. A watcher is told of
 //! each run at most once a second, as it is then, without an id; one that reads slowly gets the newest when it does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -22,7 +23,7 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// All that is known at one moment.
 pub(super) struct Said {
-    board: Board,
+    board: Arc<Board>,
     now: Moment,
 }
 
@@ -91,7 +92,7 @@ impl Hearer {
         tokio::time::sleep_until(self.next).await;
         // Going on reading is what keeps an attached host asking.
         while tokio::time::timeout(PACE, self.versions.changed()).await.is_err() {
-            let _ = self.statuses.look();
+            self.statuses.mind();
         }
     }
 

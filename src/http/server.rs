@@ -186,7 +186,7 @@ async fn accept_all<L: Accept>(listener: L, door: Door) -> Result<(), ServeError
                     (Origin::Tcp { address, .. }, Some(_)) => {
                         let address: IpAddr = *address;
                         if let Some(counted) = crowd.enter(address, limits.of_one) {
-                            let (guest, door) = (hall.enter().await, door.clone());
+                            let (guest, door) = (hall.enter(address).await, door.clone());
                             connections.spawn(async move {
                                 let _counted = counted;
                                 door.serve_tls(stream, address, guest).await;

@@ -12,7 +12,6 @@ pub(super) struct Status {
     sent: IntCounter,
     messages: IntCounter,
     refused: IntCounter,
-    put_off: IntCounter,
 }
 
 impl Status {
@@ -35,11 +34,6 @@ impl Status {
                 "status_refused_total",
                 "Statuses and messages of them that were dropped: no room, or they make no sense.",
             ),
-            put_off: counter(
-                r,
-                "status_put_off_total",
-                "Events of status for which a slow watcher had no room; it is told later, as it is then.",
-            ),
         }
     }
 
@@ -51,7 +45,6 @@ impl Status {
             (&self.sent, counts.sent),
             (&self.messages, counts.messages),
             (&self.refused, counts.refused),
-            (&self.put_off, counts.put_off),
         ] {
             counter.reset();
             counter.inc_by(count);

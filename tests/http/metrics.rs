@@ -75,7 +75,6 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.proposed(Outcome::Unanswered);
     server.statuses.note([("zone.0".parse().unwrap(), RunId(7), Some(Summary::default()))]);
     server.statuses.hear_host(&"beta".parse().unwrap(), b"nonsense").unwrap_err();
-    server.statuses.put_off();
     server.post("/v1/scale", r#"{"process":"zone","count":3}"#).await;
     server.get("/v1/status").await;
     server.get("/nowhere").await;
@@ -156,7 +155,7 @@ fn how_the_cluster_stands_passes_promtool() {
         silent: 4,
         braked: 5,
         attached: 6,
-        status: Counts { runs: 11, taken: 12, sent: 13, messages: 14, refused: 15, put_off: 16 },
+        status: Counts { runs: 11, taken: 12, sent: 13, messages: 14, refused: 15 },
     };
     let text = metrics.render(None, &reading);
     promtool(&text);
@@ -176,7 +175,6 @@ fn how_the_cluster_stands_passes_promtool() {
         "status_sent_total 13\n",
         "status_messages_total 14\n",
         "status_refused_total 15\n",
-        "status_put_off_total 16\n",
     ] {
         assert!(text.contains(&format!("bigbrother_{sample}")), "no {sample:?} in\n{text}");
     }

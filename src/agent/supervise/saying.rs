@@ -67,7 +67,9 @@ impl Supervisor {
             self.host.instance(id).and_then(|instance| instance.run.as_ref()).is_some_and(|r| r.id == run)
         };
         let ended = board.own().lines().filter(|(id, line)| !lives(id, line.run));
-        self.parts.statuses.note(ended.map(|(id, line)| (id.clone(), line.run, None)));
+        let ended: Vec<_> = ended.map(|(id, line)| (id.clone(), line.run, None)).collect();
+        drop(board);
+        self.parts.statuses.note(ended);
     }
 
     /// Who plays there, as far as the run says and as many as go into an answer; `None`: there is no such run here.

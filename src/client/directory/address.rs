@@ -1,6 +1,7 @@
 //! Where an agent answers.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -29,7 +30,10 @@ impl Address {
         match self {
             Address::Unix(_) => true,
             Address::Http(host) | Address::Https(host) => {
-                host.starts_with("127.") || host.starts_with("[::1]:") || host.starts_with("localhost:")
+                let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+                let bare = name.trim_start_matches('[').trim_end_matches(']');
+                // Of names this one alone: any other may lead anywhere, however it begins.
+                name == "localhost" || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
             }
         }
     }
@@ -54,7 +58,8 @@ impl FromStr for Address {
         let host = secured.or_else(|| text.strip_prefix("http://"));
         let host = host.ok_or(InvalidAddress::Form)?.trim_end_matches('/');
         let (name, port) = host.rsplit_once(':').ok_or(InvalidAddress::Form)?;
-        if name.is_empty() || name.contains('/') || port.parse::<u16>().is_err() {
+        let invalid = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.contains(invalid) || port.parse::<u16>().is_err() {
             return Err(InvalidAddress::Form);
         }
         let host = host.to_owned();
@@ -88,7 +93,16 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "unix:", "/run/api.sock", "http://", "http://host", "http://:80", "http://h:99999"] {
+        for text in [
+            "",
+            "unix:",
+            "/run/api.sock",
+            "http://",
+            "http://host",
+            "http://:80",
+            "http://h:99999",
+            "http://a\r\nb:1",
+        ] {
             assert_eq!(text.parse::<Address>(), Err(InvalidAddress::Form), "{text}");
         }
         assert_eq!("https://h".parse::<Address>(), Err(InvalidAddress::Form));
@@ -102,6 +116,13 @@ mod tests {
             ("http://[::1]:1", true),
             ("http://localhost:1", true),
             ("https://localhost:1", true),
+            ("http://127.255.0.1:1", true),
+            ("http://127.evil.example:80", false),
+            ("http://127.0.0.1.evil.example:80", false),
+            ("http://localhost.evil.example:80", false),
+            ("http://localhost:1:80", false),
+            ("http://[::1]:1:80", false),
+            ("http://reader@127.0.0.1:80", false),
             ("https://10.0.0.1:1", false),
             ("http://10.0.0.1:1", false),
             ("http://game.example:1", false),

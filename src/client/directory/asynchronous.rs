@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    Trouble, WholeAnswer, chance, no_tls, problem_of, silent,
+    WholeAnswer, chance, is_sound, no_tls, problem_of, silent,
 };
 use crate::spec::ProcessName;
 
@@ -31,7 +31,7 @@ impl Directory {
 
     /// Shows this token with every question.
     pub fn with_token(mut self, token: impl Into<String>) -> Directory {
-        self.agents.token = Some(token.into());
+        self.agents.shows(token);
         self
     }
 
@@ -62,6 +62,7 @@ impl Directory {
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(T, u64), DirectoryError> {
+        is_sound(self.agents.token.as_deref())?;
         let mut why = DirectoryError::NoAgent;
         for (at, agent) in self.agents.in_turn() {
             let question = self.agents.question(agent, path);
@@ -119,7 +120,7 @@ impl Watch {
     }
 
     /// The next change. Loses nothing when it is dropped before it is done. An error only when an agent refuses for
-    /// good (a token that is not known); asked again, it tries again.
+    /// good (a token that is not known) or tells what is not understood; asked again, it tries again.
     pub async fn next(&mut self) -> Result<Change, DirectoryError> {
         loop {
             if let Some(change) = self.follow.next() {
@@ -130,7 +131,7 @@ impl Watch {
     }
 
     async fn turn(&mut self) -> Result<(), DirectoryError> {
-        let agent = self.follow.agent().cloned().ok_or(DirectoryError::NoAgent)?;
+        let agent = self.follow.whom()?;
         let Some(stream) = &mut self.stream else {
             tokio::time::sleep_until(self.until).await;
             if self.begin(&agent).await.is_err() {
@@ -149,13 +150,9 @@ impl Watch {
         self.until = Instant::now() + SILENCE;
         match heard {
             Ok(()) => Ok(()),
-            Err(Trouble::Refused(source)) => {
+            Err(trouble) => {
                 self.lose();
-                Err(DirectoryError::Refused { agent, source })
-            }
-            Err(_) => {
-                self.lose();
-                Ok(())
+                trouble.told_of(agent)
             }
         }
     }

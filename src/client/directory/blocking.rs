@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    Trouble, WholeAnswer, chance, no_tls, problem_of, silent,
+    WholeAnswer, chance, is_sound, no_tls, problem_of, silent,
 };
 use crate::spec::ProcessName;
 
@@ -30,7 +30,7 @@ impl Directory {
 
     /// Shows this token with every question.
     pub fn with_token(mut self, token: impl Into<String>) -> Directory {
-        self.agents.token = Some(token.into());
+        self.agents.shows(token);
         self
     }
 
@@ -61,6 +61,7 @@ impl Directory {
     }
 
     fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(T, u64), DirectoryError> {
+        is_sound(self.agents.token.as_deref())?;
         let mut why = DirectoryError::NoAgent;
         for (at, agent) in self.agents.in_turn() {
             match exchange(agent, &self.agents.question(agent, path)) {
@@ -99,8 +100,8 @@ fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
 /// Changes of the directory, each once and in order, for as long as somebody asks for the next.
 ///
 /// Lost connections are its own affair: it goes on where it was with the next agent, after pauses that grow when none
-/// answers. It gives an error only when an agent refuses for good (a token that is not known); asked again, it tries
-/// again.
+/// answers. It gives an error only when an agent refuses for good (a token that is not known) or tells what is not
+/// understood; asked again, it tries again.
 #[derive(Debug)]
 pub struct Watch {
     follow: Follow,
@@ -136,7 +137,7 @@ impl Watch {
 
     /// Waits for something to happen, at most so long.
     fn turn(&mut self, left: Duration) -> Result<(), DirectoryError> {
-        let agent = self.follow.agent().cloned().ok_or(DirectoryError::NoAgent)?;
+        let agent = self.follow.whom()?;
         let allowed = self.until.saturating_duration_since(Instant::now());
         let Some(stream) = &mut self.stream else {
             std::thread::sleep(allowed.min(left));
@@ -157,13 +158,9 @@ impl Watch {
         self.until = Instant::now() + SILENCE;
         match heard {
             Ok(()) => Ok(()),
-            Err(Trouble::Refused(source)) => {
+            Err(trouble) => {
                 self.lose();
-                Err(DirectoryError::Refused { agent, source })
-            }
-            Err(_) => {
-                self.lose();
-                Ok(())
+                trouble.told_of(agent)
             }
         }
     }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::Address;
 use super::entry::{Entry, Problem, Said};
 use super::exchange::{Answer, Broken, Question};
+use super::{Address, DirectoryError};
 use crate::client::event_stream::{Event, Events, TooLarge};
 use crate::spec::{InstanceId, ProcessName};
 
@@ -111,7 +111,9 @@ impl Place {
         let mut parts = text.split(':');
         let history = parts.next()?.to_owned();
         let at = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(Place { history, at, text })
+        // It goes out again, as a header.
+        let sound = parts.next().is_none() && history.bytes().all(|b| b.is_ascii_hexdigit());
+        sound.then_some(Place { history, at, text })
     }
 }
 
@@ -133,6 +135,18 @@ pub enum Trouble {
     /// What it tells has another shape than this version of the library knows.
     #[error("the event is not understood")]
     Event(#[from] serde_json::Error),
+}
+
+impl Trouble {
+    /// What whoever watches must know, since asking again or another one mends nothing.
+    pub(super) fn told_of(self, agent: Address) -> Result<(), DirectoryError> {
+        match self {
+            Trouble::Refused(source) => Err(DirectoryError::Refused { agent, source }),
+            Trouble::Event(source) => Err(DirectoryError::Answer { agent, source }),
+            Trouble::TooLarge(source) => Err(DirectoryError::TooLarge { agent, source }),
+            Trouble::Unable(_) | Trouble::Broken(_) => Ok(()),
+        }
+    }
 }
 
 /// See the module.
@@ -177,8 +191,14 @@ impl Follow {
         }
     }
 
+    /// The agent to be asked, if there is one and it may be asked.
+    pub fn whom(&self) -> Result<Address, DirectoryError> {
+        super::is_sound(self.token.as_deref())?;
+        self.agent().cloned().ok_or(DirectoryError::NoAgent)
+    }
+
     /// The agent to be asked; `None`: there is none.
-    pub fn agent(&self) -> Option<&Address> {
+    fn agent(&self) -> Option<&Address> {
         self.agents.get(self.asked)
     }
 
@@ -208,7 +228,6 @@ impl Follow {
         match self.answer.head() {
             Some(head) if head.status == 200 => {
                 for event in self.events.feed(&body)? {
-                    self.in_vain = 0;
                     self.take(event)?;
                 }
                 Ok(())
@@ -279,6 +298,8 @@ impl Follow {
             // Of a later version: nothing that this one could tell.
             _ => return Ok(()),
         };
+        // Only now: what is not understood was asked for in vain.
+        self.in_vain = 0;
         // What has no place, such as a status, is told as it comes.
         let place = event.id.and_then(Place::parse);
         let told = |place: &Place| {

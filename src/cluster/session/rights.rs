@@ -1,6 +1,7 @@
-//! What an attached host may say, and for whom: only for itself, and nothing that is the primary's.
+//! What an attached host may say, and for whom: facts of itself only, and nothing that is the primary's.
 //!
-//! Pure. Any host may do what an operator does through it; the state judges the rest. Called by `node`.
+//! Pure. What an operator does through it, any host may propose: its agent has looked who asks, and nobody looks
+//! again. The state judges the rest. Called by `node`.
 
 use crate::cluster::raft::Change;
 use crate::cluster::raft::membership::PeersChange;

@@ -99,15 +99,15 @@ impl Server {
         let mut hall = Hall::of(MAX_GREETINGS);
         loop {
             while connections.try_join_next().is_some() {}
-            let socket = match self.listener.accept().await {
-                Ok((socket, _)) => socket,
+            let (socket, from) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let guest = hall.enter().await;
+            let guest = hall.enter(from.ip()).await;
             let (service, tls, rooms) = (service.clone(), self.tls.clone(), rooms.clone());
             connections.spawn(async move {
                 let greeting = tokio::time::timeout(GREETING, greet(&*service, tls, socket, &rooms));

@@ -114,3 +114,33 @@ fn changes_are_carried_out_on_what_is_known() {
     leader.apply_to(&mut runs);
     assert_eq!(runs.len(), 1);
 }
+
+#[test]
+fn an_agent_that_is_not_understood_is_asked_less_and_less_and_the_watcher_hears_of_it() {
+    let mut watch = follow(1);
+    let reset = event("reset", "", r#"{"reason":"another history"}"#);
+    let other = format!("{HEAD}{reset}{}", event("snapshot", "a:1:0", r#"{"entries":[]}"#));
+    let pauses: Vec<u128> = (0..3)
+        .map(|_| {
+            watch.begin();
+            let trouble = watch.hear(other.as_bytes()).unwrap_err();
+            let told = trouble.told_of(watch.whom().unwrap());
+            assert!(matches!(told, Err(DirectoryError::Answer { .. })), "{told:?}");
+            watch.lose(1.0).as_millis()
+        })
+        .collect();
+    assert_eq!(pauses, [100, 200, 400]);
+    assert_eq!(watch.place(), None);
+    let too_large = Trouble::TooLarge(TooLarge).told_of(watch.whom().unwrap());
+    assert!(matches!(too_large, Err(DirectoryError::TooLarge { .. })), "{too_large:?}");
+}
+
+#[test]
+fn a_place_that_is_none_goes_out_in_no_header() {
+    for text in ["a:1:2\r\nHost: evil", "a\r\nx:1:2", "a:1:2:3", "a:1", "\n:1:2"] {
+        let agents = vec![Address::Http("127.0.0.1:1".to_owned())];
+        let mut watch = Follow::new(agents, 0, None, &Interest::default(), Some(text.to_owned()));
+        let question = String::from_utf8(watch.begin()).unwrap();
+        assert!(!question.contains("Last-Event-ID"), "{question:?}");
+    }
+}
