@@ -11,7 +11,7 @@
 //! keeps it; a slow hash is for passwords. Which role a route wants is `rights`'; what is written down of a change is
 //! `audit`'s. Called by `router`.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,6 +31,7 @@ use super::problem::Refusal;
 use super::rights;
 use super::router::Api;
 use crate::agent::replica::wall_ms;
+use crate::cluster::wire::hall::neighbourhood;
 use crate::spec::{HostName, TokenName};
 use crate::state::{self, ApiToken, Role};
 
@@ -90,13 +91,16 @@ pub(super) enum Origin {
     Host(HostName),
 }
 
-/// The token that a connection last showed, by its name and its hash: another one may have the name later.
+/// A token by its name and its hash: another one may have the name later.
+pub(super) type Known = (TokenName, [u8; 32]);
+
+/// The token that a connection last showed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Badge(Arc<watch::Sender<Option<(TokenName, [u8; 32])>>>);
+pub(super) struct Badge(Arc<watch::Sender<Option<Known>>>);
 
 impl Badge {
     /// What is shown, from now on.
-    pub(super) fn shown(&self) -> watch::Receiver<Option<(TokenName, [u8; 32])>> {
+    pub(super) fn shown(&self) -> watch::Receiver<Option<Known>> {
         self.0.subscribe()
     }
 
@@ -289,17 +293,6 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     secret.map(|(_, secret)| Some(secret.trim())).ok_or_else(Refusal::bad_token)
 }
 
-/// Whom an address stands for: of IPv6 one customer has at least a /64.
-pub(super) fn neighbourhood(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        four => four,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,13 +354,5 @@ mod tests {
         assert_eq!(vouched(&host, &headers).who, "host beta");
         headers.insert(CALLER, format!(r#"{{"who":"{}","from":""}}"#, "x".repeat(600)).parse().unwrap());
         assert_eq!(vouched(&host, &headers).who, "host beta");
-    }
-
-    #[test]
-    fn neighbours_of_one_line_are_one() {
-        let of = |text: &str| neighbourhood(text.parse().unwrap()).to_string();
-        assert_eq!(of("192.0.2.7"), "192.0.2.7");
-        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
     }
 }

@@ -25,12 +25,12 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::auth::{Badge, Origin, neighbourhood};
+use super::auth::{Badge, Origin};
 use super::patience::Patient;
 use super::server::{Limits, stopped};
 use super::tls::Shown;
 use crate::agent::replica::wall_ms;
-use crate::cluster::wire::hall::Guest;
+use crate::cluster::wire::hall::{Guest, neighbourhood};
 use crate::spec::TokenName;
 use crate::state::{ApiToken, State};
 

@@ -75,7 +75,7 @@ impl Hall {
 }
 
 /// What counts as one address: of IPv6 a /64, which is one subscriber's.
-fn neighbourhood(address: IpAddr) -> IpAddr {
+pub fn neighbourhood(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
@@ -133,5 +133,13 @@ mod tests {
         let _third = silent(&mut hall, "192.0.2.3").await;
         assert!(began.elapsed() >= LINGER, "{:?}", began.elapsed());
         assert!(first.is_finished() && !second.is_finished());
+    }
+
+    #[test]
+    fn neighbours_of_one_line_are_one() {
+        let of = |text: &str| neighbourhood(text.parse().unwrap()).to_string();
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
     }
 }
