@@ -120,7 +120,7 @@ impl Asked {
 }
 
 /// Carries a change out and writes down what came of it, also when the asker goes away meanwhile.
-pub(super) async fn recorded(api: Arc<Api>, request: Request, next: Next) -> Response {
+pub(super) async fn recorded(api: Api, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let what = format!("{} {}", head.method, head.uri);
     let body = match tokio::time::timeout(BODY, to_bytes(body, MAX_BODY)).await {

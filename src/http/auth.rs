@@ -166,7 +166,7 @@ impl Default for Gate {
 }
 
 /// The layer: answers in place of the route unless the caller may.
-pub(super) async fn admit(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) -> Response {
     let changes = !request.method().is_safe();
     let Some(origin) = request.extensions().get::<Origin>().cloned() else {
         return Refusal::internal("a request came from nowhere".to_owned()).into_response();

@@ -1,6 +1,7 @@
 //! Which path is answered by what, and what holds for all of them: time, size, counting, no web pages.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,9 +41,21 @@ const MAX_WATCHERS: usize = 6_000;
 /// Questions of this agent that wait at other hosts at once: less than one connection takes, so that others pass.
 const MAX_WAITING: usize = 32;
 
-/// What every route may use.
+/// What every route may use. Each layer of each request has one of its own, so it is cheap to clone.
 #[derive(Clone)]
-pub(super) struct Api {
+pub(super) struct Api(Arc<Parts>);
+
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// Of an [`Api`].
+#[derive(Clone)]
+pub(super) struct Parts {
     pub(super) handle: Handle,
     /// How its requests come.
     pub(super) transport: Transport,
@@ -81,7 +94,7 @@ impl Api {
         let (transport, keys, shares) = (Transport::Unix, Keys::default(), Keys::default());
         let gate = Arc::default();
         let whole = Whole::new(handle.state.clone(), handle.ring.clone());
-        Api {
+        Api(Arc::new(Parts {
             handle,
             transport,
             snapshots,
@@ -95,7 +108,7 @@ impl Api {
             watchers,
             whole,
             waiting,
-        }
+        }))
     }
 
     /// A place among those who watch the directory, held while the permit lives.
@@ -125,7 +138,7 @@ pub(super) enum Transport {
 
 /// All routes.
 pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
-    let api = Api { transport, ..api };
+    let api = Api(Arc::new(Parts { transport, ..(*api.0).clone() }));
     let in_time = move |request: Request, next: Next| async move {
         // A long poll waits as it was asked to.
         let waits = request.uri().query().is_some_and(|query| query.contains("wait="));
@@ -179,7 +192,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .layer(middleware::from_fn_with_state(api.starting.clone(), at_work))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(in_time))
-        .layer(middleware::from_fn_with_state(Arc::new(api.clone()), auth::admit));
+        .layer(middleware::from_fn_with_state(api.clone(), auth::admit));
     let routes = match transport {
         // Who shows a token in a header is no web page of others.
         Transport::Unix | Transport::Tunnel | Transport::Tls => routes,
