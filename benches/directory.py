@@ -19,7 +19,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,10 +26,12 @@ import tempfile
 import time
 import urllib.request
 
+from cluster import free_ports
+from machine import processor_seconds
+
 ENTRIES = 10_000
 CONNECTIONS = 64
 PEERS = ["alpha", "beta", "gamma"]
-TICK = os.sysconf("SC_CLK_TCK")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # wrk -s this URL -- BODIES: each request has one of the lines of that file as its body; "-": no body.
@@ -54,22 +55,6 @@ end
 
 def dies_with_us():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def processor_seconds(pids):
-    spent = 0
-    for pid in pids:
-        fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-        spent += int(fields[11]) + int(fields[12])
-    return spent / TICK
 
 
 def resident_mib(pid):

@@ -24,27 +24,10 @@ import time
 
 import cluster
 from cluster import HOSTS, Cluster
+from machine import descendants, processor_seconds
 
 EVERY = 5
-TICK = os.sysconf("SC_CLK_TCK")
 HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-def processor_seconds(pids):
-    """Of processes and those of their children that have ended."""
-    spent = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            spent += sum(map(int, open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[11:15]))
-    return spent / TICK
-
-
-def children(pid):
-    found = [pid]
-    with contextlib.suppress(OSError):
-        for child in open(f"/proc/{pid}/task/{pid}/children").read().split():
-            found += children(int(child))
-    return found
 
 
 def postgres(args, root):
@@ -82,9 +65,9 @@ def postgres(args, root):
             int(sql("select pg_stat_clear_snapshot(); select xact_commit from pg_stat_database where datname = 'postgres'").split()[-1]),
             int(sql("select wal_sync from pg_stat_wal")),
         )
-        (commits, syncs), spent = look(), processor_seconds(children(head))
+        (commits, syncs), spent = look(), processor_seconds(descendants(head))
         time.sleep(args.seconds)
-        now, used = look(), processor_seconds(children(head)) - spent
+        now, used = look(), processor_seconds(descendants(head)) - spent
         load.wait()
         return {
             "writes": (now[0] - commits) / args.seconds,

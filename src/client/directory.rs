@@ -177,6 +177,21 @@ impl Agents {
         self.last.store(agent, Ordering::Relaxed);
     }
 
+    /// What comes of an agent's answer: that of all, or why the next one is asked.
+    fn heard<T: DeserializeOwned>(
+        &self,
+        (at, agent): (usize, &Address),
+        said: io::Result<WholeAnswer>,
+    ) -> Result<Result<(T, u64), DirectoryError>, DirectoryError> {
+        let said = said.map_err(|source| DirectoryError::Unanswered { agent: agent.clone(), source })?;
+        let Some(read) = said.read(agent) else {
+            let source = problem_of(said.status, &said.body);
+            return Err(DirectoryError::Refused { agent: agent.clone(), source });
+        };
+        self.answered(at);
+        Ok(read.map(|value| (value, said.index)))
+    }
+
     fn question(&self, agent: &Address, path: &str) -> Vec<u8> {
         let token = shown(self.token.as_deref(), agent);
         Question { host: agent.host(), path, token, last_event: None }.bytes()
@@ -185,6 +200,15 @@ impl Agents {
     fn follow(&self, interest: &Interest, after: Option<String>) -> follow::Follow {
         let first = self.last.load(Ordering::Relaxed);
         follow::Follow::new(self.addresses.clone(), first, self.token.clone(), interest, after)
+    }
+}
+
+/// Nobody leads where there is nothing to be had.
+fn leading(asked: Result<(Leader, u64), DirectoryError>) -> Result<Option<Leader>, DirectoryError> {
+    match asked {
+        Ok((leader, _)) => Ok(Some(leader)),
+        Err(DirectoryError::Refused { source, .. }) if source.status == 404 => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

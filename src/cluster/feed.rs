@@ -56,32 +56,23 @@ struct Ring {
 #[derive(Debug)]
 pub struct Recorder {
     ring: Arc<RwLock<Ring>>,
-    newest: watch::Sender<Newest>,
+    newest: watch::Sender<u64>,
     modified: watch::Sender<u64>,
     /// Told with the next state that goes out.
     waiting: Vec<Change>,
-}
-
-/// How far the ring reaches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Newest {
-    /// The state index of this host's copy.
-    pub index: u64,
-    /// That of the last change of the directory.
-    pub modified: u64,
 }
 
 /// The asking end. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Feed {
     ring: Arc<RwLock<Ring>>,
-    newest: watch::Receiver<Newest>,
+    newest: watch::Receiver<u64>,
     modified: watch::Receiver<u64>,
 }
 
 /// Both ends of an empty ring.
 pub fn feed() -> (Recorder, Feed) {
-    let ((newest, seen), (modified, changed)) = (watch::channel(Newest::default()), watch::channel(0));
+    let ((newest, seen), (modified, changed)) = (watch::channel(0), watch::channel(0));
     let ring = Arc::new(RwLock::new(Ring::default()));
     let recorder = Recorder { ring: ring.clone(), newest, modified, waiting: Vec::new() };
     (recorder, Feed { ring, newest: seen, modified: changed })
@@ -108,10 +99,7 @@ impl Recorder {
             }
         }
         let index = state.index;
-        self.newest.send_if_modified(|newest| {
-            let next = Newest { index, modified: modified.unwrap_or(newest.modified) };
-            std::mem::replace(newest, next) != next
-        });
+        self.newest.send_if_modified(|newest| std::mem::replace(newest, index) != index);
         if let Some(modified) = modified {
             self.modified.send_replace(modified);
         }
@@ -123,20 +111,25 @@ impl Recorder {
         let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
         *ring = Ring { since: (state.index, END), changes: VecDeque::new() };
         drop(ring);
-        self.newest.send_replace(Newest { index: state.index, modified: state.index });
+        self.newest.send_replace(state.index);
         self.modified.send_replace(state.index);
     }
 }
 
 impl Feed {
-    /// How far the ring reaches; changes with each state that goes out.
-    pub fn newest(&self) -> watch::Receiver<Newest> {
+    /// The state index of this host's copy, up to which the ring reaches; changes with each state that goes out.
+    pub fn newest(&self) -> watch::Receiver<u64> {
         self.newest.clone()
     }
 
     /// The index of the last change of the directory: who waits for such is not woken by all else.
     pub fn modified(&self) -> watch::Receiver<u64> {
         self.modified.clone()
+    }
+
+    /// All that came after a place is known here.
+    pub fn knows(&self, at: At) -> bool {
+        at >= self.ring.read().unwrap_or_else(PoisonError::into_inner).since
     }
 
     /// The first changes that came after a place, in order: as many as are taken at once, none when there are none.
@@ -174,14 +167,14 @@ mod tests {
         recorder.note(vec![change(3, 0), change(3, 1)]);
         assert_eq!(places(feed.after((0, END))), [], "not out yet");
         recorder.tell(&state(4));
-        assert_eq!(*feed.newest().borrow(), Newest { index: 4, modified: 3 });
+        assert_eq!((*feed.newest().borrow(), *feed.modified().borrow()), (4, 3));
         recorder.note(vec![change(6, 0)]);
         recorder.tell(&state(6));
         let mut modified = feed.modified();
         assert_eq!(*modified.borrow_and_update(), 6);
         recorder.tell(&state(9));
         assert!(!modified.has_changed().unwrap(), "nothing of the directory");
-        assert_eq!(*feed.newest().borrow(), Newest { index: 9, modified: 6 });
+        assert_eq!((*feed.newest().borrow(), *feed.modified().borrow()), (9, 6));
         assert_eq!(places(feed.after((0, 0))), [(3, 0), (3, 1), (6, 0)]);
         assert_eq!(places(feed.after((3, 0))), [(3, 1), (6, 0)]);
         assert_eq!(places(feed.after((3, END))), [(6, 0)]);
@@ -195,7 +188,7 @@ mod tests {
             recorder.note(vec![change(index, 0)]);
         }
         recorder.tell(&state(KEPT as u64 + 2));
-        assert!(feed.after((1, 0)).is_none());
+        assert!(feed.after((1, 0)).is_none() && !feed.knows((1, 0)) && feed.knows((2, 0)));
         // All that is kept, piece by piece.
         let (mut at, mut count) = ((2, 0), 0);
         while let Some(last) = places(feed.after(at)).last() {
@@ -207,7 +200,7 @@ mod tests {
         recorder.begin_anew(&state(30_000));
         assert!(feed.after((29_999, 7)).is_none());
         assert_eq!(places(feed.after((30_000, END))), []);
-        assert_eq!(*feed.newest().borrow(), Newest { index: 30_000, modified: 30_000 });
+        assert_eq!((*feed.newest().borrow(), *feed.modified().borrow()), (30_000, 30_000));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{FromRequestParts, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -128,6 +129,32 @@ pub(super) struct On {
     pub(super) host: Option<HostName>,
 }
 
+/// The `{id}` of a path, of this host. What is asked about an instance of another host is passed on there, and the answer
+/// that comes back takes the place of the route's.
+pub(super) struct Here(InstanceId);
+
+impl FromRequestParts<Api> for Here {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Response> {
+        match Here::or_there(parts, api).await {
+            Ok(found) => found,
+            Err(refusal) => Err(refusal.into_response()),
+        }
+    }
+}
+
+impl Here {
+    async fn or_there(parts: &mut Parts, api: &Api) -> Result<Result<Here, Response>, Refusal> {
+        let Id(id) = Id::from_request_parts(parts, api).await?;
+        let Query(On { host }) = Query::from_request_parts(parts, api).await?;
+        match api.place_of(&id, host.as_ref())? {
+            Place::Here => Ok(Ok(Here(id))),
+            Place::There(host) => api.pass_on_get(&host, &path_of(&parts.uri)).await.map(Err),
+        }
+    }
+}
+
 /// An instance
 ///
 /// From the host that it belongs to.
@@ -135,16 +162,7 @@ pub(super) struct On {
     params(("id" = InstanceId, Path, description = "such as zone.3"), On),
     responses((status = 200, description = "the instance", body = InstanceView),
         (status = 404, description = "there is none, or no such host", body = Problem)))]
-pub(super) async fn one(
-    api: State<Api>,
-    Id(id): Id,
-    uri: Uri,
-    on: Result<Query<On>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(On { host }) = on?;
-    if let Place::There(host) = api.place_of(&id, host.as_ref())? {
-        return api.pass_on_get(&host, &path_of(&uri)).await;
-    }
+pub(super) async fn one(api: State<Api>, Here(id): Here) -> Result<Response, Refusal> {
     let snapshot = api.snapshots.get().await?;
     if let Some(view) = snapshot.instances.iter().find(|view| view.instance == id) {
         return Ok(Json(view.clone()).into_response());
@@ -161,16 +179,7 @@ pub(super) async fn one(
     params(("id" = InstanceId, Path, description = "such as zone.3"), On),
     responses((status = 200, description = "the report", body = String, content_type = "text/plain; charset=utf-8"),
         (status = 404, description = "there is none", body = Problem)))]
-pub(super) async fn hang_report(
-    api: State<Api>,
-    Id(id): Id,
-    uri: Uri,
-    on: Result<Query<On>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(On { host }) = on?;
-    if let Place::There(host) = api.place_of(&id, host.as_ref())? {
-        return api.pass_on_get(&host, &path_of(&uri)).await;
-    }
+pub(super) async fn hang_report(api: State<Api>, Here(id): Here) -> Result<Response, Refusal> {
     let report = api.handle.ask(|reply| HostRequest::HangReport(id.clone(), reply)).await?;
     if let Some(report) = report {
         return Ok(report.into_response());
@@ -186,16 +195,7 @@ pub(super) async fn hang_report(
     params(("id" = InstanceId, Path, description = "such as zone.3"), On),
     responses((status = 200, description = "the players", body = PlayersView),
         (status = 404, description = "there is no such instance or host, or it does not run", body = Problem)))]
-pub(super) async fn players(
-    api: State<Api>,
-    Id(id): Id,
-    uri: Uri,
-    on: Result<Query<On>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let Query(On { host }) = on?;
-    if let Place::There(host) = api.place_of(&id, host.as_ref())? {
-        return api.pass_on_get(&host, &path_of(&uri)).await;
-    }
+pub(super) async fn players(api: State<Api>, Here(id): Here) -> Result<Response, Refusal> {
     let players = api.handle.ask(|reply| HostRequest::Players(id.clone(), reply)).await?;
     if let Some(players) = players {
         return Ok(Json(players).into_response());

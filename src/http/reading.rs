@@ -126,11 +126,7 @@ impl Copy {
         tag: &str,
         body: impl FnOnce(&state::State) -> Result<T, Refusal>,
     ) -> Result<Response, Refusal> {
-        if self.has_seen(tag) {
-            return Ok(self.noted(StatusCode::NOT_MODIFIED.into_response(), tag));
-        }
-        let body = body(&self.state)?;
-        Ok(self.noted(Json(body).into_response(), tag))
+        self.unless_seen(tag, || Ok(Json(body(&self.state)?).into_response()))
     }
 
     /// An answer that holds more than the state does: it differs when its content does.
@@ -139,23 +135,22 @@ impl Copy {
         let mut hasher = DefaultHasher::new();
         hasher.write(&bytes);
         let tag = format!("\"={:x}\"", hasher.finish());
-        if self.has_seen(&tag) {
-            return Ok(self.noted(StatusCode::NOT_MODIFIED.into_response(), &tag));
-        }
         let json = [(header::CONTENT_TYPE, "application/json")];
-        Ok(self.noted((json, bytes).into_response(), &tag))
+        self.unless_seen(&tag, || Ok((json, bytes).into_response()))
     }
 
-    fn has_seen(&self, tag: &str) -> bool {
-        self.seen.as_ref().is_some_and(|seen| is_among(tag, seen))
-    }
-
-    fn noted(&self, mut response: Response, tag: &str) -> Response {
+    fn unless_seen(
+        &self,
+        tag: &str,
+        answer: impl FnOnce() -> Result<Response, Refusal>,
+    ) -> Result<Response, Refusal> {
+        let seen = self.seen.as_ref().is_some_and(|seen| is_among(tag, seen));
+        let mut response = if seen { StatusCode::NOT_MODIFIED.into_response() } else { answer()? };
         let headers = response.headers_mut();
         headers.insert(INDEX, HeaderValue::from(self.state.index));
         // Digits and letters between quotes are a legal value.
         headers.extend(HeaderValue::from_str(tag).ok().map(|tag| (header::ETAG, tag)));
-        response
+        Ok(response)
     }
 }
 

@@ -115,7 +115,7 @@ pub(super) async fn follow(
 /// Waits until this host's copy is as new as what was seen elsewhere.
 async fn reach(feed: &Feed, index: u64) -> Result<(), Refusal> {
     let mut newest = feed.newest();
-    let reached = tokio::time::timeout(BEHIND, newest.wait_for(|newest| newest.index >= index)).await;
+    let reached = tokio::time::timeout(BEHIND, newest.wait_for(|newest| *newest >= index)).await;
     match reached {
         Ok(Ok(_)) => Ok(()),
         _ => Err(Refusal::behind(index)),

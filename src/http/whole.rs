@@ -49,7 +49,7 @@ impl Whole {
         let history = self.ring.history();
         if let Some(text) = texts
             .get(process)
-            .filter(|text| text.seen.history == history && self.ring.feed().after(text.seen.at).is_some())
+            .filter(|text| text.seen.history == history && self.ring.feed().knows(text.seen.at))
         {
             return (text.seen.at, text.text.clone());
         }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    WholeAnswer, chance, is_sound, no_tls, problem_of, silent,
+    WholeAnswer, chance, is_sound, leading, no_tls, silent,
 };
 use crate::spec::ProcessName;
 
@@ -43,11 +43,7 @@ impl Directory {
 
     /// The run that speaks for a process, the eldest that is ready; `None`: none is.
     pub async fn leader(&self, process: &ProcessName) -> Result<Option<Leader>, DirectoryError> {
-        match self.ask(&format!("/v1/directory/{process}/leader")).await {
-            Ok((leader, _)) => Ok(Some(leader)),
-            Err(DirectoryError::Refused { source, .. }) if source.status == 404 => Ok(None),
-            Err(error) => Err(error),
-        }
+        leading(self.ask(&format!("/v1/directory/{process}/leader")).await)
     }
 
     /// Every change from now on, after a snapshot of what there is.
@@ -67,18 +63,9 @@ impl Directory {
         for (at, agent) in self.agents.in_turn() {
             let question = self.agents.question(agent, path);
             let said = timeout(PATIENCE, exchange(agent, &question)).await.unwrap_or_else(|_| Err(silent()));
-            match said {
-                Ok(said) => match said.read(agent) {
-                    Some(read) => {
-                        self.agents.answered(at);
-                        return read.map(|value| (value, said.index));
-                    }
-                    None => {
-                        let source = problem_of(said.status, &said.body);
-                        why = DirectoryError::Refused { agent: agent.clone(), source };
-                    }
-                },
-                Err(source) => why = DirectoryError::Unanswered { agent: agent.clone(), source },
+            match self.agents.heard((at, agent), said) {
+                Ok(answer) => return answer,
+                Err(reason) => why = reason,
             }
         }
         Err(why)

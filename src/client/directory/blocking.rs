@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    WholeAnswer, chance, is_sound, no_tls, problem_of, silent,
+    WholeAnswer, chance, is_sound, leading, no_tls, silent,
 };
 use crate::spec::ProcessName;
 
@@ -42,11 +42,7 @@ impl Directory {
 
     /// The run that speaks for a process, the eldest that is ready; `None`: none is.
     pub fn leader(&self, process: &ProcessName) -> Result<Option<Leader>, DirectoryError> {
-        match self.ask(&format!("/v1/directory/{process}/leader")) {
-            Ok((leader, _)) => Ok(Some(leader)),
-            Err(DirectoryError::Refused { source, .. }) if source.status == 404 => Ok(None),
-            Err(error) => Err(error),
-        }
+        leading(self.ask(&format!("/v1/directory/{process}/leader")))
     }
 
     /// Every change from now on, after a snapshot of what there is.
@@ -64,18 +60,10 @@ impl Directory {
         is_sound(self.agents.token.as_deref())?;
         let mut why = DirectoryError::NoAgent;
         for (at, agent) in self.agents.in_turn() {
-            match exchange(agent, &self.agents.question(agent, path)) {
-                Ok(said) => match said.read(agent) {
-                    Some(read) => {
-                        self.agents.answered(at);
-                        return read.map(|value| (value, said.index));
-                    }
-                    None => {
-                        let source = problem_of(said.status, &said.body);
-                        why = DirectoryError::Refused { agent: agent.clone(), source };
-                    }
-                },
-                Err(source) => why = DirectoryError::Unanswered { agent: agent.clone(), source },
+            let said = exchange(agent, &self.agents.question(agent, path));
+            match self.agents.heard((at, agent), said) {
+                Ok(answer) => return answer,
+                Err(reason) => why = reason,
             }
         }
         Err(why)
