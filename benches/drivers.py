@@ -1,4 +1,4 @@
-"""The two supervisors that are compared: the floor, and Big Brother with its default settings."""
+"""The supervisors that are compared: the floor, a sketch of two processes, and Big Brother with its default settings."""
 import http.client, json, os, signal, socket, subprocess, time
 
 from machine import kill, reap, wait_until
@@ -92,6 +92,23 @@ class Floor(Driver):
         return [self.bench.floor, str(self.n), self.bench.worker, self.path('log')]
 
 
+class Sketch(Driver):
+    """The design's keeper and agent in C, without state, logs or control (sketch.c)."""
+    name = 'sketch'
+
+    def command(self):
+        os.makedirs(self.cgroup(), exist_ok=True)
+        return [self.bench.sketch, str(self.n), self.bench.worker, self.path('log'), self.cgroup()]
+
+    def cgroup(self):
+        return os.path.join(own_cgroups()[0], 'bigbrother-sketch-%d' % os.getpid())
+
+    def stop(self):
+        super().stop()
+        for below, _, _ in os.walk(self.cgroup(), topdown=False):
+            wait_until(2, lambda: removed(below))
+
+
 class BigBrother(Driver):
     """Agent and keeper. `parts`: {mode: count}, modes none, native, notify, query; ordinals go on over them."""
     name = 'bigbrother'
@@ -183,12 +200,16 @@ class BigBrother(Driver):
         for byte in self.path('run').encode():
             value = (value ^ byte) * 0x100000001b3 % 2 ** 64
         name = 'bigbrother-%08x' % ((value >> 32 ^ value) % 2 ** 32)
-        with open('/proc/self/cgroup') as f:
-            own = next((line[3:].strip() for line in f if line.startswith('0::')), '/')
-        with open('/proc/mounts') as f:
-            mounts = [line.split()[1] for line in f if line.split()[2] == 'cgroup2']
-        folders = [os.path.join(mount + own, name) for mount in mounts]
+        folders = [os.path.join(folder, name) for folder in own_cgroups()]
         return [folder for folder in folders if os.path.isdir(folder)]
+
+
+def own_cgroups():
+    """The v2 cgroup of this process, below each mount of that hierarchy."""
+    with open('/proc/self/cgroup') as f:
+        own = next((line[3:].strip() for line in f if line.startswith('0::')), '/')
+    with open('/proc/mounts') as f:
+        return [line.split()[1] + own for line in f if line.split()[2] == 'cgroup2']
 
 
 def removed(folder):

@@ -4,7 +4,7 @@ Bounds are those of the project; a figure without a bound is context.
 """
 import os, random, select, signal, statistics, time
 
-from drivers import BigBrother, Floor, stopped
+from drivers import BigBrother, Floor, Sketch, stopped
 from machine import cpu_ns, kill, nap, pss_kib, quantile, say, summary, wait_until
 
 
@@ -44,17 +44,17 @@ def kill_all(d, timeout=60):
 
 
 def latency(bench, args):
-    """The floor and Big Brother by turns, so that both see the same disturbances."""
-    found = {'floor': {'start': [], 'kill': [], 'all': []}, 'bigbrother': {'start': [], 'kill': [], 'all': []}}
+    """Floor, sketch and Big Brother by turns, so that all see the same disturbances."""
+    found = {kind.name: {'start': [], 'kill': [], 'all': []} for kind in (Floor, Sketch, BigBrother)}
     wrong = 0
     random_of = random.Random(7)
     for turn in range(args.turns):
-        for make in (lambda: Floor(bench, args.n), lambda: BigBrother(bench, args.n)):
-            d = make()
+        for kind in (Floor, Sketch, BigBrother):
+            d = kind(bench, args.n)
             mine = found[d.name]
             try:
                 mine['start'].append(d.bring_up())
-                if isinstance(d, BigBrother):
+                if kind is BigBrother:
                     d.wait_ready()
                 nap(2)
                 for _ in range(args.kills):
@@ -71,13 +71,14 @@ def latency(bench, args):
                     'all %s' % [round(x) for x in mine['all'][-args.crashes:]])
             finally:
                 d.stop()
-    f, b = found['floor'], found['bigbrother']
-    kills = {'ours': summary(b['kill']), 'floors': summary(f['kill'])}
-    yield ratio('kill to main(), median', statistics.median(b['kill']), statistics.median(f['kill']), 1.2, **kills)
-    yield ratio('kill to main(), p95', quantile(b['kill'], .95), quantile(f['kill'], .95), 2)
-    for name, key, bound in (('start of all', 'start', 1.4), ('all killed, all back', 'all', 1.3)):
-        yield ratio('%s (%d)' % (name, args.n), statistics.median(b[key]), statistics.median(f[key]), bound,
-                    ours=summary(b[key]), floors=summary(f[key]))
+    median, p95 = statistics.median, lambda values: quantile(values, .95)
+    for name, key, of, bound in (('kill to main(), median', 'kill', median, 1.2), ('kill to main(), p95', 'kill', p95, 2),
+                                 ('start of all (%d)' % args.n, 'start', median, 1.4),
+                                 ('all killed, all back (%d)' % args.n, 'all', median, 1.3)):
+        floor, sketch, ours = (of(found[kind.name][key]) for kind in (Floor, Sketch, BigBrother))
+        yield ratio(name, ours, floor, bound, sketch_ms=round(sketch, 3), ours=summary(found['bigbrother'][key]),
+                    floors=summary(found['floor'][key]))
+        yield ratio(name + ', of the sketch', sketch, floor, None)
     yield figure('lost or doubled meanwhile', wrong, 'instances', 0)
 
 
