@@ -6,7 +6,7 @@
 //! [`super::resolve`]. Decides nothing, and gives up nothing: how long is waited is the loop's affair.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,6 +31,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// What is to be looked up for a command, in one go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Errand {
+    /// A folder of the account's to be made; `None`: it is known to be there. First, and not a path: errands are
+    /// compared by the hundred when a host starts, and paths are compared part by part.
+    pub folder: Option<OsString>,
     /// As whom it runs; `None`: as the agent.
     pub user: Option<String>,
     /// The group, where it is not the user's own.
@@ -41,8 +44,6 @@ pub struct Errand {
     pub libraries: Vec<String>,
     /// What the host allows.
     pub policy: Arc<HostPolicy>,
-    /// A folder of the account's to be made; `None`: it is known to be there.
-    pub folder: Option<PathBuf>,
 }
 
 /// What was found.

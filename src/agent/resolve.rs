@@ -6,6 +6,7 @@
 //! failed spawn.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +77,7 @@ pub struct Resolver {
     /// By errands without a folder.
     found: BTreeMap<Errand, Kept>,
     /// Data folders that are there.
-    folders: BTreeSet<PathBuf>,
+    folders: BTreeSet<OsString>,
     /// What each instance needs, by the key of its command.
     needs: BTreeMap<(InstanceId, &'static str), Errand>,
 }
@@ -130,7 +131,10 @@ impl Resolver {
         if self.needs.get(&need) != Some(&errand) {
             self.needs.insert(need, errand.clone());
         }
-        Ok(Errand { folder: (!self.folders.contains(&folder)).then_some(folder), ..errand })
+        Ok(Errand {
+            folder: (!self.folders.contains(folder.as_os_str())).then(|| folder.into_os_string()),
+            ..errand
+        })
     }
 
     /// What the host's policy has to say something about, beside the program.
@@ -185,7 +189,7 @@ impl Resolver {
 
     /// A run of the instance could not be started as it was resolved: all is looked up again.
     pub fn distrust(&mut self, instance: &InstanceId) {
-        self.folders.remove(&self.data_folder(instance));
+        self.folders.remove(self.data_folder(instance).as_os_str());
         for ((_, _), errand) in self.needs.iter().filter(|((id, _), _)| id == instance) {
             self.found.remove(errand);
         }
@@ -193,7 +197,7 @@ impl Resolver {
 
     /// The instance is gone from this host.
     pub fn forget(&mut self, instance: &InstanceId) {
-        self.folders.remove(&self.data_folder(instance));
+        self.folders.remove(self.data_folder(instance).as_os_str());
         self.needs.retain(|(id, _), _| id != instance);
     }
 
@@ -394,7 +398,10 @@ mod tests {
         };
         let mut resolver = Resolver::new(config.host);
         let errand = resolver.errand(&order, &command, "command").unwrap();
-        assert!(errand.folder.as_ref().is_some_and(|folder| folder.ends_with("data/zone.0")), "{errand:?}");
+        assert!(
+            errand.folder.as_ref().is_some_and(|folder| Path::new(folder).ends_with("data/zone.0")),
+            "{errand:?}"
+        );
         resolver.learn(&errand, Ok(&found(60)), at(0));
         let again = resolver.errand(&order, &command, "command").unwrap();
         assert_eq!(again, Errand { folder: None, ..errand }, "the folder is there");

@@ -62,8 +62,8 @@ pub fn look_up(errand: &Errand, progress: &Progress) -> Result<Found, LookUpErro
     }
     if let Some(folder) = &errand.folder {
         progress.begin(Step::Folder);
-        make_folder(folder, account.as_ref().map(|(account, _)| account))
-            .map_err(|source| LookUpError::Folder { path: folder.clone(), source })?;
+        make_folder(folder.as_ref(), account.as_ref().map(|(account, _)| account))
+            .map_err(|source| LookUpError::Folder { path: folder.into(), source })?;
     }
     Ok(Found { account, program })
 }
