@@ -57,6 +57,24 @@ pub struct Config {
     pub spec: Spec,
 }
 
+impl Config {
+    /// What is guarded by nothing but being on loopback, where this machine's own processes are: for the agent's log.
+    pub fn open_doors(&self) -> Vec<String> {
+        let mut open = Vec::new();
+        if let (Some(api), None) = (&self.host.api, &self.host.api_tls) {
+            let what = format!("every process of this machine may read the API at {api}");
+            open.push(format!(
+                "{what}: set host.api_tls, or api = \"\" for its socket alone (docs/security.md)"
+            ));
+        }
+        if !self.cluster.peers.is_empty() && self.cluster.tls.is_none() {
+            let what = "every process of this machine may speak to this agent as another one";
+            open.push(format!("{what}: set cluster.tls (docs/security.md)"));
+        }
+        open
+    }
+}
+
 /// `[cluster]`: the same in every host's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterSettings {

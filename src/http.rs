@@ -47,6 +47,8 @@ mod trail;
 mod watchers;
 mod whole;
 
+pub use audit::Audit;
 pub use listen::{ListenError, Listeners};
 pub use rights::{RIGHTS, Right};
 pub use server::{ServeError, serve};
+pub use tls::Shown;

@@ -79,6 +79,7 @@ struct Runs {
 struct Requests {
     served: IntCounterVec,
     seconds: HistogramVec,
+    given_up: IntCounter,
 }
 
 impl Default for Metrics {
@@ -249,6 +250,11 @@ impl Metrics {
         self.requests.seconds.with_label_values(&[route, class]).observe(took.as_secs_f64());
     }
 
+    /// Somebody took nothing of an answer any more, and the connection was closed.
+    pub fn reader_given_up(&self) {
+        self.requests.given_up.inc();
+    }
+
     /// Everything in Prometheus' text format. `None`: the supervision loop did not answer in time; what
     /// is known without it is shown. Reads files of /proc and of cgroups, so it may take some
     /// milliseconds: call it where blocking is allowed.
@@ -332,6 +338,11 @@ impl Requests {
                     ),
                     &["route", "status"],
                 ),
+            ),
+            given_up: counter(
+                r,
+                "api_stalled_total",
+                "API connections closed because nothing of their answer was taken any more.",
             ),
         }
     }

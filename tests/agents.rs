@@ -11,6 +11,8 @@ use host::PATIENCE;
 
 #[path = "agents/access.rs"]
 mod access;
+#[path = "agents/certificates.rs"]
+mod certificates;
 #[path = "agents/cluster.rs"]
 mod cluster;
 #[path = "agents/directory.rs"]
@@ -27,3 +29,5 @@ mod operating;
 mod prometheus;
 #[path = "agents/saying.rs"]
 mod saying;
+#[path = "agents/strangers.rs"]
+mod strangers;

@@ -14,6 +14,8 @@ mod launch;
 mod lifecycle;
 #[path = "real/notify.rs"]
 mod notify;
+#[path = "real/policy.rs"]
+mod policy;
 #[path = "real/process_api.rs"]
 mod process_api;
 #[path = "real/update.rs"]

@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::ring::Ring;
 use crate::cluster::node::ProposeError;
+use crate::http::Audit;
 use crate::http::view::{EventView, InstanceView, KeeperView, PlayersView};
 use crate::metrics::{Metrics, Outcome};
 use crate::spec::{HostName, InstanceId};
@@ -36,8 +37,8 @@ pub struct Handle {
     pub events: broadcast::Sender<EventView>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// The audit trail: this file, and older ones with `.1`, `.2` …
-    pub audit: PathBuf,
+    /// The audit trail.
+    pub audit: Audit,
 }
 
 /// A question to the supervision loop.
@@ -86,6 +87,9 @@ pub enum AskError {
     /// The agent is ending.
     #[error("the agent is stopping")]
     Stopping,
+    /// Whoever asks may not.
+    #[error("its `launch` does not list that process")]
+    NotAllowed,
     /// The state refused the command.
     #[error(transparent)]
     Rejected(#[from] Rejected),
@@ -125,7 +129,7 @@ impl Handle {
         self.metrics.proposed(match &answered {
             Ok(_) => Outcome::Applied,
             Err(AskError::Rejected(_)) => Outcome::Refused,
-            Err(AskError::Busy | AskError::Stopping | AskError::Unanswered(_)) => Outcome::Unanswered,
+            Err(_) => Outcome::Unanswered,
         });
         answered
     }

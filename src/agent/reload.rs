@@ -1,7 +1,7 @@
 //! Reading cluster.toml again, on SIGHUP or on request.
 //!
 //! Owns the file's path and the drift that is shown. Host settings that can change in a running agent are
-//! handed on; of those that cannot, it says so.
+//! handed on; of those that cannot, it says so. Certificates are read again, too: all of them or none.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +12,12 @@ use super::handle::{AskError, Handle};
 use super::reporter::Report;
 use super::spec_file::{self, Outcome};
 use super::start::facts;
+use crate::cluster::tls::TlsError;
 use crate::config::{Config, HostSettings};
+use crate::http::Shown;
+use crate::http::view::PlanView;
 use crate::keeper::protocol::CgroupSupport;
+use crate::spec::ProcessName;
 
 /// See the module.
 pub struct Reloader {
@@ -27,6 +31,8 @@ pub struct Reloader {
     pub settings: watch::Sender<Arc<HostSettings>>,
     /// The difference between file and cluster, for people.
     pub drift: watch::Sender<Option<String>>,
+    /// What the API shows over TLS.
+    pub shown: Option<Shown>,
     /// To the reporter.
     pub reports: mpsc::Sender<Report>,
     /// Reloads asked for over the API.
@@ -64,8 +70,9 @@ impl Reloader {
                 Ok(done) => tracing::info!("{done}"),
                 Err(why) => tracing::error!("the file was not reloaded:\n{why}"),
             }
-            if let Some(reply) = reply {
-                let _ = reply.send(result);
+            match reply {
+                Some(reply) => drop(reply.send(result)),
+                None => self.handle.audit.reloaded(&self.handle.host, &result).await,
             }
         }
     }
@@ -80,6 +87,7 @@ impl Reloader {
         let (path, host) = (self.path.clone(), self.host.clone());
         let read = tokio::task::spawn_blocking(move || spec_file::read(&path, host.as_deref(), false));
         let config = read.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let renewed = self.renew_certificates().await?;
         let before = self.settings.borrow().clone();
         let (now, fixed) = reconcile(&before, &config.host);
         if *before != now {
@@ -88,10 +96,26 @@ impl Reloader {
         }
         let outcome = spec_file::apply(&self.handle, &config).await.map_err(|e| e.to_string())?;
         let mut told = self.show(outcome);
+        if renewed {
+            told.push_str("; other certificates are shown and asked for");
+        }
         if !fixed.is_empty() {
             told = format!("{told}; host.{} change only when the agent is restarted", fixed.join(", host."));
         }
         Ok(told)
+    }
+
+    /// Reads the files that are named already; true: they hold others than before.
+    async fn renew_certificates(&self) -> Result<bool, String> {
+        let (tls, shown) = (self.handle.ring.tls().cloned(), self.shown.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let peers = tls.map(|tls| Ok((tls.read_again()?, tls))).transpose();
+            let api = shown.map(|shown| Ok((shown.read_again()?, shown))).transpose();
+            Ok::<_, TlsError>((peers?, api?))
+        });
+        let (peers, api) = read.await.map_err(|e| e.to_string())?.map_err(|error| reason(&error))?;
+        let peers = peers.is_some_and(|(read, tls)| tls.renew(read));
+        Ok(api.is_some_and(|(read, shown)| shown.renew(read)) || peers)
     }
 
     fn show(&self, outcome: Outcome) -> String {
@@ -99,18 +123,16 @@ impl Reloader {
             Outcome::InForce(revision) => {
                 (format!("the file's processes are in force (revision {revision})"), None)
             }
+            Outcome::Applied(view) => {
+                let (revision, changes) = (view.revision, changes(&view));
+                (format!("the file's processes are in force (revision {revision}; {changes})"), None)
+            }
             Outcome::Drift(view) => {
-                let names = |list: &[crate::spec::ProcessName]| {
-                    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-                };
-                let changed: Vec<_> = view.changed.iter().map(|c| c.process.clone()).collect();
                 let drift = format!(
                     "spec-drift: the cluster's processes (revision {}) came by `bigbrother apply`, the file differs \
-                     (added: {}; removed: {}; changed: {}); see `bigbrother plan`, then `bigbrother apply`",
+                     ({}); see `bigbrother plan`, then `bigbrother apply`",
                     view.revision,
-                    names(&view.added),
-                    names(&view.removed),
-                    names(&changed)
+                    changes(&view)
                 );
                 (drift.clone(), Some(drift))
             }
@@ -118,6 +140,20 @@ impl Reloader {
         self.drift.send_replace(drift);
         told
     }
+}
+
+fn changes(view: &PlanView) -> String {
+    let names = |list: &[ProcessName]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let changed: Vec<_> = view.changed.iter().map(|changed| changed.process.clone()).collect();
+    format!("added: {}; removed: {}; changed: {}", names(&view.added), names(&view.removed), names(&changed))
+}
+
+/// An error and its causes.
+fn reason(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 /// The settings that take effect, and the keys that cannot change in a running agent.
@@ -168,12 +204,20 @@ mod tests {
             state: watch::channel(Default::default()).1,
             events: tokio::sync::broadcast::channel(1).0,
             metrics: Arc::default(),
-            audit: PathBuf::new(),
+            audit: crate::http::Audit::open(PathBuf::new(), Arc::default()).0,
         };
         let settings = watch::channel(Arc::new(host)).0;
         let drift = watch::channel(None).0;
-        let reloader =
-            Reloader { path: PathBuf::new(), host: None, handle, settings, drift, reports, requests };
+        let reloader = Reloader {
+            path: PathBuf::new(),
+            host: None,
+            handle,
+            settings,
+            drift,
+            shown: None,
+            reports,
+            requests,
+        };
         let (met, seen) = watch::channel(Some(CgroupSupport::KillOnly));
         let (_hang_up, hung_up) = mpsc::channel(1);
         let task = tokio::spawn(reloader.run(seen, hung_up));

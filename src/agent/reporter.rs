@@ -263,7 +263,7 @@ impl Reporter {
                     tracing::warn!(%error, "a report was refused");
                     return;
                 }
-                Err(AskError::Stopping) => return,
+                Err(AskError::Stopping | AskError::NotAllowed) => return,
                 Ok(_) => break,
             }
         }
@@ -331,7 +331,7 @@ mod tests {
             ring: Ring::Alone(Alone::to(to, "alpha".parse().unwrap())),
             state: seen,
             events: broadcast::channel(1).0,
-            audit: Default::default(),
+            audit: crate::http::Audit::open(Default::default(), Arc::default()).0,
         };
         (handle, Cluster { proposals, state })
     }

@@ -15,6 +15,7 @@ use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing,
 use crate::cluster::raft::membership::Member;
 use crate::cluster::session::Attached;
 use crate::cluster::statuses::Statuses;
+use crate::cluster::tls::Tls;
 use crate::cluster::wire::{EncodeError, Exchange, Kind, decode, encode};
 use crate::plan::Liveness;
 use crate::plan::liveness::{Attendance, Confirm};
@@ -98,6 +99,11 @@ impl Ring {
             Ring::Peer(peer) => Some(peer.exchange()),
             Ring::Attached(attached) => Some(attached.exchange()),
         }
+    }
+
+    /// The certificates between agents; `None`: there are none.
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.exchange()?.dialer().tls()
     }
 
     /// What this host is in the cluster: `alone`, `peer` or `attached`.
@@ -273,9 +279,7 @@ impl From<ProposeError> for AskError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::Rejected(rejected) => AskError::Rejected(rejected),
-            ProposeError::NoPrimary(_) | ProposeError::Unknown(_) | ProposeError::TooLarge(_) => {
-                AskError::Unanswered(error)
-            }
+            error => AskError::Unanswered(error),
         }
     }
 }

@@ -33,6 +33,8 @@ pub enum FileError {
 pub enum Outcome {
     /// The cluster has the file's processes, at this revision.
     InForce(u64),
+    /// It has them now; this has changed.
+    Applied(PlanView),
     /// The cluster has others, which came by `apply`.
     Drift(PlanView),
 }
@@ -69,9 +71,9 @@ pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError
             Err(AskError::Rejected(Rejected::Revision { expected, found })) => {
                 refused = Some(Rejected::Revision { expected, found });
             }
-            Ok(Outcome::InForce(revision)) => {
+            Ok(outcome @ (Outcome::InForce(_) | Outcome::Applied(_))) => {
                 set_spans(handle, config).await?;
-                return Ok(Outcome::InForce(revision));
+                return Ok(outcome);
             }
             other => return other,
         }
@@ -88,18 +90,17 @@ async fn try_apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError
         remember(&memory, state.revision);
         return Ok(Outcome::InForce(state.revision));
     }
+    let mut view = difference::difference(&state.spec, &config.spec);
+    view.revision = state.revision;
     if state.revision != 0 && state.revision != last.revision {
-        let mut view = difference::difference(&state.spec, &config.spec);
-        view.revision = state.revision;
         return Ok(Outcome::Drift(view));
     }
     let command = Command::ApplySpec { spec: config.spec.clone(), expected_revision: Some(state.revision) };
-    let revision = match handle.propose(command).await? {
-        Response::Revision(revision) => revision,
-        _ => state.revision,
-    };
-    remember(&memory, revision);
-    Ok(Outcome::InForce(revision))
+    if let Response::Revision(revision) = handle.propose(command).await? {
+        view.revision = revision;
+    }
+    remember(&memory, view.revision);
+    Ok(Outcome::Applied(view))
 }
 
 /// Of the file that is in force; the state sees to it that shorter ones wait for the older ones to be over.

@@ -32,7 +32,7 @@ use crate::cluster::tunnel::Entrance;
 use crate::config::{Config, HostSettings};
 use crate::descriptors;
 use crate::http::view::EventView;
-use crate::http::{ListenError, Listeners, ServeError};
+use crate::http::{Audit, ListenError, Listeners, ServeError, Shown};
 use crate::keeper::fault;
 use crate::keeper::protocol::CgroupSupport;
 use crate::metrics::Metrics;
@@ -114,6 +114,7 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     descriptors::make_room()?;
     make_folder("data_dir", &config.host.data_dir)?;
     make_folder("runtime_dir", &config.host.runtime_dir)?;
+    config.open_doors().iter().for_each(|door| tracing::warn!("{door}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(serve(options, config));
     // A probe or a disk that hangs must not keep a stopped agent alive.
@@ -146,7 +147,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?;
     let (entrance, tunnelled) = Entrance::new();
     let listeners = listeners.with_tunnel(tunnelled);
-    let (handle, tasks, parts) = assemble(options, &config, entrance).await?;
+    let (handle, tasks, parts) = assemble(options, &config, entrance, listeners.shown()).await?;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
@@ -205,6 +206,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), joined).await;
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), writer).await;
     api.abort();
+    handle.audit.settled().await;
     copy.close().await;
     result
 }
@@ -269,14 +271,21 @@ fn handle(
 ) -> Handle {
     let (host, cluster) = (config.host.name.clone(), config.cluster.name.clone());
     let (started_at, metrics) = (rfc3339(wall_ms()), Arc::new(Metrics::new()));
-    let audit = config.host.data_dir.join("audit.jsonl");
+    let (audit, writing) = Audit::open(config.host.data_dir.join("audit.jsonl"), metrics.clone());
+    // It ends with the last who may write something down.
+    tokio::spawn(writing);
     Handle { host, cluster, started_at, logs, requests, ring, state, events, metrics, audit }
 }
 
 /// What the agent is made of.
 type Made = (Handle, Tasks, Parts);
 
-async fn assemble(options: &AgentOptions, config: &Config, entrance: Entrance) -> Result<Made, AgentError> {
+async fn assemble(
+    options: &AgentOptions,
+    config: &Config,
+    entrance: Entrance,
+    shown: Option<Shown>,
+) -> Result<Made, AgentError> {
     let host = &config.host;
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
@@ -298,6 +307,7 @@ async fn assemble(options: &AgentOptions, config: &Config, entrance: Entrance) -
         handle: handle.clone(),
         settings,
         drift,
+        shown,
         reports: reports.clone(),
         requests: to_reload,
     };

@@ -1,8 +1,9 @@
 //! Mutual TLS between agents: every certificate is of the cluster's own CA and names its host.
 //!
 //! Owns the certificates and the rules by which they are checked: TLS 1.3 only, both sides show one, and
-//! the name in it is the host's. Never decides whom a host may be. [`issue`] makes them. Called by `wire`; the API, which
-//! shows a certificate of its own, reads files by the same functions.
+//! the name in it is the host's. They are read at the start and again on a reload; who was let in by a CA that counts no
+//! more is put out ([`Tls::distrusts`]). Never decides whom a host may be. [`issue`] makes them. Called by `wire`; the
+//! API, which shows a certificate of its own, reads files by the same functions.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 pub mod issue;
@@ -54,8 +56,21 @@ pub enum TlsError {
 
 /// What both sides of a connection need.
 pub struct Tls {
+    files: TlsFiles,
+    host: HostName,
+    read: watch::Sender<Read>,
+    /// How often a CA was taken out.
+    distrusts: watch::Sender<u64>,
+}
+
+/// What the files hold.
+#[derive(Clone)]
+pub struct Read {
     connector: TlsConnector,
     acceptor: TlsAcceptor,
+    /// Of the CAs.
+    roots: Arc<RootCertStore>,
+    certificates: Vec<CertificateDer<'static>>,
 }
 
 /// The certificate of whoever dialled.
@@ -74,6 +89,57 @@ impl Certificate {
 impl Tls {
     /// Reads the certificates of this host.
     pub fn load(files: &TlsFiles, host: &HostName) -> Result<Tls, TlsError> {
+        let read = watch::channel(Read::from(files, host)?).0;
+        Ok(Tls { files: files.clone(), host: host.clone(), read, distrusts: watch::channel(0).0 })
+    }
+
+    /// Reads the files again; nothing changes by that.
+    pub fn read_again(&self) -> Result<Read, TlsError> {
+        Read::from(&self.files, &self.host)
+    }
+
+    /// This counts for every connection from now on. False: it is what counted before.
+    pub fn renew(&self, read: Read) -> bool {
+        let before = self.read.borrow().clone();
+        if read.roots.roots == before.roots.roots && read.certificates == before.certificates {
+            return false;
+        }
+        let fewer = before.roots.roots.iter().any(|ca| !read.roots.roots.contains(ca));
+        self.read.send_replace(read);
+        if fewer {
+            self.distrusts.send_modify(|times| *times += 1);
+        }
+        true
+    }
+
+    /// Changes whenever a CA counts no more: who was let in by it must show something better.
+    pub fn distrusts(&self) -> watch::Receiver<u64> {
+        self.distrusts.subscribe()
+    }
+
+    /// Dialled `host`: its certificate must name it.
+    pub async fn connect(
+        &self,
+        host: &HostName,
+        socket: TcpStream,
+    ) -> io::Result<client::TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
+        let connector = self.read.borrow().connector.clone();
+        connector.connect(name, socket).await
+    }
+
+    /// Was dialled: the other side must show a certificate of the CA.
+    pub async fn accept(&self, socket: TcpStream) -> io::Result<(server::TlsStream<TcpStream>, Certificate)> {
+        let acceptor = self.read.borrow().acceptor.clone();
+        let stream = acceptor.accept(socket).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        let certificate = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
+        Ok((stream, Certificate(certificate.into_owned())))
+    }
+}
+
+impl Read {
+    fn from(files: &TlsFiles, host: &HostName) -> Result<Read, TlsError> {
         let roots = roots(&files.ca)?;
         let certificates = certificates(&files.cert)?;
         if !certificates.first().is_some_and(|first| Certificate(first.clone()).names(host)) {
@@ -99,29 +165,13 @@ impl Tls {
             .map_err(|error| unfit(error.into()))?;
         let client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
-            .and_then(|config| config.with_root_certificates(roots).with_client_auth_cert(certificates, key))
+            .and_then(|config| {
+                config.with_root_certificates(roots.clone()).with_client_auth_cert(certificates.clone(), key)
+            })
             .map_err(|error| unfit(error.into()))?;
         let (connector, acceptor) =
             (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
-        Ok(Tls { connector, acceptor })
-    }
-
-    /// Dialled `host`: its certificate must name it.
-    pub async fn connect(
-        &self,
-        host: &HostName,
-        socket: TcpStream,
-    ) -> io::Result<client::TlsStream<TcpStream>> {
-        let name = ServerName::try_from(host.as_str().to_owned()).map_err(io::Error::other)?;
-        self.connector.connect(name, socket).await
-    }
-
-    /// Was dialled: the other side must show a certificate of the CA.
-    pub async fn accept(&self, socket: TcpStream) -> io::Result<(server::TlsStream<TcpStream>, Certificate)> {
-        let stream = self.acceptor.accept(socket).await?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
-        let certificate = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
-        Ok((stream, Certificate(certificate.into_owned())))
+        Ok(Read { connector, acceptor, roots, certificates })
     }
 }
 

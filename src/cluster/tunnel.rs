@@ -17,12 +17,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::tls::{Tls, TlsError};
+use super::tls::Tls;
 use super::wire::hello::Ours;
 use super::wire::{
     CallError, DecodeError, Exchange, Hello, Kind, Peerage, Purpose, Server, Service, Target, decode, encode,
 };
-use crate::config::TlsFiles;
 use crate::spec::HostName;
 
 /// The largest body of a request.
@@ -138,9 +137,6 @@ impl Entrance {
 /// Why a host that is no peer cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The certificates.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// The address.
     #[error("cannot listen on {address} for other agents; set host.listen to an address of this machine")]
     Bind {
@@ -154,12 +150,10 @@ pub enum ListenError {
 /// Listens for other agents where no peer does; what comes back answers them until it is dropped.
 pub async fn listen(
     address: &str,
-    tls: Option<&TlsFiles>,
+    tls: Option<Arc<Tls>>,
     ours: watch::Receiver<Ours>,
     entrance: Entrance,
 ) -> Result<impl Future<Output = ()> + Send + 'static, ListenError> {
-    let host = ours.borrow().host.clone();
-    let tls = tls.map(|files| Tls::load(files, &host)).transpose()?.map(Arc::new);
     let bound = Server::bind(address, tls).await;
     let server = bound.map_err(|source| ListenError::Bind { address: address.to_owned(), source })?;
     Ok(server.run(Arc::new(ApiOnly { ours, entrance })))

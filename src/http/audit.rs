@@ -6,8 +6,11 @@
 //!
 //! Owns what stands in an entry ([`AuditView`]) and the answer of `GET /v1/audit`; the file is [`file`]'s. It is on the
 //! host whose agent was asked, so that it is written without a quorum, too. What an agent passes on is written down on
-//! both: there in the name of whom it was asked for, with the agent that passed it on. Called by `auth`.
+//! both: there in the name of whom it was asked for, with the agent that passed it on. Called by `auth`, and by the agent
+//! for what is asked of it in other ways: by game processes and by a signal.
 
+use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,12 +32,15 @@ use super::pace::Pace;
 use super::problem::Refusal;
 use super::router::{Api, MAX_BODY};
 use crate::agent::chronicle::rfc3339;
+use crate::agent::handle::AskError;
 use crate::agent::replica::wall_ms;
+use crate::client::message::Launch;
 use crate::http::view::{AuditView, Problem, ScaleRequest};
-use crate::spec::HostName;
+use crate::metrics::Metrics;
+use crate::spec::{HostName, InstanceId};
 use crate::state;
 
-pub(super) mod file;
+mod file;
 
 use file::Ledger;
 
@@ -44,20 +50,62 @@ const BODY: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 8 << 20;
 /// The largest body, and the largest change, that is written down as it is.
 const MAX_WRITTEN: usize = 8 * 1024;
+/// The longest reason, in characters.
+const MAX_WHY: usize = 512;
 /// Entries that are shown unless fewer are asked for.
 const MOST: usize = 1_000;
 
 /// Where entries go. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Audit {
+pub struct Audit {
     ledger: Ledger,
     refusals: Arc<Pace<()>>,
+    launches: Arc<Pace<()>>,
     missed: Arc<AtomicU64>,
 }
 
 impl Audit {
-    pub(super) fn new(ledger: Ledger) -> Audit {
-        Audit { ledger, refusals: Arc::new(Pace::new(50, 1)), missed: Arc::default() }
+    /// The trail in this file and older ones with `.1`, `.2` … behind it, and the work of writing it, which ends with the
+    /// last clone.
+    pub fn open(path: PathBuf, metrics: Arc<Metrics>) -> (Audit, impl Future<Output = ()> + Send) {
+        let (ledger, writing) = file::open(path, metrics);
+        let (refusals, launches) = (Arc::new(Pace::new(50, 1)), Arc::new(Pace::new(100, 5)));
+        (Audit { ledger, refusals, launches, missed: Arc::default() }, writing)
+    }
+
+    /// Comes back when all is on disk that was written down before, or the disk takes too long.
+    pub async fn settled(&self) {
+        self.ledger.settled().await;
+    }
+
+    /// What a game process launches, or may not. A crowd of launches fills no disk: some are counted only.
+    pub async fn launched(
+        &self,
+        host: &HostName,
+        by: &InstanceId,
+        launch: &Launch,
+        refused: Option<AskError>,
+    ) {
+        if !self.launches.allows(&(), Instant::now()) {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let request = serde_json::to_vec(launch).ok().and_then(|json| readable(&json.into()));
+        let asked = Asked::beside(host, format!("instance {by}"), "launch", request);
+        match refused.map(Refusal::from) {
+            Some(refusal) => self.write(asked, refusal.status(), Some(refusal.said()), None).await,
+            None => self.write(asked, StatusCode::CREATED, None, None).await,
+        }
+    }
+
+    /// SIGHUP, and what came of it.
+    pub async fn reloaded(&self, host: &HostName, outcome: &Result<String, String>) {
+        let asked = Asked::beside(host, "SIGHUP".to_owned(), "reload", None);
+        let (status, refused, change) = match outcome {
+            Ok(said) => (StatusCode::OK, None, Some(json!(said))),
+            Err(why) => (StatusCode::UNPROCESSABLE_ENTITY, Some(why.chars().take(MAX_WHY).collect()), None),
+        };
+        self.write(asked, status, refused, change).await;
     }
 
     /// Somebody was turned away. A crowd of them fills no disk: some are counted only.
@@ -99,6 +147,12 @@ struct Asked {
 }
 
 impl Asked {
+    /// Beside the API, on this machine.
+    fn beside(host: &HostName, who: String, what: &str, request: Option<Value>) -> Asked {
+        let caller = Caller { who, from: "local".to_owned(), via: None };
+        Asked { host: host.clone(), caller, what: what.to_owned(), request }
+    }
+
     fn entry(self, status: u16, refused: Option<String>, change: Option<Value>, missed: u64) -> AuditView {
         let Asked { host, caller: Caller { who, from, via }, what, request } = self;
         // A path is of the asker's making.
@@ -147,7 +201,7 @@ pub(super) async fn recorded(api: Api, request: Request, next: Next) -> Response
             None => change(&route, before, &answer),
             Some(_) => None,
         };
-        api.audit.write(asked, response.status(), refused, change).await;
+        api.handle.audit.write(asked, response.status(), refused, change).await;
         response
     });
     let carried_out = tokio::spawn(work).await;
@@ -160,7 +214,7 @@ pub(super) async fn recorded(api: Api, request: Request, next: Next) -> Response
 async fn unread(api: &Api, what: String, refusal: Refusal) -> Response {
     if let Some(caller) = auth::asking() {
         let asked = Asked { host: api.handle.host.clone(), caller, what, request: None };
-        api.audit.write(asked, refusal.status(), Some(refusal.said()), None).await;
+        api.handle.audit.write(asked, refusal.status(), Some(refusal.said()), None).await;
     }
     refusal.into_response()
 }
@@ -184,7 +238,9 @@ fn readable(body: &Bytes) -> Option<Value> {
 
 fn said(answer: &Bytes) -> String {
     match serde_json::from_slice::<Problem>(answer) {
-        Ok(problem) => format!("{}: {}", problem.kind, problem.detail.chars().take(512).collect::<String>()),
+        Ok(problem) => {
+            format!("{}: {}", problem.kind, problem.detail.chars().take(MAX_WHY).collect::<String>())
+        }
         Err(_) => "without a reason".to_owned(),
     }
 }
@@ -195,12 +251,15 @@ fn scaled(route: &str, body: &Bytes, state: &state::State) -> Option<Value> {
     Some(json!({ "from": state.count_of(&request.process), "to": request.count }))
 }
 
-/// What was changed, of those changes that do not say so themselves.
+/// What was changed, of those changes that do not say so themselves; of a reload what it says.
 fn change(route: &str, scaled: Option<Value>, answer: &Bytes) -> Option<Value> {
-    if route != "/v1/apply" {
+    if route != "/v1/apply" && route != "/v1/reload" {
         return scaled;
     }
     let answer: Value = serde_json::from_slice(answer).ok()?;
+    if let Some(said) = answer.get("detail") {
+        return Some(said.clone());
+    }
     let (revision, plan) = (answer.get("revision")?, answer.get("plan")?);
     let whole = json!({ "revision": revision, "plan": plan });
     if whole.to_string().len() <= MAX_WRITTEN {
@@ -250,7 +309,7 @@ pub(super) async fn list(
         }
         None => String::new(),
     };
-    let ledger = api.audit.ledger.clone();
+    let ledger = api.handle.audit.ledger.clone();
     let of_here = since.clone();
     let own = tokio::task::spawn_blocking(move || ledger.read(&of_here, most)).await;
     let own = own.map_err(|error| Refusal::internal(error.to_string()))?;
@@ -282,8 +341,8 @@ mod tests {
     async fn what_finds_no_room_in_the_queue_is_counted_as_missed() {
         let dir = tempfile::tempdir().unwrap();
         // Nobody writes.
-        let (ledger, _work) = file::open(dir.path().join("audit.jsonl"), Arc::default());
-        let audit = Audit { refusals: Arc::new(Pace::new(10_000, 1)), ..Audit::new(ledger) };
+        let (audit, _work) = Audit::open(dir.path().join("audit.jsonl"), Arc::default());
+        let audit = Audit { refusals: Arc::new(Pace::new(10_000, 1)), ..audit };
         audit.missed.store(7, Ordering::Relaxed);
         let (host, request) = ("alpha".parse().unwrap(), Request::new(Body::empty()));
         let caller = Caller { who: "nobody".into(), from: "local".into(), via: None };

@@ -11,19 +11,19 @@
 //! keeps it; a slow hash is for passwords. Which role a route wants is `rights`'; what is written down of a change is
 //! `audit`'s. Called by `router`.
 
+mod asker;
+
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::HttpBody;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
-use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
-use tokio::sync::watch;
 
 use super::audit;
 use super::pace::Pace;
@@ -32,15 +32,13 @@ use super::rights;
 use super::router::Api;
 use crate::agent::replica::wall_ms;
 use crate::cluster::wire::hall::neighbourhood;
-use crate::spec::{HostName, TokenName};
+use crate::spec::TokenName;
 use crate::state::{self, ApiToken, Role};
+use asker::{ASKING, Asker, vouched};
+pub(super) use asker::{Badge, CALLER, Caller, Origin, asking, on_behalf};
 
 /// By this a secret is known for one, by people and by programs that look for secrets where none belong.
 const PREFIX: &str = "bb_";
-/// What another agent says of whom it asks for.
-pub(super) const CALLER: &str = "bigbrother-caller";
-/// The longest of that.
-const MAX_CALLER: usize = 512;
 
 /// A new secret.
 pub(super) fn new_secret() -> Result<String, Refusal> {
@@ -70,85 +68,17 @@ fn known<'a>(state: &'a state::State, secret: &str, now_ms: u64) -> Option<(&'a 
     found.filter(|(_, token)| token.holds(now_ms))
 }
 
-/// How a request came: put into it by whoever took it.
-#[derive(Clone, Debug)]
-pub(super) enum Origin {
-    /// Over the Unix socket, from a process of this account.
-    Unix {
-        /// `None`: the system does not say.
-        uid: Option<u32>,
-    },
-    /// Over TCP.
-    Tcp {
-        /// From here.
-        address: IpAddr,
-        /// In the clear on loopback only, where everybody may look.
-        tls: bool,
-        /// The tokens that it shows.
-        badge: Badge,
-    },
-    /// Through another agent.
-    Host(HostName),
-}
-
-/// A token by its name and its hash: another one may have the name later.
-pub(super) type Known = (TokenName, [u8; 32]);
-
-/// The token that a connection last showed.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Badge(Arc<watch::Sender<Option<Known>>>);
-
-impl Badge {
-    /// What is shown, from now on.
-    pub(super) fn shown(&self) -> watch::Receiver<Option<Known>> {
-        self.0.subscribe()
-    }
-
-    fn show(&self, name: &TokenName, token: &ApiToken) {
-        self.0.send_if_modified(|shown| {
-            let other = shown.as_ref().is_none_or(|(known, hash)| known != name || *hash != token.hash);
-            if other {
-                *shown = Some((name.clone(), token.hash));
-            }
-            other
-        });
-    }
-}
-
-/// Whoever asks, in words: for the audit trail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Caller {
-    /// `unix uid=0`, `token deploy`, `host beta`, `nobody`.
-    pub(super) who: String,
-    /// `local`, or the address.
-    pub(super) from: String,
-    /// The agent that has passed it on.
-    #[serde(default, skip)]
-    pub(super) via: Option<HostName>,
-}
-
-tokio::task_local! {
-    static ASKING: Caller;
-}
-
-/// For whom this task works; `None`: for nobody but the agent itself.
-pub(super) fn asking() -> Option<Caller> {
-    ASKING.try_with(Clone::clone).ok()
-}
-
-/// Work of another task, for whom this one works.
-pub(super) async fn on_behalf<T>(asking: Option<Caller>, work: impl Future<Output = T>) -> T {
-    match asking {
-        Some(caller) => ASKING.scope(caller, work).await,
-        None => work.await,
-    }
-}
-
-/// A caller with what it may do; no role: nothing.
+/// Whoever asks, with what it may do; no role: nothing.
 struct Admitted {
-    caller: Caller,
+    asker: Asker,
     role: Option<Role>,
-    token: Option<TokenName>,
+}
+
+/// Whose share something is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Share {
+    Token(TokenName),
+    Address(IpAddr),
 }
 
 /// How often what may be asked.
@@ -157,11 +87,17 @@ pub(super) struct Gate {
     strangers: Pace<IpAddr>,
     /// Changes, of each token.
     changes: Pace<TokenName>,
+    /// What lists and the like have given, in pieces of [`PIECE`], to each token, or to each address without one.
+    given: Pace<Share>,
 }
+
+/// What counts as one, in bytes: an answer that has less counts as much.
+const PIECE: u64 = 4 << 10;
 
 impl Default for Gate {
     fn default() -> Gate {
-        Gate { strangers: Pace::new(50, 10), changes: Pace::new(100, 50) }
+        // 64 MiB at once, and 32 MiB a second.
+        Gate { strangers: Pace::new(50, 10), changes: Pace::new(100, 50), given: Pace::new(16_384, 8_192) }
     }
 }
 
@@ -176,13 +112,13 @@ pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) 
         Ok(admitted) => api.judge(&origin, admitted, &request),
         Err(refusal) => Err(refusal.clone()),
     };
-    let caller = match admitted {
-        Ok(Admitted { caller, .. }) => caller,
-        Err(_) => stranger(&origin),
+    let asker = match admitted {
+        Ok(Admitted { asker, .. }) => asker,
+        Err(_) => Asker::Came(origin, None),
     };
     match judged {
         Err(refusal) => {
-            api.audit.refused(&api.handle.host, &caller, &request, &refusal);
+            api.handle.audit.refused(&api.handle.host, &asker.caller(), &request, &refusal);
             let allowed =
                 request.extensions().get::<MatchedPath>().map(|path| rights::allowed(path.as_str()));
             let mut response = refusal.into_response();
@@ -192,28 +128,52 @@ pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) 
             }
             response
         }
-        Ok(()) if changes => ASKING.scope(caller, audit::recorded(api, request, next)).await,
-        Ok(()) => ASKING.scope(caller, next.run(request)).await,
+        Ok(()) if changes => ASKING.scope(asker, audit::recorded(api, request, next)).await,
+        Ok(()) => {
+            let share = share(&asker, &request);
+            let response = ASKING.scope(asker, next.run(request)).await;
+            if let Some(share) = share {
+                let size = response.body().size_hint().exact().unwrap_or_default();
+                api.gate.given.charge(
+                    &share,
+                    u32::try_from(size / PIECE + 1).unwrap_or(u32::MAX),
+                    Instant::now(),
+                );
+            }
+            response
+        }
+    }
+}
+
+/// Whose share an answer is of: of those that may be large, over TCP. One that is about one thing alone is small.
+fn share(asker: &Asker, request: &Request) -> Option<Share> {
+    let path = request.extensions().get::<MatchedPath>()?.as_str();
+    let large = !path.contains('{') && path != rights::OPEN;
+    match asker {
+        Asker::Came(Origin::Tcp { .. }, Some(token)) if large => Some(Share::Token(token.clone())),
+        Asker::Came(Origin::Tcp { address, .. }, None) if large => {
+            Some(Share::Address(neighbourhood(*address)))
+        }
+        _ => None,
     }
 }
 
 impl Api {
     fn identify(&self, origin: &Origin, headers: &HeaderMap) -> Result<Admitted, Refusal> {
         let (address, least, badge) = match origin {
-            Origin::Unix { .. } => return Ok(admin(stranger(origin))),
-            Origin::Host(host) => return Ok(admin(vouched(host, headers))),
+            Origin::Unix { .. } => return Ok(admin(Asker::Came(origin.clone(), None))),
+            Origin::Host(host) => return Ok(admin(Asker::Named(vouched(host, headers)))),
             Origin::Tcp { address, tls, badge } => (*address, (!tls).then_some(Role::Read), badge),
         };
         let Some(secret) = bearer(headers)? else {
-            return Ok(Admitted { caller: stranger(origin), role: least, token: None });
+            return Ok(Admitted { asker: Asker::Came(origin.clone(), None), role: least });
         };
         let state = self.handle.state.borrow().clone();
         let Some((name, token)) = known(&state, secret, wall_ms()) else {
             return Err(self.unless_too_often(address, Refusal::bad_token()));
         };
         badge.show(name, token);
-        let caller = Caller { who: format!("token {name}"), from: address.to_string(), via: None };
-        Ok(Admitted { caller, role: Some(token.role), token: Some(name.clone()) })
+        Ok(Admitted { asker: Asker::Came(origin.clone(), Some(name.clone())), role: Some(token.role) })
     }
 
     fn judge(&self, origin: &Origin, admitted: &Admitted, request: &Request) -> Result<(), Refusal> {
@@ -228,7 +188,9 @@ impl Api {
         }
         match (admitted.role, needed.unwrap_or(Role::Read)) {
             (Some(has), needed) if has >= needed => {}
-            (Some(has), needed) if admitted.token.is_some() => return Err(Refusal::role(needed, has)),
+            (Some(has), needed) if admitted.asker.token().is_some() => {
+                return Err(Refusal::role(needed, has));
+            }
             (_, needed) => {
                 let refusal = Refusal::no_token(needed);
                 return Err(match origin {
@@ -240,7 +202,10 @@ impl Api {
         if needed.is_none() {
             return Err(Refusal::method(request.method().as_str(), request.uri().path()));
         }
-        let changes = admitted.token.as_ref().filter(|_| *request.method() != Method::GET);
+        if share(&admitted.asker, request).is_some_and(|share| self.gate.given.owes(&share, Instant::now())) {
+            return Err(Refusal::too_often("more bytes of lists than are given in that time"));
+        }
+        let changes = admitted.asker.token().filter(|_| *request.method() != Method::GET);
         if changes.is_some_and(|token| !self.gate.changes.allows(token, Instant::now())) {
             return Err(Refusal::too_often("more changes with one token than are taken"));
         }
@@ -255,27 +220,8 @@ impl Api {
     }
 }
 
-fn admin(caller: Caller) -> Admitted {
-    Admitted { caller, role: Some(Role::Admin), token: None }
-}
-
-/// Whoever shows nothing.
-fn stranger(origin: &Origin) -> Caller {
-    let (who, from) = match origin {
-        Origin::Unix { uid: Some(uid) } => (format!("unix uid={uid}"), "local".to_owned()),
-        Origin::Unix { uid: None } => ("unix".to_owned(), "local".to_owned()),
-        Origin::Host(host) => (format!("host {host}"), host.to_string()),
-        Origin::Tcp { address, .. } => ("nobody".to_owned(), address.to_string()),
-    };
-    Caller { who, from, via: None }
-}
-
-/// Whom another agent asks for: it has looked whether they may. Itself, if it names nobody.
-fn vouched(host: &HostName, headers: &HeaderMap) -> Caller {
-    let said = headers.get(CALLER).map(|value| value.as_bytes()).filter(|said| said.len() <= MAX_CALLER);
-    let named = said.and_then(|said| serde_json::from_slice::<Caller>(said).ok());
-    let caller = named.unwrap_or_else(|| stranger(&Origin::Host(host.clone())));
-    Caller { via: Some(host.clone()), ..caller }
+fn admin(asker: Asker) -> Admitted {
+    Admitted { asker, role: Some(Role::Admin) }
 }
 
 /// The secret of `Authorization: Bearer`, if there is such a header; another scheme, or two headers, hold nothing.
@@ -340,19 +286,5 @@ mod tests {
         for wrong in [&["Basic YTpi"][..], &["bb_1"], &["Bearer a", "Bearer b"], &[""]] {
             assert_eq!(read(wrong), Err(Refusal::bad_token()), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn another_agent_names_whom_it_asks_for_and_nobody_else_can() {
-        let host: HostName = "beta".parse().unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert(CALLER, r#"{"who":"token deploy","from":"192.0.2.7"}"#.parse().unwrap());
-        let caller = vouched(&host, &headers);
-        assert_eq!((caller.who.as_str(), caller.from.as_str()), ("token deploy", "192.0.2.7"));
-        assert_eq!(caller.via, Some(host.clone()));
-        headers.insert(CALLER, "token deploy".parse().unwrap());
-        assert_eq!(vouched(&host, &headers).who, "host beta");
-        headers.insert(CALLER, format!(r#"{{"who":"{}","from":""}}"#, "x".repeat(600)).parse().unwrap());
-        assert_eq!(vouched(&host, &headers).who, "host beta");
     }
 }

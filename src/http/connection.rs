@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +32,7 @@ use super::server::{Limits, stopped};
 use super::tls::Shown;
 use crate::agent::replica::wall_ms;
 use crate::cluster::wire::hall::{Guest, neighbourhood};
+use crate::metrics::Metrics;
 use crate::spec::TokenName;
 use crate::state::{ApiToken, State};
 
@@ -73,6 +75,7 @@ pub(super) struct Door {
     /// Tells that the tokens are others.
     pub(super) tokens: watch::Receiver<Tokens>,
     pub(super) states: watch::Receiver<Arc<State>>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: watch::Receiver<bool>,
     pub(super) tls: Option<Shown>,
 }
@@ -164,9 +167,18 @@ impl Door {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(%error, "an API connection broke");
+            if stalled(&error) {
+                self.metrics.reader_given_up();
+            }
+            tracing::debug!(error = &error as &dyn std::error::Error, "an API connection broke");
         }
     }
+}
+
+/// Nothing of its answer was taken any more.
+fn stalled(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// What bytes come and go on.

@@ -108,6 +108,11 @@ impl Listeners {
         Listeners { tunnel: Some(tunnelled), ..self }
     }
 
+    /// What the API shows over TCP; `None`: it speaks no TLS.
+    pub fn shown(&self) -> Option<Shown> {
+        self.tls.clone()
+    }
+
     /// The TCP address in use; the port is the one that was given for 0.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.tcp.as_ref().and_then(|listener| listener.local_addr().ok())

@@ -4,7 +4,7 @@
 //! algorithm). Pure but for the lock: the moment is an argument. Called by `auth` and `audit`.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Those who did something of late.
@@ -26,19 +26,41 @@ impl<K: Ord + Clone> Pace<K> {
 
     /// True when it may be done once more; then it counts as done.
     pub(super) fn allows(&self, who: &K, now: Instant) -> bool {
-        // Nothing that is done under the lock can leave it half done.
-        let mut kept = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         let until = kept.get(who).copied().unwrap_or(now).max(now);
-        if until - now > self.every * self.at_once.saturating_sub(1) {
-            return false;
-        }
+        !self.is_much(until, now) && self.pay(&mut kept, who, until + self.every, now)
+    }
+
+    /// True when so much was done that nothing may be for now.
+    pub(super) fn owes(&self, who: &K, now: Instant) -> bool {
+        self.kept().get(who).is_some_and(|until| self.is_much(*until, now))
+    }
+
+    /// It was done so often: how much it would be, was not known before.
+    pub(super) fn charge(&self, who: &K, times: u32, now: Instant) {
+        let mut kept = self.kept();
+        let until = kept.get(who).copied().unwrap_or(now).max(now);
+        self.pay(&mut kept, who, until + self.every.saturating_mul(times), now);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<K, Instant>> {
+        // Nothing that is done under the lock can leave it half done.
+        self.paid_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_much(&self, until: Instant, now: Instant) -> bool {
+        until.saturating_duration_since(now) > self.every * self.at_once.saturating_sub(1)
+    }
+
+    /// False: too many are kept already.
+    fn pay(&self, kept: &mut BTreeMap<K, Instant>, who: &K, until: Instant, now: Instant) -> bool {
         if kept.len() >= MAX_KEPT && !kept.contains_key(who) {
             kept.retain(|_, until| *until > now);
             if kept.len() >= MAX_KEPT {
                 return false;
             }
         }
-        kept.insert(who.clone(), until + self.every);
+        kept.insert(who.clone(), until);
         true
     }
 }
@@ -57,6 +79,18 @@ mod tests {
         assert_eq!(allowed(1, Duration::from_millis(99)), 0);
         assert_eq!(allowed(1, Duration::from_millis(300)), 3);
         assert_eq!(allowed(1, Duration::from_secs(60)), 5, "nothing is saved up beyond that");
+    }
+
+    #[test]
+    fn what_was_done_in_plenty_is_paid_for_before_anything_more() {
+        let pace = Pace::new(5, 10);
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        assert!(!pace.owes(&1, now));
+        pace.charge(&1, 4, now);
+        assert!(!pace.owes(&1, now), "a little is left");
+        pace.charge(&1, 20, now);
+        assert!(pace.owes(&1, now) && !pace.owes(&2, now));
+        assert!(pace.owes(&1, now + 19 * second / 10) && !pace.owes(&1, now + 2 * second));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::audit::{self, Audit};
+use super::audit;
 use super::auth::{self, Gate};
 use super::idempotency::Keys;
 use super::problem::Refusal;
@@ -66,8 +66,6 @@ pub(super) struct Parts {
     pub(super) keys: Keys,
     /// What this host has done of what was asked of several with a key.
     pub(super) shares: Keys,
-    /// What is written down of changes.
-    pub(super) audit: Audit,
     /// How often what is asked.
     pub(super) gate: Arc<Gate>,
     /// True: streams end.
@@ -86,7 +84,6 @@ impl Api {
         snapshots: Snapshots,
         starting: watch::Receiver<Option<String>>,
         shutdown: watch::Receiver<bool>,
-        audit: Audit,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
@@ -101,7 +98,6 @@ impl Api {
             starting,
             keys,
             shares,
-            audit,
             gate,
             shutdown,
             followers,

@@ -14,7 +14,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::audit::{self, Audit};
 use super::auth::{Badge, Origin};
 use super::connection::{Crowd, Door, Stream, follow_tokens};
 use super::entrance;
@@ -92,12 +91,12 @@ async fn serve_within(
     let states = handle.state.clone();
     let following = follow_tokens(states.clone(), told);
     let (snapshots, answering) = snapshots::shared(handle.clone());
-    let (ledger, writing) = audit::file::open(handle.audit.clone(), handle.metrics.clone());
-    let api = Api::new(handle, snapshots, starting, shutdown.clone(), Audit::new(ledger));
+    let (audit, metrics) = (handle.audit.clone(), handle.metrics.clone());
+    let api = Api::new(handle, snapshots, starting, shutdown.clone());
     let door = |transport, tls| {
         let router = router::router(api.clone(), transport, limits);
-        let (tokens, states) = (tokens.clone(), states.clone());
-        Door { router, limits, tokens, states, shutdown: shutdown.clone(), tls }
+        let (tokens, states, metrics) = (tokens.clone(), states.clone(), metrics.clone());
+        Door { router, limits, tokens, states, metrics, shutdown: shutdown.clone(), tls }
     };
 
     let on_unix = accept_all(unix, door(Transport::Unix, None));
@@ -119,14 +118,14 @@ async fn serve_within(
     };
     let mut serving = pin!(async { tokio::try_join!(on_unix, on_tcp, on_tunnel) });
     // It ends when all routers, which hold the asking ends, are gone.
-    let mut behind = pin!(async { tokio::join!(answering, writing) });
+    let mut answering = pin!(answering);
     let served = tokio::select! {
         served = &mut serving => {
             // What is to be written down still.
-            let _ = tokio::time::timeout(limits.grace, behind.as_mut()).await;
+            audit.settled().await;
             served
         }
-        _ = &mut behind => serving.await,
+        () = &mut answering => serving.await,
         never = following => match never {},
     };
 
@@ -227,131 +226,4 @@ pub(super) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::agent::handle::HostRequest;
-    use crate::agent::ring::{Alone, Ring};
-    use crate::state::State;
-    use std::sync::Arc;
-    use std::time::Instant;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixStream;
-    use tokio::sync::{broadcast, mpsc};
-
-    const STATUS: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    const HEALTH: &[u8] = b"GET /v1/healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-
-    struct Served {
-        dir: tempfile::TempDir,
-        // Kept, and never read: an agent that does not answer.
-        unanswered: mpsc::Receiver<HostRequest>,
-        shutdown: watch::Sender<bool>,
-        served: tokio::task::JoinHandle<Result<(), ServeError>>,
-    }
-
-    async fn start(limits: Limits) -> Served {
-        let dir = tempfile::tempdir().unwrap();
-        let (requests, unanswered) = mpsc::channel(8);
-        let handle = Handle {
-            host: "alpha".parse().unwrap(),
-            cluster: "test".into(),
-            started_at: String::new(),
-            logs: dir.path().into(),
-            requests,
-            ring: Ring::Alone(Alone::to(mpsc::channel(1).0, "alpha".parse().unwrap())),
-            state: watch::channel(Arc::new(State::default())).1,
-            events: broadcast::channel(1).0,
-            metrics: Arc::default(),
-            audit: dir.path().join("audit.jsonl"),
-        };
-        let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None, None).await.unwrap();
-        let (shutdown, stop) = watch::channel(false);
-        let served = tokio::spawn(serve_within(limits, handle, listeners, watch::channel(None).1, stop));
-        Served { dir, unanswered, shutdown, served }
-    }
-
-    impl Served {
-        async fn connect(&self) -> UnixStream {
-            UnixStream::connect(self.dir.path().join("api.sock")).await.unwrap()
-        }
-    }
-
-    async fn rest(mut stream: UnixStream) -> String {
-        let mut answer = String::new();
-        let read = stream.read_to_string(&mut answer);
-        tokio::time::timeout(Duration::from_secs(10), read).await.expect("the connection ends").unwrap();
-        answer
-    }
-
-    #[tokio::test]
-    async fn an_agent_that_does_not_answer_is_a_timeout() {
-        let server = start(Limits { request: Duration::from_millis(50), ..Limits::DEFAULT }).await;
-        let mut stream = server.connect().await;
-        stream.write_all(STATUS).await.unwrap();
-        let answer = rest(stream).await;
-        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
-        assert!(answer.contains("\"type\":\"timeout\""), "{answer}");
-    }
-
-    #[tokio::test]
-    async fn a_half_sent_head_holds_a_place_for_a_while_only() {
-        let head = Duration::from_millis(300);
-        let server = start(Limits { connections: 1, head, ..Limits::DEFAULT }).await;
-        let began = Instant::now();
-        let mut slow = server.connect().await;
-        slow.write_all(b"GET /v1/hea").await.unwrap();
-        let mut next = server.connect().await;
-        next.write_all(HEALTH).await.unwrap();
-        let answer = rest(next).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        assert!(
-            began.elapsed() >= head,
-            "the second was served beside the first after {:?}",
-            began.elapsed()
-        );
-        assert_eq!(rest(slow).await, "");
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_takes_no_answer_holds_a_place_for_a_while_only() {
-        let stall = Duration::from_millis(300);
-        let server = start(Limits { connections: 1, stall, ..Limits::DEFAULT }).await;
-        let mut slow = server.connect().await;
-        let ask = b"GET /v1/healthz HTTP/1.1\r\nhost: x\r\n\r\n";
-        // As many questions as fit, and no answer is read.
-        let many = async {
-            loop {
-                slow.write_all(ask).await?;
-            }
-        };
-        let ended: io::Result<()> = tokio::select! {
-            ended = many => ended,
-            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("it is never given up"),
-        };
-        assert!(ended.is_err());
-        let mut next = server.connect().await;
-        next.write_all(HEALTH).await.unwrap();
-        let answer = rest(next).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    }
-
-    #[tokio::test]
-    async fn shutdown_waits_for_answers_and_not_for_ever() {
-        let server = start(Limits { grace: Duration::from_millis(100), ..Limits::DEFAULT }).await;
-        let mut stream = server.connect().await;
-        stream.write_all(STATUS).await.unwrap();
-        // Its request must have been read, or it would be closed as an idle one.
-        tokio::time::timeout(Duration::from_secs(10), async {
-            while server.unanswered.is_empty() {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("the request reaches the agent");
-        server.shutdown.send(true).unwrap();
-        let served = tokio::time::timeout(Duration::from_secs(10), server.served).await;
-        served.expect("it ends although an answer is missing").unwrap().unwrap();
-        assert_eq!(rest(stream).await, "");
-        assert!(!server.dir.path().join("api.sock").exists());
-    }
-}
+mod tests;

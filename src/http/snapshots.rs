@@ -72,7 +72,7 @@ mod tests {
             state,
             events: broadcast::channel(1).0,
             metrics: Arc::default(),
-            audit: "".into(),
+            audit: crate::http::Audit::open("".into(), Arc::default()).0,
         };
         let (snapshots, work) = shared(handle);
         let work = tokio::spawn(work);

@@ -10,14 +10,14 @@ use crate::host::{expect, until};
 use crate::ran::{Ran, finish};
 
 /// Asks a host's API over TLS.
-struct Remote<'a> {
-    cluster: &'a Cluster,
-    ca: PathBuf,
-    token: Option<PathBuf>,
+pub struct Remote<'a> {
+    pub cluster: &'a Cluster,
+    pub ca: PathBuf,
+    pub token: Option<PathBuf>,
 }
 
 impl Remote<'_> {
-    fn run(&self, host: usize, args: &[&str]) -> Ran {
+    pub fn run(&self, host: usize, args: &[&str]) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bigbrother"));
         let port = self.cluster.hosts[host].api.unwrap();
         command.args(["--api", &format!("https://127.0.0.1:{port}")]).arg("--ca").arg(&self.ca);

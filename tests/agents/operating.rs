@@ -241,6 +241,12 @@ fn without_a_quorum_changes_are_refused_and_reads_go_on() {
         cluster.hosts[0].whole("POST", "/v1/scale", r#"{"process":"zone","count":3}"#).unwrap();
     assert_eq!(status, 503, "{head}");
     assert!(head.to_ascii_lowercase().contains("retry-after:"), "{head}");
+    // The directory is read as ever, unless it is to be as new as anybody's.
+    let listed = cluster.hosts[0].get("/v1/directory").unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 6, "{listed}");
+    let (status, head, body) = cluster.hosts[0].whole("GET", "/v1/directory?consistent", "").unwrap();
+    assert!(status == 503 && body.contains("no-quorum"), "{head} {body}");
+    assert!(head.to_ascii_lowercase().contains("retry-after:"), "{head}");
     // An instance whose host does not answer.
     let views = cluster.ps(0);
     assert_eq!(views.len(), 6);

@@ -445,3 +445,32 @@ fn a_host_with_a_certificate_is_served_and_one_without_is_not() {
     until("why", || plain.trouble().ok_or(()));
     assert_eq!(plain.served_by(), None);
 }
+
+#[test]
+fn a_host_tells_a_change_that_a_primary_took_from_one_that_nobody_took() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    // They spread, so one of them is served by the primary.
+    let hosts: Vec<Host> = ["delta", "epsilon", "zeta"]
+        .iter()
+        .map(|host| {
+            let host = Host::start(&host_of(&peers[0].settings, host));
+            host.served();
+            host
+        })
+        .collect();
+    let last = peers.remove(primary(&peers));
+    let host = hosts.iter().find(|host| host.served() == *last.name()).expect("one that the primary serves");
+    host.propose(launch("before"));
+    peers.drain(..).for_each(|peer| drop(peer.kill()));
+    let taken = host.run(host.attached().propose(launch("taken"))).unwrap_err();
+    assert!(matches!(taken, ProposeError::Unknown(_)), "{taken}");
+    until("no primary", || if last.standing().primary.is_none() { Ok(()) } else { Err(last.standing()) });
+    let refused = host.run(host.attached().propose(launch("refused"))).unwrap_err();
+    assert!(matches!(refused, ProposeError::NoPrimary(_)), "{refused}");
+    last.kill();
+    until("nobody serves it", || host.served_by().map_or(Ok(()), Err));
+    let alone = host.run(host.attached().propose(launch("alone"))).unwrap_err();
+    assert!(matches!(alone, ProposeError::NoPeer(_)), "{alone}");
+    assert!(alone.to_string().contains("no peer serves this host"), "{alone}");
+}

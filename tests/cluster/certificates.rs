@@ -179,3 +179,80 @@ async fn hosts_of_two_cas_know_each_other_while_one_follows_the_other() {
     let target = Target { host: name("alpha"), id: None, address };
     assert!(dialer.dial(&target, Purpose::Urgent).await.is_ok());
 }
+
+/// The files of one host, replaced by those of a CA.
+fn replace(files: &TlsFiles, ca: &Path, issued: [PathBuf; 2]) {
+    std::fs::copy(ca.join(issue::CA_CERT), &files.ca).unwrap();
+    std::fs::copy(&issued[0], &files.cert).unwrap();
+    std::fs::copy(&issued[1], &files.key).unwrap();
+}
+
+#[tokio::test]
+async fn certificates_that_were_read_again_count_from_then_on_and_a_lost_ca_lets_nobody_stay() {
+    let (old, new, own) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&old, &new] {
+        issue::init(dir.path(), "pirates").unwrap();
+    }
+    let issued =
+        |dir: &tempfile::TempDir, host: &str| issue::issue(dir.path(), &name(host), dir.path()).unwrap();
+    let file = |file: &str| own.path().join(file);
+    let alphas = TlsFiles { ca: file("ca.pem"), cert: file("alpha.pem"), key: file("alpha.key") };
+    replace(&alphas, old.path(), issued(&old, "alpha"));
+    let tls = Arc::new(Tls::load(&alphas, &name("alpha")).unwrap());
+    let server = Server::bind("127.0.0.1:0", Some(tls.clone())).await.unwrap();
+    let address = server.address().unwrap().to_string();
+    let _serving = tokio::spawn(server.run(Arc::new(Echo)));
+
+    let both =
+        [&old, &new].map(|dir| std::fs::read_to_string(dir.path().join(issue::CA_CERT)).unwrap()).concat();
+    std::fs::write(file("both.pem"), both).unwrap();
+    let dialer = |[cert, key]: [PathBuf; 2]| {
+        let tls = Tls::load(&TlsFiles { ca: file("both.pem"), cert, key }, &name("beta")).unwrap();
+        Dialer::new(watch::channel(ours("beta")).1, Some(Arc::new(tls)))
+    };
+    let (before, after) = (dialer(issued(&old, "beta")), dialer(issued(&new, "beta")));
+    let target = Target { host: name("alpha"), id: None, address };
+    let mut stays = before.dial(&target, Purpose::Urgent).await.expect("the old CA counts");
+    assert!(after.dial(&target, Purpose::Urgent).await.is_err(), "the new one does not yet");
+
+    // What cannot be used changes nothing, nor does what is the same.
+    std::fs::write(&alphas.key, "nothing").unwrap();
+    assert!(tls.read_again().is_err());
+    replace(&alphas, old.path(), issued_again(&old));
+    assert!(!tls.renew(tls.read_again().unwrap()), "it is the same");
+    assert!(before.dial(&target, Purpose::Urgent).await.is_ok());
+
+    replace(&alphas, new.path(), issued(&new, "alpha"));
+    assert!(tls.renew(tls.read_again().unwrap()));
+    let put_out = tokio::time::timeout(PATIENCE, stays.0.next()).await;
+    assert!(put_out.expect("the connection of before ends").is_err());
+    assert!(before.dial(&target, Purpose::Urgent).await.is_err(), "the old CA counts no more");
+    assert!(after.dial(&target, Purpose::Urgent).await.is_ok(), "the new one does");
+}
+
+/// What was issued to alpha before.
+fn issued_again(dir: &tempfile::TempDir) -> [PathBuf; 2] {
+    ["alpha.pem", "alpha.key"].map(|file| dir.path().join(file))
+}
+
+#[tokio::test]
+async fn who_dialled_leaves_those_that_a_lost_ca_has_let_in() {
+    use bigbrother::cluster::wire::Exchange;
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&old, &new] {
+        issue::init(dir.path(), "pirates").unwrap();
+    }
+    let (address, _agent) =
+        agent(&files(old.path(), issue::issue(old.path(), &name("alpha"), old.path()).unwrap())).await;
+    let betas = files(old.path(), issue::issue(old.path(), &name("beta"), old.path()).unwrap());
+    let tls = Arc::new(Tls::load(&betas, &name("beta")).unwrap());
+    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls.clone()));
+    let exchange = Exchange::new(dialer, tokio::sync::mpsc::channel(8).0);
+    let target = Target { host: name("alpha"), id: None, address };
+    let ask = || exchange.call(&target, Purpose::Urgent, Kind::Vote, b"x".to_vec(), PATIENCE);
+    assert_eq!(ask().await.unwrap(), b"x");
+    replace(&betas, new.path(), issue::issue(new.path(), &name("beta"), new.path()).unwrap());
+    assert!(tls.renew(tls.read_again().unwrap()));
+    assert!(ask().await.is_err(), "alpha is asked although its CA counts no more");
+}

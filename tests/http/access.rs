@@ -292,3 +292,24 @@ async fn the_command_line_sends_its_token_to_nobody_whose_certificate_does_not_h
         }
     }
 }
+
+#[tokio::test]
+async fn a_certificate_that_was_read_again_is_shown_from_then_on() {
+    let secured = Secured::over_tls().await;
+    let certificate = async || {
+        let stream = secured.connect().await;
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+    };
+    let (first, shown) = (certificate().await, secured.server.shown.clone().unwrap());
+    let mut staying = follow(&secured, READER).await;
+    std::fs::write(secured.server.dir.path().join("alpha-api.key"), "nothing").unwrap();
+    assert!(shown.read_again().is_err());
+    assert_eq!(certificate().await, first, "what cannot be used changes nothing");
+    valid_in(secured.server.dir.path(), (2019, 4090));
+    assert!(shown.renew(shown.read_again().unwrap()));
+    assert_ne!(certificate().await, first);
+    assert!(!shown.renew(shown.read_again().unwrap()), "the same again");
+    assert_eq!(secured.send("GET", "/v1/status", Some(READER), "").await.status, 200);
+    secured.server.events.send(super::pretended::event(4, "zone.0")).unwrap();
+    staying.until("who is there goes on", |seen| seen.contains("\"seq\":4")).await;
+}

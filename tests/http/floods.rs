@@ -198,3 +198,50 @@ async fn garbage_and_slow_heads_and_bodies_cost_nobody_else_anything() {
     let _ = tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is answered");
     assert!(last.starts_with("HTTP/1.1 504"), "{last} after {:?}", began.elapsed());
 }
+
+/// A list of some megabytes, asked for with this token, until it is refused; how often it was given.
+async fn lists(asking: &mut SendRequest<Full<Bytes>>, token: &str, most: usize) -> usize {
+    for given in 0..most {
+        let request = hyper::Request::get("/v1/directory").header("host", "x");
+        let request =
+            request.header("authorization", format!("Bearer {token}")).body(Full::default()).unwrap();
+        let answer = tokio::time::timeout(DEADLINE, asking.send_request(request)).await.unwrap().unwrap();
+        let (status, again) = (answer.status().as_u16(), answer.headers().get("retry-after").cloned());
+        let size = answer.into_body().collect().await.unwrap().to_bytes().len();
+        match status {
+            200 => assert!(size > 2 << 20, "{size} bytes"),
+            _ => {
+                assert_eq!((status, again.unwrap()), (429, "1".parse().unwrap()));
+                return given;
+            }
+        }
+    }
+    most
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_have_a_pace_by_their_size_for_each_token_and_none_on_the_unix_socket() {
+    let secured = Secured::over_tls().await;
+    secured.change(|state| {
+        let (_, entry) =
+            state.directory.iter().next().map(|(id, entry)| (id.clone(), entry.clone())).unwrap();
+        for number in 0..12_000 {
+            state.directory.insert(format!("crowd.{number}").parse().unwrap(), entry.clone());
+        }
+    });
+    let mut asking = asker(secured.connect().await).await;
+    // 64 MiB at once, and 32 MiB a second.
+    let given = lists(&mut asking, READER, 400).await;
+    assert!((20..400).contains(&given), "{given} lists of more than 2 MiB are given");
+    assert_eq!(lists(&mut asking, OPERATOR, 3).await, 3, "another one has a share of its own");
+    let one = secured.send("GET", "/v1/directory/zone.0", Some(READER), "").await;
+    assert_eq!(one.status, 200, "what is about one thing has no such pace: {}", one.body);
+    let mut local = asker(UnixStream::connect(secured.server.socket()).await.unwrap()).await;
+    assert_eq!(lists(&mut local, "", given + 20).await, given + 20);
+    // And what was too much is forgotten.
+    let until = Instant::now() + DEADLINE;
+    while lists(&mut asking, READER, 1).await == 0 {
+        assert!(Instant::now() < until, "nothing is ever given again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

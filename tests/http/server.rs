@@ -11,7 +11,7 @@ use bigbrother::cluster::statuses::Statuses;
 use bigbrother::cluster::tunnel::Tunnelled;
 use bigbrother::config::ApiTls;
 use bigbrother::http::view::{EventView, Problem};
-use bigbrother::http::{Listeners, serve};
+use bigbrother::http::{Audit, Listeners, Shown, serve};
 use bigbrother::metrics::Metrics;
 use bigbrother::state::State;
 use http_body_util::{BodyExt, Full};
@@ -35,6 +35,8 @@ pub struct Server {
     pub snapshot: watch::Sender<Option<Arc<HostSnapshot>>>,
     pub asked: mpsc::UnboundedReceiver<Asked>,
     pub tcp: std::net::SocketAddr,
+    /// What it shows over TLS.
+    pub shown: Option<Shown>,
     /// What the agent waits for.
     pub starting: watch::Sender<Option<String>>,
     pub shutdown: watch::Sender<bool>,
@@ -81,6 +83,8 @@ impl Server {
     ) -> Server {
         let events = broadcast::channel(4).0;
         let metrics = Arc::new(Metrics::new());
+        let (audit, writing) = Audit::open(dir.path().join("audit.jsonl"), metrics.clone());
+        tokio::spawn(writing);
         let statuses = ring.statuses().clone();
         let handle = Handle {
             host: "alpha".parse().unwrap(),
@@ -92,7 +96,7 @@ impl Server {
             state,
             events: events.clone(),
             metrics: metrics.clone(),
-            audit: dir.path().join("audit.jsonl"),
+            audit,
         };
         // Whoever has put a certificate there is served over TLS.
         let tls = ApiTls { cert: dir.path().join("alpha-api.pem"), key: dir.path().join("alpha-api.key") };
@@ -103,11 +107,24 @@ impl Server {
             Some(tunnelled) => listeners.with_tunnel(tunnelled),
             None => listeners,
         };
-        let tcp = listeners.tcp_address().unwrap();
+        let (tcp, shown) = (listeners.tcp_address().unwrap(), listeners.shown());
         let (shutdown, stop) = watch::channel(false);
         let (starting, waits) = watch::channel(None);
         let served = tokio::spawn(serve(handle, listeners, waits, stop));
-        Server { dir, metrics, statuses, events, snapshot, asked, tcp, starting, shutdown, served, agent }
+        Server {
+            dir,
+            metrics,
+            statuses,
+            events,
+            snapshot,
+            asked,
+            tcp,
+            shown,
+            starting,
+            shutdown,
+            served,
+            agent,
+        }
     }
 
     pub fn socket(&self) -> PathBuf {

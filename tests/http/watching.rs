@@ -222,3 +222,28 @@ async fn a_long_poll_waits_for_a_change_and_no_longer_than_asked() {
 fn started() -> EventKind {
     EventKind::Started { hash: Default::default(), ports: Default::default() }
 }
+
+#[tokio::test]
+async fn whoever_has_seen_more_than_this_host_waits_for_it_or_asks_another_one() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    let began = Instant::now();
+    let headers = [("last-event-id", "7:9:0")];
+    let behind = Answer::read(site.server.send("GET", "/v1/directory/watch", &headers, "").await).await;
+    assert_eq!((behind.status, behind.header("retry-after")), (503, "1"));
+    let problem = behind.problem();
+    assert!(problem.kind == "behind" && problem.detail.contains("has not reached 9"), "{problem:?}");
+    assert!(began.elapsed() > Duration::from_secs(4), "it is not waited for: {:?}", began.elapsed());
+    // It gets there while it is waited for: from there on, and nothing twice.
+    let Site { server, mut source } = site;
+    let headers = [("last-event-id", "7:3:0")];
+    let (response, ()) = tokio::join!(server.send("GET", "/v1/directory/watch", &headers, ""), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        source.starts("zone.1", 2);
+        source.starts("zone.2", 3);
+    });
+    assert_eq!(response.status(), 200);
+    let mut watcher = Follower { body: response.into_body(), seen: String::new() };
+    watcher.until("the change behind it", |seen| seen.contains("zone.2")).await;
+    assert_eq!(told(&watcher.seen), ["put zone.2 7:4:0"]);
+}

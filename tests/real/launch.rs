@@ -120,6 +120,28 @@ fn a_game_process_launches_over_its_socket() {
         host.ready(dungeon);
         assert_eq!(map_of(&host, dungeon), "sewers");
     }
+    // Who has launched what is in the audit trail, as what operators do is.
+    let trail = host.ok(&["audit", "--json"]).out;
+    let trail: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let asked = |entry: &Value| {
+        let (process, key) = (&entry["request"]["process"], &entry["request"]["key"]);
+        (entry["status"].as_u64(), process.as_str().map(str::to_owned), key.as_str().map(str::to_owned))
+    };
+    let by_lobby =
+        trail.iter().filter(|entry| entry["who"] == "instance lobby.0" && entry["what"] == "launch");
+    let line =
+        |status, process: &str, key: &str| (Some(status), Some(process.to_owned()), Some(key.to_owned()));
+    assert_eq!(
+        by_lobby.map(asked).collect::<Vec<_>>(),
+        [
+            line(201, "dungeon", "a"),
+            line(201, "dungeon", "a"),
+            line(201, "dungeon", "b"),
+            line(409, "dungeon", "c"),
+            line(403, "raid", "d")
+        ],
+        "{trail:#?}"
+    );
     // The lobby ends when it is asked to; what it launched is not its child.
     host.ok(&["stop", "lobby"]);
     assert_eq!(host.instance("lobby.0")["last_exit"]["code"], 0);

@@ -182,8 +182,17 @@ fn reload_applies_the_file_until_somebody_else_has_applied_another() {
     let host = Host::start(&zones(1, &[], ""));
     let old = host.ready("zone.0");
     host.write(&zones(2, &[], ""));
-    host.ok(&["reload"]);
+    signal(host.agent_pid(), Signal::SIGHUP);
     host.ready("zone.1");
+    until("it is in the audit trail", || {
+        let trail = host.ok(&["audit", "--json"]).out;
+        let entries = trail.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let mut entries = entries.filter(|entry| entry["who"] == "SIGHUP" && entry["status"] == 200);
+        let change = entries.next().and_then(|entry| entry["change"].as_str().map(str::to_owned));
+        let told =
+            change.is_some_and(|change| change.contains("revision 2") && change.contains("changed: zone"));
+        if told { Ok(()) } else { Err(trail) }
+    });
     // Applied from elsewhere: the file is no longer what the cluster runs.
     let elsewhere = host.folder().join("elsewhere.toml");
     host.write_to(&elsewhere, &zones(3, &[], ""));
@@ -194,6 +203,8 @@ fn reload_applies_the_file_until_somebody_else_has_applied_another() {
     assert!(said.starts_with("spec-drift"), "{said:?}");
     let told = host.ok(&["reload", "--json"]).json();
     assert_eq!(told["message"], said.trim());
+    let trail = host.ok(&["audit", "--json"]).out;
+    assert!(trail.contains("\"POST /v1/reload\"") && trail.contains("\"change\":\"spec-drift"), "{trail}");
     let status = host.ok(&["status", "--json"]).json();
     assert!(status["spec_drift"].as_str().is_some_and(|drift| drift.contains("zone")), "{status}");
     assert_eq!(host.ps().len(), 3, "a reload took back what was applied");

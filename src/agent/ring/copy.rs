@@ -83,7 +83,7 @@ pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenErr
         });
         let session = session.await?;
         let attached = session.attached();
-        let tls = cluster.tls.as_ref();
+        let tls = attached.exchange().dialer().tls().cloned();
         let listening = tunnel::listen(&host.listen, tls, attached.greets_as(), entrance).await?;
         let copy = Copy::Attached(session, tokio::spawn(listening));
         return Ok((Ring::Attached(attached.clone()), attached.states(), copy));

@@ -31,6 +31,8 @@ pub struct LaunchOrder {
     pub id: Option<Id>,
     /// What.
     pub launch: Launch,
+    /// `launch` of its process lists it.
+    pub may: bool,
 }
 
 /// What came of a [`LaunchOrder`].
@@ -220,14 +222,7 @@ impl Supervisor {
     fn order_launch(&mut self, instance: &InstanceId, conn: ConnId, id: Option<Id>, launch: Launch) {
         let process = self.host.instance(instance).and_then(|known| known.process.as_ref());
         let may = process.is_some_and(|process| process.launch.contains(&launch.process));
-        if !may {
-            let why = format!(
-                "{} may not launch {}: its `launch` does not list it",
-                instance.process, launch.process
-            );
-            return self.reply(instance, conn, id, |id| Outgoing::refused(id, Fault::NOT_ALLOWED, why));
-        }
-        let order = LaunchOrder { by: (instance.clone(), conn), id, launch };
+        let order = LaunchOrder { by: (instance.clone(), conn), id, launch, may };
         if let Err(refused) = self.parts.launches.try_send(order) {
             let order = refused.into_inner();
             let why = "too many launches are under way; try again";
@@ -250,16 +245,32 @@ pub async fn carry_launches(
     mut orders: mpsc::Receiver<LaunchOrder>,
     done: mpsc::Sender<LaunchDone>,
 ) {
-    while let Some(LaunchOrder { by, id, launch }) = orders.recv().await {
-        let Launch { process, args, key } = launch;
-        let result = match handle.propose(Command::Launch { process, args, key }).await {
-            Ok(Response::Launched(instance)) => Ok(instance),
-            Ok(_) => Err(Fault::new(Fault::BUSY, "the launch was not answered; try again")),
-            Err(error) => Err(Fault::new(code(&error), error.to_string())),
+    while let Some(LaunchOrder { by, id, launch, may }) = orders.recv().await {
+        let launched = match may {
+            true => propose(&handle, launch.clone()).await,
+            false => Err(AskError::NotAllowed),
         };
+        let result = match &launched {
+            Ok(instance) => Ok(instance.clone()),
+            Err(error) => {
+                let words = format!("{} may not launch {}: {error}", by.0.process, launch.process);
+                let words = if may { error.to_string() } else { words };
+                Err(Fault::new(code(error), words))
+            }
+        };
+        handle.audit.launched(&handle.host, &by.0, &launch, launched.err()).await;
         if done.send(LaunchDone { by, id, result }).await.is_err() {
             return;
         }
+    }
+}
+
+async fn propose(handle: &Handle, launch: Launch) -> Result<InstanceId, AskError> {
+    let Launch { process, args, key } = launch;
+    match handle.propose(Command::Launch { process, args, key }).await? {
+        Response::Launched(instance) => Ok(instance),
+        // A launch has no other answer.
+        _ => Err(AskError::Busy),
     }
 }
 
@@ -268,7 +279,7 @@ fn code(error: &AskError) -> i64 {
         AskError::Rejected(Rejected::Full { .. }) => Fault::FULL,
         AskError::Rejected(Rejected::NoProcess(_)) => Fault::NO_PROCESS,
         AskError::Rejected(Rejected::OtherLaunch { .. } | Rejected::NoArgument { .. }) => Fault::PARAMS,
-        AskError::Rejected(_) => Fault::NOT_ALLOWED,
+        AskError::NotAllowed | AskError::Rejected(_) => Fault::NOT_ALLOWED,
         AskError::Busy | AskError::Stopping | AskError::Unanswered(_) => Fault::BUSY,
     }
 }

@@ -49,7 +49,7 @@ pub fn sentence(entry: &AuditView, page: &Page) -> String {
     };
     text.push_str(&format!("  → {}", page.paint(&outcome, Some(colour))));
     if *missed > 0 {
-        text.push_str(&format!("  ({missed} refusals before this one are not written down)"));
+        text.push_str(&format!("  ({missed} entries before this one are not written down)"));
     }
     text
 }

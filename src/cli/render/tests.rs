@@ -291,7 +291,7 @@ fn tokens_are_a_table_and_the_audit_trail_is_sentences() {
         ..sample::audit()
     };
     let text = access::sentence(&refused, &page);
-    assert!(text.ends_with("→ 403 role: no  (7 refusals before this one are not written down)"), "{text}");
+    assert!(text.ends_with("→ 403 role: no  (7 entries before this one are not written down)"), "{text}");
 }
 
 /// docs/cli.md names every field that `--json` prints.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Shared;
-use super::propose::{PATIENCE, PeersError, stamped};
+use super::propose::{PATIENCE, PeersError, ProposeError, stamped};
 use super::service::{Answers, words};
 use crate::cluster::raft::Change;
 use crate::cluster::raft::membership::PeersChange;
@@ -40,6 +40,7 @@ impl Answers {
                 rights::change(&from.host, &change).map_err(words)?;
                 encode(&match shared.submit(stamped(change), ATTEMPT).await {
                     Ok((outcome, index)) => Proposed::Applied(outcome, index),
+                    Err(ProposeError::Unknown(_)) => Proposed::Unknown,
                     Err(_) => Proposed::NoPrimary,
                 })
             }

@@ -39,8 +39,7 @@ pub enum ProposeError {
     /// The state refused it: nothing was changed.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// No primary with a quorum in time. A peer knows that nothing was applied; of what a host that is none had its
-    /// peer ask, it may be later.
+    /// No primary with a quorum in time: nothing was applied.
     #[error(
         "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother status` shows who is missing"
     )]
@@ -51,6 +50,9 @@ pub enum ProposeError {
          still be made, so look before you try again"
     )]
     Unknown(Duration),
+    /// This host is attached to no peer now: nothing was applied.
+    #[error("no peer serves this host, which is none itself ({0}): is one up, and reached from here?")]
+    NoPeer(String),
     /// Too large for one message.
     #[error("the change is too large")]
     TooLarge(#[from] EncodeError),

@@ -1,8 +1,6 @@
 //! What the agent of an attached host uses: the copy, and what goes to the cluster.
 //!
-//! Owns the copy of the state and the lines to the peers. Everything that is asked waits for a peer, until its
-//! deadline; what is asked while the peer changes is asked again of the next one. Only [`Attached::report`] is
-//! asked once: it is worthless later.
+//! Owns the copy of the state and the lines to the peers. How something is asked of them is in `asking`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,27 +8,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+mod asking;
+
 use super::Settings;
 use super::kept::Kept;
-use super::message::{Members, Place, Proposed, Sight};
-use crate::agent::replica::wall_ms;
+use super::message::{Members, Place, Sight};
 use crate::cluster::feed::{self, Feed};
-use crate::cluster::node::{NotPrimary, ProposeError, Standing};
-use crate::cluster::raft::{Change, Outcome};
+use crate::cluster::node::Standing;
 use crate::cluster::statuses::Statuses;
 use crate::cluster::tls::Tls;
 use crate::cluster::wire::hello::Ours;
-use crate::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, decode, encode};
-use crate::plan::liveness::{Attendance, Confirm};
+use crate::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target};
 use crate::spec::HostName;
-use crate::state::{Change as Told, Command, Envelope, Response, State};
-
-/// How long a change is tried, as on a peer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long one attempt may take. The peer itself tries for as long.
-const ATTEMPT: Duration = Duration::from_millis(2000);
-/// Between two attempts.
-const AGAIN: Duration = Duration::from_millis(10);
+use crate::state::{Change as Told, State};
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
@@ -164,103 +154,6 @@ impl Attached {
     /// What runs say about themselves: those of other hosts only while somebody reads.
     pub fn statuses(&self) -> &Statuses {
         &self.0.statuses
-    }
-
-    /// Applies a command, whoever is the primary. When it returns, this host's own copy has the change.
-    pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
-        let envelope = Arc::new(Envelope { stamp_ms: wall_ms(), command });
-        let number = self.0.number.fetch_add(1, Ordering::Relaxed);
-        let body = encode(&Change::of(envelope, (self.0.origin, number)))?;
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let asked = self.ask(Kind::Propose, &body, deadline).await;
-            if let Some(Proposed::Applied(outcome, index)) = asked {
-                // The own copy may be behind for long: the change holds all the same.
-                let _ = tokio::time::timeout_at(deadline.into(), self.applied(index)).await;
-                return match outcome {
-                    Outcome::State(outcome) => Ok(outcome?),
-                    // A command has no other outcome.
-                    _ => Err(ProposeError::NoPrimary(PATIENCE)),
-                };
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-        Err(ProposeError::NoPrimary(PATIENCE))
-    }
-
-    /// Waits until this host's own copy has all that was committed anywhere when this was called.
-    pub async fn catch_up(&self) -> Result<(), NotPrimary> {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if let Some(index) = self.ask(Kind::ReadIndex, &[], deadline).await {
-                let applied = tokio::time::timeout_at(deadline.into(), self.applied(index)).await;
-                return applied.map_err(|_| NotPrimary("this host's copy is behind".to_owned()));
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-        Err(NotPrimary("no primary answers".to_owned()))
-    }
-
-    /// Tells the primary that this host lives, and waits for its answer for at most `ttl`. Never behind anything
-    /// large, and never asked twice. The answer on the wire is an `Option<Confirm>`.
-    pub async fn report(&self, attendance: &Attendance, ttl: Duration) -> Option<Confirm> {
-        let peer = self.peer()?;
-        let body = encode(attendance).ok()?;
-        let answer = self.call_peer(&peer, Purpose::Host, Kind::Report, body, ttl).await;
-        decode::<Option<Confirm>>(&answer.ok()?).ok()?
-    }
-
-    /// Asks the peer something beside the log, once.
-    pub async fn call(&self, kind: Kind, body: Vec<u8>, ttl: Duration) -> Result<Vec<u8>, CallError> {
-        let deadline = Instant::now() + ttl;
-        let nobody = |_| CallError::Unreachable("no peer serves this host".to_owned());
-        let peer = tokio::time::timeout(ttl, self.some_peer()).await.map_err(nobody)?;
-        let rest = deadline.saturating_duration_since(Instant::now());
-        let soft = matches!(kind, Kind::Status | Kind::Statuses);
-        let purpose = if soft { Purpose::Status } else { Purpose::HostBulk };
-        self.call_peer(&peer, purpose, kind, body, rest).await
-    }
-
-    async fn ask<T: serde::de::DeserializeOwned>(
-        &self,
-        kind: Kind,
-        body: &[u8],
-        deadline: Instant,
-    ) -> Option<T> {
-        self.ask_for(kind, body, deadline, ATTEMPT).await
-    }
-
-    /// One attempt with whoever serves this host; it ends early when that is somebody else.
-    pub(super) async fn ask_for<T: serde::de::DeserializeOwned>(
-        &self,
-        kind: Kind,
-        body: &[u8],
-        deadline: Instant,
-        attempt: Duration,
-    ) -> Option<T> {
-        let peer = tokio::time::timeout_at(deadline.into(), self.some_peer()).await.ok()?;
-        let ttl = attempt.min(deadline.saturating_duration_since(Instant::now()));
-        let mut peers = self.0.peer.subscribe();
-        let purpose = if kind == Kind::ReadIndex { Purpose::Host } else { Purpose::HostBulk };
-        let answer = tokio::select! {
-            answer = self.call_peer(&peer, purpose, kind, body.to_vec(), ttl) => answer,
-            _ = peers.wait_for(|now| now.as_ref() != Some(&peer)) => return None,
-        };
-        decode(&answer.ok()?).ok()
-    }
-
-    /// Until this host's copy has the entry.
-    async fn applied(&self, index: u64) {
-        let _ = self.0.copy.subscribe().wait_for(|(place, _)| place.index >= index).await;
-    }
-
-    async fn some_peer(&self) -> Target {
-        let mut peers = self.0.peer.subscribe();
-        // The sender is here; it cannot be gone.
-        match peers.wait_for(Option::is_some).await.ok().and_then(|peer| peer.clone()) {
-            Some(peer) => peer,
-            None => std::future::pending().await,
-        }
     }
 }
 

@@ -144,8 +144,10 @@ pub enum News {
 pub enum Proposed {
     /// Applied, at this place of the log.
     Applied(Outcome, u64),
-    /// No primary took it in time; it may be applied later.
+    /// No primary took it in time.
     NoPrimary,
+    /// A primary was given it and did not confirm it: it may be applied later.
+    Unknown,
 }
 
 /// The answer to a host's change of the peers.
@@ -229,6 +231,7 @@ mod tests {
         }
         assert_eq!(encode(&Proposed::Applied(Outcome::Nothing, 3)).unwrap(), b"\x00\x00\x03");
         assert_eq!(encode(&Proposed::NoPrimary).unwrap(), b"\x01");
+        assert_eq!(encode(&Proposed::Unknown).unwrap(), b"\x02");
         assert_eq!(encode(&PeersChanged::Refused(PeersRefused::Full)).unwrap()[0], 1);
     }
 

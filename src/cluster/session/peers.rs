@@ -39,11 +39,11 @@ impl Attached {
         let mut unknown = false;
         while Instant::now() < deadline {
             match self.ask_for(Kind::Peers, &body, deadline, PATIENCE).await {
-                Some(PeersChanged::Done) => return Ok(()),
-                Some(PeersChanged::Refused(refused)) if unknown && refused.says_done(change) => return Ok(()),
-                Some(PeersChanged::Refused(refused)) => return Err(refused.into()),
-                Some(PeersChanged::NoPrimary) => break,
-                None => unknown = true,
+                Ok(PeersChanged::Done) => return Ok(()),
+                Ok(PeersChanged::Refused(refused)) if unknown && refused.says_done(change) => return Ok(()),
+                Ok(PeersChanged::Refused(refused)) => return Err(refused.into()),
+                Ok(PeersChanged::NoPrimary) => break,
+                Err(_) => unknown = true,
             }
             tokio::time::sleep(AGAIN).await;
         }

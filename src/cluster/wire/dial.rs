@@ -87,6 +87,11 @@ impl Dialer {
         Dialer { ours, tls }
     }
 
+    /// The certificates; `None`: in plain.
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
+    }
+
     /// A connection whose handshake is over.
     pub async fn dial(&self, to: &Target, purpose: Purpose) -> Result<(Reader, Writer, Welcome), DialError> {
         let silent = |_| DialError::Silent { address: to.address.clone() };

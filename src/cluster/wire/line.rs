@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::dial::{DialError, Dialer, Target};
 use super::frame::{Frame, Kind};
 use super::hello::Purpose;
+use super::serve::distrust;
 use super::stream::{Reader, Writer};
 
 /// Requests that wait to be sent.
@@ -104,14 +105,20 @@ type Pending = Mutex<Waiting>;
 impl Operator {
     async fn run(mut self) {
         let mut failed = false;
+        let mut distrusts = self.dialer.tls().map(|tls| tls.distrusts());
         while let Some(first) = self.queue.recv().await {
+            // What counts now is what it is dialled by.
+            distrusts.iter_mut().for_each(watch::Receiver::mark_unchanged);
             match self.dialer.dial(&self.target, self.purpose).await {
                 Ok((reader, writer, _)) => {
                     if std::mem::take(&mut failed) {
                         // Whoever listens has enough to do already when the queue is full.
                         let _ = self.connected.try_send(self.target.clone());
                     }
-                    self.talk(reader, writer, first).await;
+                    tokio::select! {
+                        () = self.talk(reader, writer, first) => {}
+                        () = distrust(&mut distrusts) => {}
+                    }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failed, true) {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::codec::{decode, encode};
@@ -97,9 +97,18 @@ impl Server {
         let mut connections = JoinSet::new();
         let rooms = Arc::new(Rooms::default());
         let mut hall = Hall::of(MAX_GREETINGS);
+        let mut distrusts = self.tls.as_ref().map(|tls| tls.distrusts());
         loop {
             while connections.try_join_next().is_some() {}
-            let (socket, from) = match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                // Whoever may come again, comes again.
+                () = distrust(&mut distrusts) => {
+                    connections.abort_all();
+                    continue;
+                }
+            };
+            let (socket, from) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -128,6 +137,16 @@ impl Server {
             });
         }
     }
+}
+
+/// Until a CA counts no more; without certificates none does.
+pub(super) async fn distrust(distrusts: &mut Option<watch::Receiver<u64>>) {
+    if let Some(distrusts) = distrusts
+        && distrusts.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Room for connections whose handshake is over.

@@ -34,13 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The writing and reading end. Cheap to clone.
 #[derive(Clone)]
-pub(in crate::http) struct Ledger {
+pub(super) struct Ledger {
     path: Arc<PathBuf>,
     lines: mpsc::Sender<(String, oneshot::Sender<()>)>,
 }
 
 /// The ledger in this file, and the work behind it, which ends when the last writing end is gone.
-pub(in crate::http) fn open(path: PathBuf, metrics: Arc<Metrics>) -> (Ledger, impl Future<Output = ()>) {
+pub(super) fn open(path: PathBuf, metrics: Arc<Metrics>) -> (Ledger, impl Future<Output = ()> + Send) {
     let (lines, to_write) = mpsc::channel(QUEUE);
     let saving = Saving::new(path.clone(), SavedFile::Audit).measured(metrics);
     let work = write_all(path.clone(), saving, to_write);
@@ -93,6 +93,17 @@ impl Ledger {
     /// Writes an entry that nobody waits for. False: it will never be there.
     pub(super) fn note(&self, entry: &AuditView) -> bool {
         line(entry).is_some_and(|(line, _)| self.lines.try_send((line, oneshot::channel().0)).is_ok())
+    }
+
+    /// Comes back when all is on disk that came before, or the disk takes too long.
+    pub(super) async fn settled(&self) {
+        let (reply, written) = oneshot::channel();
+        let settling = async {
+            if self.lines.send((String::new(), reply)).await.is_ok() {
+                let _ = written.await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, settling).await;
     }
 
     /// The newest entries, oldest first; those before `since` (RFC 3339, as entries have it) are left out. Blocks.

@@ -55,25 +55,26 @@ pub struct AuditView {
     pub at: String,
     /// The host whose agent was asked.
     pub host: HostName,
-    /// `token NAME`, `unix uid=N`, `host NAME`, or `nobody`, who showed no token that holds.
+    /// `token NAME`, `unix uid=N`, `host NAME`, `nobody`, who showed no token that holds; beside the API `instance NAME`
+    /// (a game process) and `SIGHUP`.
     pub who: String,
     /// The address, or `local`.
     pub from: String,
     /// The agent that passed it on; null: it was asked for here.
     pub via: Option<HostName>,
-    /// `POST /v1/scale`
+    /// `POST /v1/scale`; `launch` by a game process, `reload` by SIGHUP.
     pub what: String,
     /// The body, if it is JSON and not large.
     #[schema(value_type = serde_json::Value)]
     pub request: Option<serde_json::Value>,
-    /// The HTTP status of the answer.
+    /// The HTTP status of the answer, or what it would be.
     pub status: u16,
     /// Why it was refused; null: it was not.
     pub refused: Option<String>,
-    /// Of `apply` and `scale`: what it changed.
+    /// Of `apply` and `scale`: what it changed; of `reload`: what came of it.
     #[schema(value_type = serde_json::Value)]
     pub change: Option<serde_json::Value>,
-    /// Refusals before this one that are not written down, because there were too many.
+    /// Refusals, and launches by game processes, before this one that are not written down, because there were too many.
     #[serde(default)]
     pub missed: u64,
 }
