@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::cluster::tls::TlsError;
+use crate::client::directory::trust::TrustError;
 use crate::http::view::Problem;
 
 mod access;
@@ -98,7 +98,7 @@ pub enum ApiError {
     #[error("--ca is of no use")]
     Ca {
         /// Why.
-        source: Box<TlsError>,
+        source: TrustError,
     },
     /// Everybody on the way would read it.
     #[error("a token is not sent to {address} in the clear: use https://HOST:PORT")]

@@ -2,7 +2,8 @@
 //!
 //! Owns the addresses of one or more agents, all as good as the others, and goes on to the next when one does not
 //! answer. [`Directory`] waits in the calling thread and needs nothing but the standard library; with the feature
-//! `client-async`, [`asynchronous::Directory`] is the same for tokio. docs/api.md has the routes behind it.
+//! `client-async`, [`asynchronous::Directory`] is the same for tokio. Agents on other machines are asked over TLS, with a
+//! token (feature `client-tls`; both: `client-async-tls`). docs/api.md has the routes behind it.
 //!
 //! ```no_run
 //! use bigbrother::client::directory::{Directory, Interest, Query};
@@ -40,6 +41,8 @@ mod blocking;
 mod entry;
 mod exchange;
 mod follow;
+#[cfg(feature = "client-tls")]
+pub mod trust;
 
 pub use address::{Address, InvalidAddress};
 pub use blocking::{Directory, Watch};
@@ -153,11 +156,17 @@ struct Agents {
     token: Option<String>,
     /// The one that answered last is asked first.
     last: Arc<AtomicUsize>,
+    trusting: Trusting,
 }
+
+/// Whom it trusts over TLS, if anybody.
+#[derive(Clone, Debug, Default)]
+struct Trusting(#[cfg(feature = "client-tls")] Option<trust::Trust>);
 
 impl Agents {
     fn of(addresses: impl IntoIterator<Item = Address>) -> Agents {
-        Agents { addresses: addresses.into_iter().collect(), token: None, last: Arc::default() }
+        let addresses = addresses.into_iter().collect();
+        Agents { addresses, token: None, last: Arc::default(), trusting: Trusting::default() }
     }
 
     /// A file's text has a line's end, which is none of the token.
@@ -220,12 +229,13 @@ fn is_sound(token: Option<&str>) -> Result<(), DirectoryError> {
 
 /// A token is not shown in plain HTTP to another machine.
 fn shown<'a>(token: Option<&'a str>, agent: &Address) -> Option<&'a str> {
-    token.filter(|_| agent.is_local())
+    token.filter(|_| agent.is_local() || matches!(agent, Address::Https(_)))
 }
 
-/// There is no TLS here yet.
+/// Nobody is trusted.
 fn no_tls() -> io::Error {
-    let why = "this library speaks no TLS: name the agent of this machine by its socket or its http address";
+    let why = "no CA is trusted: name one (`trusting`, with the feature `client-tls`), or the agent of this machine by \
+               its socket";
     io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
@@ -319,14 +329,14 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_shown_on_this_machine_only() {
+    fn a_token_is_shown_over_tls_and_on_this_machine_only() {
         let agents = Agents { token: Some("bb_secret".to_owned()), ..Agents::of([]) };
         let shown = |agent: &str| {
             let question = agents.question(&agent.parse().unwrap(), "/v1/directory");
             String::from_utf8(question).unwrap().contains("Authorization: Bearer bb_secret\r\n")
         };
         assert!(shown("http://127.0.0.1:7610") && shown("unix:/run/x/api.sock"));
-        assert!(!shown("http://10.0.0.1:7610"));
+        assert!(!shown("http://10.0.0.1:7610") && shown("https://10.0.0.1:7610"));
     }
 
     #[test]

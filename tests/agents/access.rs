@@ -1,12 +1,19 @@
 //! Tokens, TLS and the audit trail of a whole cluster, with the command line as from an operator's machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bigbrother::client::directory::trust::Trust;
+use bigbrother::client::directory::{
+    Address, Change, Directory, DirectoryError, Interest, Query, asynchronous,
+};
 
 use serde_json::Value;
 
 use crate::cluster::{Cluster, NAMES, ZONES, zones};
-use crate::host::{expect, until};
+use crate::host::{PATIENCE, expect, until};
 use crate::ran::{Ran, finish};
 
 /// Asks a host's API over TLS.
@@ -44,6 +51,66 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// Finds, leads and watches over TLS with a token, blocking and async; the watch goes on until its token is revoked.
+fn the_client_library_asks_over_tls(cluster: &Cluster, ca: &Path, token: &str) -> JoinHandle<()> {
+    let agents: Vec<Address> = cluster
+        .hosts
+        .iter()
+        .rev()
+        .map(|host| format!("https://127.0.0.1:{}", host.api.unwrap()).parse().unwrap())
+        .collect();
+    let trust = || Trust::in_cas_of(ca).unwrap();
+    let (all, zone) = (Query::default(), "zone".parse().unwrap());
+    let directory = Directory::of(agents.clone()).with_token(token).trusting(trust());
+    assert_eq!(directory.find(&all).unwrap().entries.len(), 6);
+    let leader = directory.leader(&zone).unwrap().expect("a leader");
+    for (untrusting, word) in [
+        (Directory::of(agents.clone()).with_token(token), "no CA is trusted"),
+        (
+            Directory::of(agents.clone()).with_token(token).trusting(Trust::as_the_system().unwrap()),
+            "UnknownIssuer",
+        ),
+    ] {
+        let Err(DirectoryError::Unanswered { source, .. }) = untrusting.find(&all) else {
+            panic!("who is not trusted is asked")
+        };
+        assert!(source.to_string().contains(word), "{source}");
+    }
+    let nobody = Directory::of(agents.clone()).trusting(trust()).find(&all);
+    assert!(
+        matches!(&nobody, Err(DirectoryError::Refused { source, .. }) if source.kind == "no-token"),
+        "{nobody:?}"
+    );
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let directory = asynchronous::Directory::of(agents.clone()).with_token(token).trusting(trust());
+        assert_eq!(directory.find(&all).await.unwrap().entries.len(), 6);
+        assert_eq!(directory.leader(&zone).await.unwrap().map(|led| led.token), Some(leader.token));
+        let mut watch = directory.watch(&Interest::default());
+        let first = tokio::time::timeout(PATIENCE, watch.next()).await.expect("a snapshot").unwrap();
+        assert!(matches!(&first, Change::Snapshot { entries, .. } if entries.len() == 6), "{first:?}");
+    });
+
+    let (mut watch, begun) = (directory.watch(&Interest::default()), Instant::now());
+    let first = watch.next_within(PATIENCE).unwrap();
+    assert!(matches!(&first, Some(Change::Snapshot { entries, .. }) if entries.len() == 6), "{first:?}");
+    std::thread::spawn(move || {
+        let mut told = Vec::new();
+        let refused = loop {
+            assert!(begun.elapsed() < PATIENCE, "it goes on for ever: {told:?}");
+            match watch.next_within(Duration::from_secs(1)) {
+                Ok(change) => told.extend(change),
+                Err(error) => break error,
+            }
+        };
+        assert!(!told.is_empty(), "what happened meanwhile is not told");
+        let revoked =
+            matches!(&refused, DirectoryError::Refused { source, .. } if source.kind == "bad-token");
+        assert!(revoked, "{refused}");
+    })
+}
+
 #[test]
 fn a_token_holds_on_every_host_until_it_is_revoked_on_any() {
     // Three peers, and one that is attached to them.
@@ -77,6 +144,8 @@ fn a_token_holds_on_every_host_until_it_is_revoked_on_any() {
     assert!(untrusted.status.code() == Some(3) && said.contains("cannot be trusted"), "{said}");
     drop(stranger);
 
+    let watching = the_client_library_asks_over_tls(&cluster, &ca, made.out.trim());
+
     // From the attached host, of one on a peer.
     deploy.ok(3, &["scale", "zone", "6"]);
     let theirs = all.iter().find(|view| view.host.as_str() == "beta").unwrap().instance.to_string();
@@ -91,6 +160,8 @@ fn a_token_holds_on_every_host_until_it_is_revoked_on_any() {
             expect(ran.code == Some(4) && ran.err.contains("(bad-token)"), ran)
         });
     }
+
+    watching.join().expect("a watch whose token was revoked ends with the reason");
 
     let audit = lines(&cluster.ok(1, &["audit", "--since", "1h", "--json"]).out);
     let seen = |who: &str, host: &str, what: &str, status: u64, via: Option<&str>| {

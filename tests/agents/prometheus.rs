@@ -42,16 +42,22 @@ fn read(path: &str) -> String {
 impl Prometheus {
     /// Beside the agent with this port of its API.
     fn start(api: u16) -> Prometheus {
+        let asked = format!("127.0.0.1:{api}");
+        Prometheus::configured("docs/operations.md", &[("127.0.0.1:7610", &asked)])
+    }
+
+    /// By the configuration of the manual, with these words in place of those.
+    fn configured(manual: &str, words: &[(&str, &str)]) -> Prometheus {
         let block = PortBlock::take();
         let port = block.ports().0;
         let dir = tempfile::tempdir().unwrap();
-        let manual = read("docs/operations.md");
+        let manual = read(manual);
         let config = manual.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let rules = dir.path().join("bigbrother.rules.yml");
+        let config = words.iter().fold(config.to_owned(), |text, (word, other)| text.replace(word, other));
         let config = config
             .replace("15s", "1s")
             .replace("10s", "1s")
-            .replace("127.0.0.1:7610", &format!("127.0.0.1:{api}"))
             .replace("/usr/share/bigbrother/prometheus/bigbrother.rules.yml", rules.to_str().unwrap());
         fs::write(dir.path().join("prometheus.yml"), config).unwrap();
         let quick = |line: &str| match line.trim_start().starts_with("for: ") {
@@ -215,4 +221,42 @@ fn each_panel_can_be_drawn(prometheus: &Prometheus) {
             drawn.unwrap_or_else(|error| panic!("{}: {error}", panel["title"]));
         }
     }
+}
+
+#[test]
+fn prometheus_scrapes_over_tls_with_a_token_as_the_manual_says() {
+    let cluster = Cluster::guarded(3, zones);
+    let root = &cluster.hosts[0].root;
+    let token = root.join("prometheus.token");
+    fs::write(&token, cluster.ok(0, &["token", "create", "prometheus", "--role", "read"]).out).unwrap();
+    let asked = format!("127.0.0.1:{}", cluster.hosts[0].api.unwrap());
+    let prometheus = Prometheus::configured(
+        "docs/security.md",
+        &[
+            ("10.0.0.1:7610", &asked),
+            ("/etc/prometheus/bigbrother-ca.pem", root.join("ca/ca.pem").to_str().unwrap()),
+            ("/etc/prometheus/bigbrother.token", token.to_str().unwrap()),
+            ("scrape_configs:", "global: { scrape_interval: 1s }\nscrape_configs:"),
+        ],
+    );
+    until("all hosts are found and answer", || {
+        let labels = prometheus.up()?;
+        expect(labels.len() == 3, &labels)
+    });
+    // What the manual shows of the audit trail.
+    cluster.ok(1, &["scale", "zone", "5"]);
+    let manual = read("docs/security.md");
+    let filter =
+        manual.split("bigbrother audit --json | jq '").nth(1).and_then(|rest| rest.split('\'').next());
+    let filter = filter.unwrap().replace("token deploy", "unix uid=0");
+    let audit = cluster.ok(2, &["audit", "--json"]).out;
+    let mut jq = Command::new("jq")
+        .args(["-r", &format!("{filter} | .what")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("jq is needed: apt-get install jq");
+    jq.stdin.take().unwrap().write_all(audit.as_bytes()).unwrap();
+    let said = String::from_utf8(jq.wait_with_output().unwrap().stdout).unwrap();
+    assert!(said.lines().any(|what| what == "POST /v1/scale"), "{said}");
 }

@@ -67,6 +67,7 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.socket_refused(SocketFault::Flooded);
     m.probe_failed(&probe);
     m.stalled(second);
+    m.reader_given_up();
     m.limits_unenforced(&["memory.max".into(), "io.max".into()]);
     m.keeper_lost();
     m.unsaved(SavedFile::State, true);

@@ -5,18 +5,14 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use hyper::header::HeaderValue;
-use rustls::crypto::ring;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Address, ApiError};
-use crate::cluster::tls;
+use crate::client::directory::trust::Trust;
 
 /// The token itself, where there is no --token-file.
 const VARIABLE: &str = "BIGBROTHER_TOKEN";
@@ -66,25 +62,13 @@ impl Access {
         socket: TcpStream,
     ) -> Result<TlsStream<TcpStream>, ApiError> {
         let untrusted = |source| ApiError::Untrusted { address: address.clone(), source };
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(name).map_err(|error| untrusted(io::Error::other(error)))?;
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| untrusted(io::Error::other(error)))?;
-        let mut config = config.with_root_certificates(self.roots()?).with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        TlsConnector::from(Arc::new(config)).connect(name, socket).await.map_err(untrusted)
-    }
-
-    fn roots(&self) -> Result<Arc<RootCertStore>, ApiError> {
-        if let Some(path) = &self.ca {
-            return tls::roots(path).map_err(|source| ApiError::Ca { source: Box::new(source) });
-        }
-        let mut roots = RootCertStore::empty();
-        // Those that cannot be read are of no use; with none left nobody is trusted, and that is told.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Ok(Arc::new(roots))
+        let trust = match &self.ca {
+            Some(path) => Trust::in_cas_of(path),
+            None => Trust::as_the_system(),
+        };
+        let trust = trust.map_err(|source| ApiError::Ca { source })?;
+        let (rules, name) = trust.rules(host).map_err(untrusted)?;
+        TlsConnector::from(rules).connect(name, socket).await.map_err(untrusted)
     }
 }
 

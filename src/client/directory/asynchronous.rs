@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    WholeAnswer, chance, is_sound, leading, no_tls, silent,
+    Trusting, WholeAnswer, chance, is_sound, leading, no_tls, silent,
 };
 use crate::spec::ProcessName;
 
@@ -35,6 +35,13 @@ impl Directory {
         self
     }
 
+    /// Asks agents with `https` addresses, whose certificates are of these CAs.
+    #[cfg(feature = "client-async-tls")]
+    pub fn trusting(mut self, trust: super::trust::Trust) -> Directory {
+        self.agents.trusting = Trusting(Some(trust));
+        self
+    }
+
     /// The runs that live.
     pub async fn find(&self, query: &Query) -> Result<Found, DirectoryError> {
         let (entries, index) = self.ask(&query.path()).await?;
@@ -48,21 +55,22 @@ impl Directory {
 
     /// Every change from now on, after a snapshot of what there is.
     pub fn watch(&self, interest: &Interest) -> Watch {
-        Watch::of(self.agents.follow(interest, None))
+        Watch::of(self.agents.follow(interest, None), &self.agents)
     }
 
     /// The same from a place on that an earlier watch has told ([`Watch::place`]): without a snapshot, where all
     /// that came in between is still known.
     pub fn watch_after(&self, interest: &Interest, place: &str) -> Watch {
-        Watch::of(self.agents.follow(interest, Some(place.to_owned())))
+        Watch::of(self.agents.follow(interest, Some(place.to_owned())), &self.agents)
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(T, u64), DirectoryError> {
         is_sound(self.agents.token.as_deref())?;
         let mut why = DirectoryError::NoAgent;
         for (at, agent) in self.agents.in_turn() {
-            let question = self.agents.question(agent, path);
-            let said = timeout(PATIENCE, exchange(agent, &question)).await.unwrap_or_else(|_| Err(silent()));
+            let said = timeout(PATIENCE, exchange(agent, &self.agents, path))
+                .await
+                .unwrap_or_else(|_| Err(silent()));
             match self.agents.heard((at, agent), said) {
                 Ok(answer) => return answer,
                 Err(reason) => why = reason,
@@ -73,9 +81,10 @@ impl Directory {
 }
 
 /// One question and its whole answer.
-async fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
-    let mut stream = connect(agent).await?;
-    stream.write_all(question).await?;
+async fn exchange(agent: &Address, agents: &Agents, path: &str) -> io::Result<WholeAnswer> {
+    let mut stream = connect(agent, &agents.trusting).await?;
+    stream.write_all(&agents.question(agent, path)).await?;
+    stream.flush().await?;
     let (mut reading, mut bytes) = (Reading::default(), [0; 16 * 1024]);
     loop {
         let read = stream.read(&mut bytes).await?;
@@ -91,14 +100,15 @@ async fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
 /// answers.
 pub struct Watch {
     follow: Follow,
+    trusting: Trusting,
     stream: Option<Connection>,
     /// When the next agent is asked, and until when this one may be silent.
     until: Instant,
 }
 
 impl Watch {
-    fn of(follow: Follow) -> Watch {
-        Watch { follow, stream: None, until: Instant::now() }
+    fn of(follow: Follow, agents: &Agents) -> Watch {
+        Watch { follow, trusting: agents.trusting.clone(), stream: None, until: Instant::now() }
     }
 
     /// The place of the last change that was told, for [`Directory::watch_after`]; `None`: nothing was told yet.
@@ -145,8 +155,9 @@ impl Watch {
     }
 
     async fn begin(&mut self, agent: &Address) -> io::Result<()> {
-        let mut stream = connect(agent).await?;
+        let mut stream = connect(agent, &self.trusting).await?;
         stream.write_all(&self.follow.begin()).await?;
+        stream.flush().await?;
         (self.stream, self.until) = (Some(stream), Instant::now() + SILENCE);
         Ok(())
     }
@@ -163,13 +174,25 @@ impl<T: AsyncRead + AsyncWrite + Send> Bytes for T {}
 
 type Connection = Pin<Box<dyn Bytes>>;
 
-async fn connect(agent: &Address) -> io::Result<Connection> {
+async fn connect(agent: &Address, trusting: &Trusting) -> io::Result<Connection> {
     let connecting = async {
         Ok(match agent {
             Address::Unix(path) => Box::pin(UnixStream::connect(path).await?) as Connection,
-            Address::Https(_) => return Err(no_tls()),
             Address::Http(host) => Box::pin(TcpStream::connect(host).await?),
+            Address::Https(host) => secure(host, trusting).await?,
         })
     };
     timeout(PATIENCE, connecting).await.unwrap_or_else(|_| Err(silent()))
+}
+
+#[cfg(feature = "client-async-tls")]
+async fn secure(host: &str, trusting: &Trusting) -> io::Result<Connection> {
+    let (rules, name) = trusting.0.as_ref().ok_or_else(no_tls)?.rules(host)?;
+    let socket = TcpStream::connect(host).await?;
+    Ok(Box::pin(tokio_rustls::TlsConnector::from(rules).connect(name, socket).await?))
+}
+
+#[cfg(not(feature = "client-async-tls"))]
+async fn secure(_: &str, _: &Trusting) -> io::Result<Connection> {
+    Err(no_tls())
 }

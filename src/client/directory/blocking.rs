@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::follow::Follow;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    WholeAnswer, chance, is_sound, leading, no_tls, silent,
+    Trusting, WholeAnswer, chance, is_sound, leading, no_tls, silent,
 };
 use crate::spec::ProcessName;
 
@@ -34,6 +34,13 @@ impl Directory {
         self
     }
 
+    /// Asks agents with `https` addresses, whose certificates are of these CAs.
+    #[cfg(feature = "client-tls")]
+    pub fn trusting(mut self, trust: super::trust::Trust) -> Directory {
+        self.agents.trusting = Trusting(Some(trust));
+        self
+    }
+
     /// The runs that live.
     pub fn find(&self, query: &Query) -> Result<Found, DirectoryError> {
         let (entries, index) = self.ask(&query.path())?;
@@ -47,20 +54,20 @@ impl Directory {
 
     /// Every change from now on, after a snapshot of what there is.
     pub fn watch(&self, interest: &Interest) -> Watch {
-        Watch::of(self.agents.follow(interest, None))
+        Watch::of(self.agents.follow(interest, None), &self.agents)
     }
 
     /// The same from a place on that an earlier watch has told ([`Watch::place`]): without a snapshot, where all
     /// that came in between is still known.
     pub fn watch_after(&self, interest: &Interest, place: &str) -> Watch {
-        Watch::of(self.agents.follow(interest, Some(place.to_owned())))
+        Watch::of(self.agents.follow(interest, Some(place.to_owned())), &self.agents)
     }
 
     fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<(T, u64), DirectoryError> {
         is_sound(self.agents.token.as_deref())?;
         let mut why = DirectoryError::NoAgent;
         for (at, agent) in self.agents.in_turn() {
-            let said = exchange(agent, &self.agents.question(agent, path));
+            let said = exchange(agent, &self.agents, path);
             match self.agents.heard((at, agent), said) {
                 Ok(answer) => return answer,
                 Err(reason) => why = reason,
@@ -71,10 +78,10 @@ impl Directory {
 }
 
 /// One question and its whole answer.
-fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
+fn exchange(agent: &Address, agents: &Agents, path: &str) -> io::Result<WholeAnswer> {
     let deadline = Instant::now() + PATIENCE;
-    let mut stream = Stream::connect(agent)?;
-    stream.write(question)?;
+    let mut stream = Stream::connect(agent, &agents.trusting)?;
+    stream.write(&agents.question(agent, path))?;
     let (mut reading, mut bytes) = (Reading::default(), [0; 16 * 1024]);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -93,14 +100,15 @@ fn exchange(agent: &Address, question: &[u8]) -> io::Result<WholeAnswer> {
 #[derive(Debug)]
 pub struct Watch {
     follow: Follow,
+    trusting: Trusting,
     stream: Option<Stream>,
     /// When the next agent is asked, and until when this one may be silent.
     until: Instant,
 }
 
 impl Watch {
-    fn of(follow: Follow) -> Watch {
-        Watch { follow, stream: None, until: Instant::now() }
+    fn of(follow: Follow, agents: &Agents) -> Watch {
+        Watch { follow, trusting: agents.trusting.clone(), stream: None, until: Instant::now() }
     }
 
     /// The place of the last change that was told, for [`Directory::watch_after`]; `None`: nothing was told yet.
@@ -154,7 +162,7 @@ impl Watch {
     }
 
     fn begin(&mut self, agent: &Address) -> io::Result<()> {
-        let mut stream = Stream::connect(agent)?;
+        let mut stream = Stream::connect(agent, &self.trusting)?;
         stream.write(&self.follow.begin())?;
         (self.stream, self.until) = (Some(stream), Instant::now() + SILENCE);
         Ok(())
@@ -185,37 +193,55 @@ impl Iterator for Watch {
 enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    #[cfg(feature = "client-tls")]
+    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>),
 }
 
+trait Bytes: Read + Write {}
+
+impl<T: Read + Write> Bytes for T {}
+
 impl Stream {
-    fn connect(agent: &Address) -> io::Result<Stream> {
-        let stream = match agent {
-            Address::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
-            Address::Https(_) => return Err(no_tls()),
-            Address::Http(host) => {
-                let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                let mut connect = |address| match TcpStream::connect_timeout(&address, PATIENCE) {
-                    Ok(stream) => Some(stream),
-                    Err(error) => {
-                        failed = error;
-                        None
-                    }
-                };
-                let connected = host.to_socket_addrs()?.find_map(&mut connect);
-                Stream::Tcp(connected.ok_or(failed)?)
+    fn connect(agent: &Address, trusting: &Trusting) -> io::Result<Stream> {
+        match agent {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_write_timeout(Some(PATIENCE))?;
+                Ok(Stream::Unix(stream))
             }
-        };
-        match &stream {
-            Stream::Unix(stream) => stream.set_write_timeout(Some(PATIENCE))?,
-            Stream::Tcp(stream) => stream.set_write_timeout(Some(PATIENCE))?,
+            Address::Http(host) => Ok(Stream::Tcp(dial(host)?)),
+            Address::Https(host) => Stream::secure(host, trusting),
         }
-        Ok(stream)
+    }
+
+    #[cfg(feature = "client-tls")]
+    fn secure(host: &str, trusting: &Trusting) -> io::Result<Stream> {
+        let (rules, name) = trusting.0.as_ref().ok_or_else(no_tls)?.rules(host)?;
+        let mut socket = dial(host)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut session = rustls::ClientConnection::new(rules, name).map_err(io::Error::other)?;
+        while session.is_handshaking() {
+            session.complete_io(&mut socket)?;
+        }
+        Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(session, socket))))
+    }
+
+    #[cfg(not(feature = "client-tls"))]
+    fn secure(_: &str, _: &Trusting) -> io::Result<Stream> {
+        Err(no_tls())
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes().write_all(bytes)?;
+        self.bytes().flush()
+    }
+
+    fn bytes(&mut self) -> &mut dyn Bytes {
         match self {
-            Stream::Unix(stream) => stream.write_all(bytes),
-            Stream::Tcp(stream) => stream.write_all(bytes),
+            Stream::Unix(stream) => stream,
+            Stream::Tcp(stream) => stream,
+            #[cfg(feature = "client-tls")]
+            Stream::Tls(stream) => stream,
         }
     }
 
@@ -224,21 +250,31 @@ impl Stream {
         if wait.is_zero() {
             return Ok(None);
         }
-        let read = match self {
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(Some(wait))?;
-                stream.read(bytes)
-            }
-            Stream::Tcp(stream) => {
-                stream.set_read_timeout(Some(wait))?;
-                stream.read(bytes)
-            }
-        };
-        match read {
+        match self {
+            Stream::Unix(stream) => stream.set_read_timeout(Some(wait))?,
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(wait))?,
+            #[cfg(feature = "client-tls")]
+            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(wait))?,
+        }
+        match self.bytes().read(bytes) {
             Ok(read) => Ok(Some(read)),
             Err(e) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&e.kind()) => Ok(None),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
             Err(e) => Err(e),
         }
     }
+}
+
+fn dial(host: &str) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut connect = |address| match TcpStream::connect_timeout(&address, PATIENCE) {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            failed = error;
+            None
+        }
+    };
+    let stream = host.to_socket_addrs()?.find_map(&mut connect).ok_or(failed)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
