@@ -40,6 +40,7 @@ mod spec;
 mod sse;
 mod status;
 mod strike;
+mod tables;
 mod tail;
 mod tls;
 mod tokens;

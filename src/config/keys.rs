@@ -89,7 +89,7 @@ pub const KEYS: &[Key] = &[
     key("cluster.peer_silence", "duration", "\"1s\"", "\"2s\"", Agent, "A peer that is silent for this long is given up by the hosts attached to it."),
     key("cluster.max_lost", "whole number", "none", "2", Agent, "While more hosts than this are silent at once, none is declared down. Left out: the larger of 1 and 30 %."),
     key("cluster.dead_voter_after", "duration", "\"10m\"", "\"20m\"", Agent, "A voter that is dead for this long is replaced by another peer."),
-    key("cluster.tls.ca", "absolute path", "none", "\"/etc/bigbrother/ca.pem\"", Agent, "The certificate of the cluster's CA (`bigbrother ca init`). Without `tls` peers are possible on loopback only."),
+    key("cluster.tls.ca", "absolute path", "none", "\"/etc/bigbrother/ca.pem\"", Agent, "The certificate of the cluster's CA (`bigbrother ca init`); the files of `tls` are read again on a reload. Without `tls` peers are possible on loopback only."),
     key("cluster.tls.cert", "absolute path", "none", "\"/etc/bigbrother/host.pem\"", Agent, "The host's own certificate, which names it (`bigbrother ca issue HOST`); the same path on every host."),
     key("cluster.tls.key", "absolute path", "none", "\"/etc/bigbrother/host.key\"", Agent, "The key of that certificate; readable by the agent's account only."),
 
@@ -98,7 +98,7 @@ pub const KEYS: &[Key] = &[
     key("host.runtime_dir", "absolute path", "\"/run/bigbrother\"", "\"/run/bb\"", Agent, "api.sock, keeper.sock, process sockets and the ledger; at most 60 bytes, because a socket's path is short."),
     key("host.listen", "host:port", "\"0.0.0.0:7600\"", "\"10.0.0.1:7600\"", Agent, "Where other agents connect. Without peers nothing is listened on."),
     key("host.api", "host:port", "\"127.0.0.1:7610\"", "\"\"", Agent, "The API's TCP address beside its Unix socket; `\"\"` for none. Loopback only, unless there is `api_tls`."),
-    key("host.api_tls.cert", "absolute path", "none", "\"/etc/bigbrother/api.pem\"", Agent, "The certificate that the API shows over TCP, with those between it and its CA behind it (`bigbrother ca api HOST`, or of any CA that your clients know). With it every request needs a token, see docs/security.md."),
+    key("host.api_tls.cert", "absolute path", "none", "\"/etc/bigbrother/api.pem\"", Agent, "The certificate that the API shows over TCP, read again on a reload, with those between it and its CA behind it (`bigbrother ca api HOST`, or of any CA that your clients know). With it every request needs a token, see docs/security.md."),
     key("host.api_tls.key", "absolute path", "none", "\"/etc/bigbrother/api.key\"", Agent, "The key of that certificate; readable by the agent's account only."),
     key("host.address", "string", "the address of `listen`", "\"10.0.0.1\"", Agent, "What the directory lists and `{address}` stands for. Where `listen` names no single address: `127.0.0.1`."),
     key("host.agent", "host:port", "the address of `listen`", "\"10.0.0.1:7600\"", Live, "Where other agents reach this one. For a peer: its entry in `peers`; where `listen` names no single address: `host.address` with the port of `listen`."),

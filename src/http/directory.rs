@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::ops::Bound;
-use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Query, State};
@@ -21,7 +20,7 @@ use super::problem::Refusal;
 use super::reading::{Copy, Label, Part, Switch, link_next};
 use super::router::Api;
 use super::said::Said;
-use super::watchers;
+use super::tables::{Table, Wait};
 use crate::http::view::{DirectoryView, LeaderView, PortView, Problem, ProcessView};
 use crate::spec::{HostName, InstanceId, Population, ProcessName};
 use crate::state::{self, Entry};
@@ -134,10 +133,7 @@ pub(super) async fn list(
     filter: Result<Query<Filter>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(filter) = filter?;
-    if let Some(index) = filter.index {
-        let wait = filter.wait.map_or(watchers::LONGEST, |wait| wait.0);
-        watchers::poll(&api.handle.ring.feed(), index, wait).await;
-    }
+    api.tables.poll(Table::Directory, filter.index, filter.wait).await;
     let part = Part::of::<DirectoryView>(filter.limit, filter.fields.clone())?;
     let status = filter.status || filter.fields.is_some() && part.shows("status");
     let how = How { status, consistent: filter.consistent };
@@ -244,6 +240,11 @@ pub(super) struct Declared {
     #[serde(default)]
     #[param(value_type = bool)]
     consistent: Switch,
+    /// Long poll: answered when something has changed after this index, or after `wait`.
+    index: Option<u64>,
+    /// How long that waits, such as `30s`; at most and by default a minute.
+    #[param(value_type = Option<String>)]
+    wait: Option<Wait>,
 }
 
 /// The declared processes
@@ -256,6 +257,7 @@ pub(super) async fn processes(
     wanted: Result<Query<Declared>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(wanted) = wanted?;
+    api.tables.poll(Table::Processes, wanted.index, wanted.wait).await;
     let copy = Copy::get(&api, wanted.consistent, &headers).await?;
     let part = Part::of::<ProcessView>(wanted.limit, wanted.fields.clone())?;
     let mut next = None;
@@ -326,19 +328,5 @@ pub(super) fn view(state: &state::State, instance: &InstanceId, entry: &Entry) -
         started: entry.started,
         labels: labels(state, instance).cloned().unwrap_or_default(),
         status: None,
-    }
-}
-
-/// A span such as `30s`, in a query.
-#[derive(Clone, Copy, Debug)]
-struct Wait(Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let longest = humantime::format_duration(watchers::LONGEST);
-        text.parse::<humantime::Duration>().map(|span| Wait(span.into())).map_err(|_| {
-            serde::de::Error::custom(format!("wait={text}: a time such as 30s, at most {longest}"))
-        })
     }
 }

@@ -18,6 +18,7 @@ use super::problem::Refusal;
 use super::reading::{Copy, Label, Part, Switch, link_next};
 use super::router::Api;
 use super::status::PRIMARY;
+use super::tables::{Table, Wait};
 use crate::http::view::{DoneView, HealthView, HostView, PeerView, Problem};
 use crate::spec::HostName;
 use crate::state::{self, Command};
@@ -49,6 +50,11 @@ pub(super) struct Filter {
     #[serde(default)]
     #[param(value_type = bool)]
     consistent: Switch,
+    /// Long poll: answered when something has changed after this index, or after `wait`.
+    index: Option<u64>,
+    /// How long that waits, such as `30s`; at most and by default a minute.
+    #[param(value_type = Option<String>)]
+    wait: Option<Wait>,
 }
 
 /// How a host stands, in a query.
@@ -89,6 +95,7 @@ pub(super) async fn list(
     filter: Result<Query<Filter>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(filter) = filter?;
+    api.tables.poll(Table::Hosts, filter.index, filter.wait).await;
     let part = Part::of::<HostView>(filter.limit, filter.fields.clone())?;
     let ring = &api.handle.ring;
     let asked = if part.shows("version") { api.others() } else { Default::default() };

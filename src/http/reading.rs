@@ -9,17 +9,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Query, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
+use utoipa::PartialSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
-use utoipa::{IntoParams, PartialSchema};
 
 use super::problem::Refusal;
 use super::router::Api;
@@ -65,31 +63,11 @@ impl<'de> Deserialize<'de> for Label {
     }
 }
 
-/// The query of a read that takes nothing else.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct Fresh {
-    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
-    #[serde(default)]
-    #[param(value_type = bool)]
-    consistent: Switch,
-}
-
 /// The state that answers, and what the asker has seen already.
 pub(super) struct Copy {
     pub(super) state: Arc<state::State>,
     history: u64,
     seen: Option<HeaderValue>,
-}
-
-impl FromRequestParts<Api> for Copy {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Refusal> {
-        let fresh: Result<Query<Fresh>, QueryRejection> = Query::from_request_parts(parts, api).await;
-        Copy::get(api, fresh?.consistent, &parts.headers).await
-    }
 }
 
 impl Copy {

@@ -20,6 +20,7 @@ use super::idempotency::Keys;
 use super::problem::Refusal;
 use super::server::Limits;
 use super::snapshots::Snapshots;
+use super::tables::{LONGEST, Tables};
 use super::whole::Whole;
 use super::{
     directory, events, hosts, instances, logs, openapi, operate, peers, prometheus, reading, spec, status,
@@ -60,6 +61,8 @@ pub(super) struct Parts {
     /// How its requests come.
     pub(super) transport: Transport,
     pub(super) snapshots: Snapshots,
+    /// When what was changed.
+    pub(super) tables: Tables,
     /// What a starting agent waits for; `None`: it is at work.
     pub(super) starting: watch::Receiver<Option<String>>,
     /// What was asked with a key.
@@ -82,6 +85,7 @@ impl Api {
     pub(super) fn new(
         handle: Handle,
         snapshots: Snapshots,
+        tables: Tables,
         starting: watch::Receiver<Option<String>>,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
@@ -95,6 +99,7 @@ impl Api {
             handle,
             transport,
             snapshots,
+            tables,
             starting,
             keys,
             shares,
@@ -138,7 +143,7 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
     let in_time = move |request: Request, next: Next| async move {
         // A long poll waits as it was asked to.
         let waits = request.uri().query().is_some_and(|query| query.contains("wait="));
-        let allowed = if waits { limits.request + watchers::LONGEST } else { limits.request };
+        let allowed = if waits { limits.request + LONGEST } else { limits.request };
         tokio::time::timeout(allowed, next.run(request))
             .await
             .unwrap_or_else(|_| Refusal::timeout().into_response())

@@ -19,7 +19,7 @@ use super::connection::{Crowd, Door, Stream, follow_tokens};
 use super::entrance;
 use super::listen::Listeners;
 use super::router::{self, Api, Transport};
-use super::snapshots;
+use super::{snapshots, tables};
 use crate::agent::Handle;
 use crate::cluster::wire::hall::Hall;
 
@@ -92,7 +92,9 @@ async fn serve_within(
     let following = follow_tokens(states.clone(), told);
     let (snapshots, answering) = snapshots::shared(handle.clone());
     let (audit, metrics) = (handle.audit.clone(), handle.metrics.clone());
-    let api = Api::new(handle, snapshots, starting, shutdown.clone());
+    let (tables, noting) = tables::tables(states.clone(), handle.ring.feed());
+    let following = async { tokio::join!(following, noting).0 };
+    let api = Api::new(handle, snapshots, tables, starting, shutdown.clone());
     let door = |transport, tls| {
         let router = router::router(api.clone(), transport, limits);
         let (tokens, states, metrics) = (tokens.clone(), states.clone(), metrics.clone());

@@ -9,8 +9,9 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::problem::Refusal;
-use super::reading::{Copy, Fresh};
+use super::reading::{Copy, Switch};
 use super::router::Api;
+use super::tables::{Table, Wait};
 use crate::config::{self, Context};
 use crate::http::view::{AppliedView, PlanView, Problem, SpecView};
 use crate::spec::Spec;
@@ -19,12 +20,35 @@ use crate::state::{self, Command, Rejected};
 /// Content types of a cluster.toml.
 const TOML: [&str; 2] = ["application/toml", "text/plain"];
 
+/// How the spec is read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Fresh {
+    /// Answered when the copy has all that was committed anywhere before; needs a quorum.
+    #[serde(default)]
+    #[param(value_type = bool)]
+    consistent: Switch,
+    /// Long poll: answered when something has changed after this index, or after `wait`.
+    index: Option<u64>,
+    /// How long that waits, such as `30s`; at most and by default a minute.
+    #[param(value_type = Option<String>)]
+    wait: Option<Wait>,
+}
+
 /// The spec
 ///
 /// The whole desired set. Its `ETag` is its revision, to be shown as `If-Match` when another one is applied.
 #[utoipa::path(get, path = "/v1/spec", tag = "The desired set", params(Fresh),
     responses((status = 200, description = "the spec in force", body = SpecView)))]
-pub(super) async fn current(copy: Copy) -> Result<Response, Refusal> {
+pub(super) async fn current(
+    api: State<Api>,
+    headers: HeaderMap,
+    fresh: Result<Query<Fresh>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(Fresh { consistent, index, wait }) = fresh?;
+    api.tables.poll(Table::Spec, index, wait).await;
+    let copy = Copy::get(&api, consistent, &headers).await?;
     let tag = revision_tag(copy.state.revision);
     copy.answer_as(&tag, |state| Ok(SpecView { revision: state.revision, spec: state.spec.clone() }))
 }

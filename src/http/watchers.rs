@@ -34,8 +34,6 @@ use crate::cluster::feed::{At, Feed, Told};
 use crate::spec::ProcessName;
 use crate::state::{Change, Changed};
 
-/// The longest that a long poll waits.
-pub(super) const LONGEST: Duration = Duration::from_secs(60);
 /// How long a host whose copy is behind the watcher may take to get there.
 const BEHIND: Duration = Duration::from_secs(5);
 /// So that a connection that is gone is noticed.
@@ -120,15 +118,6 @@ async fn reach(feed: &Feed, index: u64) -> Result<(), Refusal> {
         Ok(Ok(_)) => Ok(()),
         _ => Err(Refusal::behind(index)),
     }
-}
-
-/// Waits until something of the directory has changed after an index; at most so long, and a little less, so that
-/// those who asked at once do not come back at once.
-pub(super) async fn poll(feed: &Feed, index: u64, wait: Duration) {
-    let wait = wait.min(LONGEST);
-    let jitter = wait.mul_f64(f64::from(fastrand::u8(..)) / 4096.0);
-    let mut modified = feed.modified();
-    let _ = tokio::time::timeout(wait - jitter, modified.wait_for(|modified| *modified > index)).await;
 }
 
 /// Waits until a watcher may be told what runs say; for ever where it does not want to know.

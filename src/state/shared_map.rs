@@ -269,6 +269,13 @@ impl<K, V> Clone for SharedMap<K, V> {
     }
 }
 
+impl<K, V> SharedMap<K, V> {
+    /// True when nothing was changed in one of them since they were one; seen at once, however many there are.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.runs, &other.runs)
+    }
+}
+
 impl<K, V> Default for SharedMap<K, V> {
     fn default() -> Self {
         SharedMap::new()

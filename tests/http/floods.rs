@@ -205,6 +205,7 @@ async fn lists(asking: &mut SendRequest<Full<Bytes>>, token: &str, most: usize) 
         let request = hyper::Request::get("/v1/directory").header("host", "x");
         let request =
             request.header("authorization", format!("Bearer {token}")).body(Full::default()).unwrap();
+        asking.ready().await.unwrap();
         let answer = tokio::time::timeout(DEADLINE, asking.send_request(request)).await.unwrap().unwrap();
         let (status, again) = (answer.status().as_u16(), answer.headers().get("retry-after").cloned());
         let size = answer.into_body().collect().await.unwrap().to_bytes().len();

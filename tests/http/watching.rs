@@ -247,3 +247,51 @@ async fn whoever_has_seen_more_than_this_host_waits_for_it_or_asks_another_one()
     watcher.until("the change behind it", |seen| seen.contains("zone.2")).await;
     assert_eq!(told(&watcher.seen), ["put zone.2 7:4:0"]);
 }
+
+#[tokio::test]
+async fn each_table_has_a_long_poll_of_its_own() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    let Site { server, mut source } = site;
+    let index = async |path: &str| server.get(path).await.header("bigbrother-index").parse::<u64>().unwrap();
+    let drain = |drained| Command::DrainHost { host: "alpha".parse().unwrap(), drained };
+    for path in ["/v1/directory", "/v1/processes", "/v1/hosts", "/v1/spec"] {
+        let now = index("/v1/spec").await;
+        let began = Instant::now();
+        let same = index(&format!("{path}?index={now}&wait=300ms")).await;
+        assert!(
+            same == now && began.elapsed() >= Duration::from_millis(250),
+            "{path}: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(
+            server.get(&format!("{path}?index={now}&wait=soon")).await.problem().status,
+            400,
+            "{path}"
+        );
+        let question = format!("{path}?index={now}&wait=60s");
+        let (beyond, ()) = tokio::join!(index(&question), async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Its own change is the second one; the first is another table's.
+            match path {
+                "/v1/hosts" => {
+                    source.starts("zone.1", now);
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    source.take(drain(true));
+                }
+                "/v1/spec" => {
+                    source.take(drain(false));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let spec = Box::default();
+                    source.take(Command::ApplySpec { spec: *spec, expected_revision: None });
+                }
+                _ => {
+                    source.take(drain(now.is_multiple_of(2)));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    source.starts("zone.2", now);
+                }
+            }
+        });
+        assert_eq!(beyond, now + 2, "{path}");
+    }
+}

@@ -184,7 +184,8 @@ async fn a_crowd_from_one_address_is_turned_away_and_its_neighbours_are_not() {
     let limits = Limits { of_one: 3, ..Limits::DEFAULT };
     let (snapshots, _) = snapshots::shared(handle.clone());
     let (states, metrics) = (handle.state.clone(), handle.metrics.clone());
-    let api = Api::new(handle, snapshots, watch::channel(None).1, shutdown.clone());
+    let (tables, _) = tables::tables(states.clone(), handle.ring.feed());
+    let api = Api::new(handle, snapshots, tables, watch::channel(None).1, shutdown.clone());
     let router = router::router(api, Transport::Tls, limits);
     let tokens = watch::channel(Default::default()).1;
     let door = Door { router, limits, tokens, states, metrics, shutdown, tls: Some(shown) };
