@@ -94,10 +94,11 @@ pub(super) struct Gate {
 /// What counts as one, in bytes: an answer that has less counts as much.
 const PIECE: u64 = 4 << 10;
 
-impl Default for Gate {
-    fn default() -> Gate {
-        // 64 MiB at once, and 32 MiB a second.
-        Gate { strangers: Pace::new(50, 10), changes: Pace::new(100, 50), given: Pace::new(16_384, 8_192) }
+impl Gate {
+    /// `given`: so many pieces at once, and so many a second.
+    pub(super) fn new((at_once, a_second): (u32, u32)) -> Gate {
+        let given = Pace::new(at_once, a_second);
+        Gate { strangers: Pace::new(50, 10), changes: Pace::new(100, 50), given }
     }
 }
 

@@ -88,12 +88,13 @@ impl Api {
         tables: Tables,
         starting: watch::Receiver<Option<String>>,
         shutdown: watch::Receiver<bool>,
+        gate: Gate,
     ) -> Self {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
         let (transport, keys, shares) = (Transport::Unix, Keys::default(), Keys::default());
-        let gate = Arc::default();
+        let gate = Arc::new(gate);
         let whole = Whole::new(handle.state.clone(), handle.ring.clone());
         Api(Arc::new(Parts {
             handle,

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::auth::{Badge, Origin};
+use super::auth::{Badge, Gate, Origin};
 use super::connection::{Crowd, Door, Stream, follow_tokens};
 use super::entrance;
 use super::listen::Listeners;
@@ -41,6 +41,8 @@ pub(super) struct Limits {
     pub request: Duration,
     /// Of an answer something must be taken within this.
     pub stall: Duration,
+    /// What lists and the like give to one token or address, in pieces of 4 KiB: so many at once, and so many a second.
+    pub given: (u32, u32),
     /// How long answers under way may take once the agent stops.
     pub grace: Duration,
 }
@@ -54,6 +56,8 @@ impl Limits {
         head: Duration::from_secs(30),
         request: Duration::from_secs(10),
         stall: Duration::from_secs(30),
+        // 64 MiB, and 32 MiB a second.
+        given: (16_384, 8_192),
         grace: Duration::from_secs(2),
     };
 }
@@ -94,7 +98,7 @@ async fn serve_within(
     let (audit, metrics) = (handle.audit.clone(), handle.metrics.clone());
     let (tables, noting) = tables::tables(states.clone(), handle.ring.feed());
     let following = async { tokio::join!(following, noting).0 };
-    let api = Api::new(handle, snapshots, tables, starting, shutdown.clone());
+    let api = Api::new(handle, snapshots, tables, starting, shutdown.clone(), Gate::new(limits.given));
     let door = |transport, tls| {
         let router = router::router(api.clone(), transport, limits);
         let (tokens, states, metrics) = (tokens.clone(), states.clone(), metrics.clone());

