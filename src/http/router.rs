@@ -142,8 +142,9 @@ pub(super) enum Transport {
 pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
     let api = Api(Arc::new(Parts { transport, ..(*api.0).clone() }));
     let in_time = move |request: Request, next: Next| async move {
-        // A long poll waits as it was asked to.
-        let waits = request.uri().query().is_some_and(|query| query.contains("wait="));
+        // A long poll waits as it was asked to, or as long as any may.
+        let long = |query: &str| query.contains("wait=") || query.contains("index=");
+        let waits = request.uri().query().is_some_and(long);
         let allowed = if waits { limits.request + LONGEST } else { limits.request };
         tokio::time::timeout(allowed, next.run(request))
             .await

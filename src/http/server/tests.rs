@@ -257,3 +257,12 @@ async fn lists_have_a_pace_by_their_size_and_what_is_about_one_thing_has_none() 
     }
     assert!(since.elapsed() > Duration::from_secs(1), "as if it were small: {:?}", since.elapsed());
 }
+
+#[tokio::test]
+async fn a_long_poll_waits_although_it_does_not_say_how_long() {
+    let server = start(Limits { request: Duration::from_millis(50), ..Limits::DEFAULT }).await;
+    for path in ["/v1/directory?index=7", "/v1/hosts?index=7", "/v1/spec?index=7&consistent"] {
+        let answer = tokio::time::timeout(Duration::from_millis(500), asked(&server, path)).await;
+        assert!(answer.is_err(), "{path}: {answer:?}");
+    }
+}
