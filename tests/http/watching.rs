@@ -254,7 +254,12 @@ async fn each_table_has_a_long_poll_of_its_own() {
     site.source.starts("zone.0", 1);
     let Site { server, mut source } = site;
     let index = async |path: &str| server.get(path).await.header("bigbrother-index").parse::<u64>().unwrap();
-    let drain = |drained| Command::DrainHost { host: "alpha".parse().unwrap(), drained };
+    let mut drained = false;
+    // Another state each time, or it would be no change.
+    let mut drain = || {
+        drained = !drained;
+        Command::DrainHost { host: "alpha".parse().unwrap(), drained }
+    };
     for path in ["/v1/directory", "/v1/processes", "/v1/hosts", "/v1/spec"] {
         let now = index("/v1/spec").await;
         let began = Instant::now();
@@ -277,16 +282,16 @@ async fn each_table_has_a_long_poll_of_its_own() {
                 "/v1/hosts" => {
                     source.starts("zone.1", now);
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    source.take(drain(true));
+                    source.take(drain());
                 }
                 "/v1/spec" => {
-                    source.take(drain(false));
+                    source.take(drain());
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     let spec = Box::default();
                     source.take(Command::ApplySpec { spec: *spec, expected_revision: None });
                 }
                 _ => {
-                    source.take(drain(now.is_multiple_of(2)));
+                    source.take(drain());
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     source.starts("zone.2", now);
                 }
