@@ -40,12 +40,12 @@ fn a_program_that_the_hosts_own_file_does_not_allow_is_not_run_whoever_applies_i
     host.write_to(&elsewhere, &format!("[host.policy]\nprograms = [\"/\"]\n{changed}"));
     host.ok(&["apply", elsewhere.to_str().expect("UTF-8")]);
     // It waits for what does not come.
-    assert_ne!(host.run(&["start", "bad"]).code, Some(0));
+    assert_ne!(host.run(&["start", "bad", "--timeout", "5s"]).code, Some(0));
     refused(&host, "program");
     let user = "[host.policy]\nusers = [\"games\"]\n";
     host.write(&format!("{user}{changed}"));
     host.ok(&["reload"]);
-    assert_ne!(host.run(&["start", "bad"]).code, Some(0));
+    assert_ne!(host.run(&["start", "bad", "--timeout", "5s"]).code, Some(0));
     refused(&host, "user");
     // Its own file alone lets it.
     host.write(&changed);
