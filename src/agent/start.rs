@@ -277,6 +277,20 @@ fn handle(
     Handle { host, cluster, started_at, logs, requests, ring, state, events, metrics, audit }
 }
 
+/// Where settings, drift and reports go.
+type Told = (watch::Sender<Arc<HostSettings>>, watch::Sender<Option<String>>, mpsc::Sender<Report>);
+
+fn reloader(
+    options: &AgentOptions,
+    handle: &Handle,
+    shown: Option<Shown>,
+    (settings, drift, reports): Told,
+    requests: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
+) -> reload::Reloader {
+    let (path, host, handle) = (options.config.clone(), options.host.clone(), handle.clone());
+    reload::Reloader { path, host, handle, settings, drift, shown, reports, requests }
+}
+
 /// What the agent is made of.
 type Made = (Handle, Tasks, Parts);
 
@@ -301,16 +315,8 @@ async fn assemble(
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
     let handle = handle(config, resolver.logs(), requests, ring, state.clone(), events.clone());
-    let reload = reload::Reloader {
-        path: options.config.clone(),
-        host: options.host.clone(),
-        handle: handle.clone(),
-        settings,
-        drift,
-        shown,
-        reports: reports.clone(),
-        requests: to_reload,
-    };
+    let told = (settings, drift, reports.clone());
+    let reload = reloader(options, &handle, shown, told, to_reload);
     let tasks = Tasks {
         copy,
         writer,
