@@ -10,15 +10,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Supervisor, moment};
+use crate::agent::book::NoPort;
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
+use crate::agent::replica::wall_ms;
 use crate::agent::resolve::{Order, ResolveError};
 use crate::host::{Action, Happening, Moment, Ports};
 use crate::keeper::fault::{self, Point};
 use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep};
 use crate::metrics::SpawnFault;
 use crate::process_api::socket::{Identity, KnownBy, door};
-use crate::spec::{HeartbeatMode, InstanceId, Probe, ReadyMode};
+use crate::spec::{HeartbeatMode, InstanceId, Probe, Process, ReadyMode};
 
 /// What is not looked up by then is a failed spawn.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(5);
@@ -31,7 +33,7 @@ pub(super) const PROBE: &str = "command of the probe";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OrderError {
     #[error(transparent)]
-    Port(#[from] crate::agent::book::NoPort),
+    Port(#[from] NoPort),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error(transparent)]
@@ -121,7 +123,7 @@ impl Supervisor {
     fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
         let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
         self.parts.book.use_run(run.0);
-        let ports = self.parts.book.assign(instance, &want.process.ports)?;
+        let ports = self.ports_for(instance, run, &want.process)?;
         let sockets = self.socket_folder(instance)?;
         let note = self.note(instance).unwrap_or_default();
         let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
@@ -146,6 +148,27 @@ impl Supervisor {
             fault::pass(Point::AgentAfterOrder);
         }
         Ok(())
+    }
+
+    /// The ports of a new run. One that is moved is told of: clients may know the old one.
+    fn ports_for(&mut self, instance: &InstanceId, run: RunId, process: &Process) -> Result<Ports, NoPort> {
+        let known = self.host.instance(instance).and_then(|i| i.run.as_ref());
+        if !known.is_some_and(|run| run.cold) || process.ports.is_empty() {
+            return self.parts.book.assign(instance, &process.ports, false);
+        }
+        let before = self.parts.book.ports(instance);
+        let ports = self.parts.book.assign(instance, &process.ports, true)?;
+        for (name, (protocol, number)) in
+            ports.iter().filter(|(name, _)| process.ports[*name].fixed.is_none())
+        {
+            if let Some((_, old)) = before.get(name).filter(|(held, old)| held == protocol && old != number) {
+                let detail =
+                    format!("another program has {name} {old}/{protocol}; from now on it is {number}");
+                tracing::warn!(%instance, "{detail}");
+                self.parts.chronicle.port_moved(instance.clone(), run.0, detail, wall_ms());
+            }
+        }
+        Ok(ports)
     }
 
     fn hold_order(&mut self, instance: &InstanceId, run: RunId, errand: Option<Errand>) {
