@@ -143,7 +143,7 @@ impl Book {
             });
             let number = match (request.fixed, kept) {
                 (Some(fixed), _) => fixed,
-                (None, Some((protocol, number))) if !cold || unbound(*protocol, *number) => *number,
+                (None, Some((protocol, number))) if !cold || !is_taken((*protocol, *number)) => *number,
                 (None, _) => self.free(name, request.protocol, &ports)?,
             };
             ports.insert(name.clone(), (request.protocol, number));
@@ -184,7 +184,7 @@ impl Book {
             let port = (protocol, number);
             let ours =
                 self.taken.contains(&port) || self.fixed.contains(&port) || also.values().any(|p| *p == port);
-            if !ours && unbound(protocol, number) {
+            if !ours && !is_taken(port) {
                 return Ok(number);
             }
         }
@@ -196,12 +196,12 @@ impl Book {
     }
 }
 
-/// True when nobody on this machine holds the port.
-fn unbound(protocol: Protocol, number: u16) -> bool {
+/// Somebody on this machine holds the port, on one of its addresses.
+pub fn is_taken((protocol, number): (Protocol, u16)) -> bool {
     let any = (Ipv4Addr::UNSPECIFIED, number);
     match protocol {
-        Protocol::Udp => UdpSocket::bind(any).is_ok(),
-        Protocol::Tcp => TcpListener::bind(any).is_ok(),
+        Protocol::Udp => UdpSocket::bind(any).is_err(),
+        Protocol::Tcp => TcpListener::bind(any).is_err(),
     }
 }
 

@@ -50,9 +50,9 @@ impl Chronicle {
         self.push(instance, Some(run), "unenforced", None, Some(detail), wall_ms);
     }
 
-    /// Writes down that an instance has another port than before.
-    pub fn port_moved(&mut self, instance: InstanceId, run: u64, detail: String, wall_ms: u64) {
-        self.push(instance, Some(run), "port-moved", None, Some(detail), wall_ms);
+    /// Writes down what became of a run's port.
+    pub fn port(&mut self, instance: InstanceId, run: u64, kind: &str, detail: String, wall_ms: u64) {
+        self.push(instance, Some(run), kind, None, Some(detail), wall_ms);
     }
 
     fn push(

@@ -138,6 +138,36 @@ fn a_port_that_somebody_takes_while_its_server_is_down() {
     });
 }
 
+/// A port that must not be moved: its program says only that it ended, so the agent says why.
+#[test]
+fn a_fixed_port_that_somebody_else_has() {
+    let mut host = Host::new(Cgroups::Own);
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", host.ports.0)).unwrap();
+    let zone = host.zone("{port.game}");
+    host.write_config(&format!(
+        "[process.zone]\ncommand = {zone}\nports = {{ game = {} }}\n\
+         restart = {{ backoff = {{ min = \"10ms\", max = \"20ms\" }}, give_up = {{ failures = 2, within = \"10m\" }} }}\n",
+        host.ports.0
+    ));
+    host.start();
+    until("it is given up", || {
+        let view = host.view("zone.0")?;
+        expect(view.state == "failed", &view)
+    });
+    let told = host.events("zone.0").into_iter().find(|event| event.kind == "port-taken");
+    let told = told.and_then(|event| event.detail).expect("it is told");
+    assert_eq!(told, format!("another program has {}/udp (game)", host.ports.0));
+    drop(taken);
+    host.post("/v1/start", &serde_json::json!({ "target": { "instance": "zone.0" } })).unwrap();
+    assert_eq!(host.ready("zone.0").ports["game"].port, host.ports.0);
+    let last = host.events("zone.0").into_iter().rfind(|event| event.kind == "port-taken");
+    assert_ne!(
+        last.and_then(|event| event.run),
+        host.view("zone.0").unwrap().run,
+        "not of the run that has it"
+    );
+}
+
 #[test]
 fn a_working_folder_that_is_not_there() {
     let bad = "command = [\"/bin/sleep\", \"600\"]\nworking_dir = \"/no/such/folder\"";

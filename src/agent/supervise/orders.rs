@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Supervisor, moment};
-use crate::agent::book::NoPort;
+use crate::agent::book::{NoPort, is_taken};
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
 use crate::agent::replica::wall_ms;
@@ -150,7 +150,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The ports of a new run. One that is moved is told of: clients may know the old one.
+    /// The ports of a new run. One that is moved is told of, since clients may know the old one; so is one that is not
+    /// to be moved and that somebody else has, since its program will hardly say so.
     fn ports_for(&mut self, instance: &InstanceId, run: RunId, process: &Process) -> Result<Ports, NoPort> {
         let known = self.host.instance(instance).and_then(|i| i.run.as_ref());
         if !known.is_some_and(|run| run.cold) || process.ports.is_empty() {
@@ -158,14 +159,19 @@ impl Supervisor {
         }
         let before = self.parts.book.ports(instance);
         let ports = self.parts.book.assign(instance, &process.ports, true)?;
-        for (name, (protocol, number)) in
-            ports.iter().filter(|(name, _)| process.ports[*name].fixed.is_none())
-        {
-            if let Some((_, old)) = before.get(name).filter(|(held, old)| held == protocol && old != number) {
-                let detail =
-                    format!("another program has {name} {old}/{protocol}; from now on it is {number}");
+        for (name, request) in &process.ports {
+            let port @ (protocol, number) = ports[name];
+            let news = match (request.fixed, before.get(name)) {
+                (Some(_), _) if is_taken(port) => Some(("port-taken", number, String::new())),
+                (None, Some((held, old))) if *held == protocol && *old != number => {
+                    Some(("port-moved", *old, format!("; from now on {name} is {number}")))
+                }
+                _ => None,
+            };
+            if let Some((kind, taken, then)) = news {
+                let detail = format!("another program has {taken}/{protocol} ({name}){then}");
                 tracing::warn!(%instance, "{detail}");
-                self.parts.chronicle.port_moved(instance.clone(), run.0, detail, wall_ms());
+                self.parts.chronicle.port(instance.clone(), run.0, kind, detail, wall_ms());
             }
         }
         Ok(ports)
