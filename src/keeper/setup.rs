@@ -176,6 +176,7 @@ impl Keeper {
             copier,
             surroundings,
             pending: Default::default(),
+            unborn: Default::default(),
             strangers: Default::default(),
             leftovers: Default::default(),
             repeats: Default::default(),
