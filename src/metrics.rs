@@ -146,13 +146,7 @@ impl Metrics {
                 "Times the connection to the keeper broke.",
             ),
             unsaved: unsaved(&r),
-            reloads: closed(
-                &r,
-                "reloads_total",
-                "Times the agent was asked to read its file again, by what came of it.",
-                "outcome",
-                &RELOADS,
-            ),
+            reloads: reloads(&r),
             requests: Requests::new(&r),
             read: ReadAtScrape::new(&r),
             usage: Mutex::new(Usage::new()),
@@ -275,6 +269,11 @@ impl Metrics {
         // The encoder fails only on metrics without a name or a value, and the registry has none.
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
+}
+
+fn reloads(r: &Registry) -> IntCounterVec {
+    let help = "Times the agent was asked to read its file again, by what came of it.";
+    closed(r, "reloads_total", help, "outcome", &RELOADS)
 }
 
 fn unsaved(r: &Registry) -> IntGaugeVec {
