@@ -15,6 +15,8 @@ mod access;
 mod cluster;
 #[path = "agents/directory.rs"]
 mod directory;
+#[path = "agents/floods.rs"]
+mod floods;
 #[path = "agents/looking.rs"]
 mod looking;
 #[path = "agents/losing.rs"]
@@ -25,5 +27,9 @@ mod openapi;
 mod operating;
 #[path = "agents/prometheus.rs"]
 mod prometheus;
+#[path = "agents/restoring.rs"]
+mod restoring;
+#[path = "agents/returning.rs"]
+mod returning;
 #[path = "agents/saying.rs"]
 mod saying;

@@ -1,0 +1,70 @@
+//! One peer's copy of the state becomes the whole cluster's: a majority of the peers is lost for good, or the copy was
+//! kept for that.
+//!
+//! Owns the record of it, in the files of a peer whose agent does not run. The copy goes on as another history, of
+//! which it is the only peer: copies of two moments must never meet in one log, so nobody of the old history is
+//! listened to, and whoever watches the directory begins anew. Called by the command line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use openraft::{EntryPayload, Membership};
+
+use super::identity::Identity;
+use crate::cluster::raft::log_store::disk::{Disk, FILE, Key, Op, OpenError, Record};
+use crate::cluster::raft::{Entry, LeaderId, LogId, Peer, Vote};
+use crate::cluster::wire::{DecodeError, EncodeError, decode, encode};
+use crate::spec::HostName;
+
+/// Why a copy cannot become the cluster's.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// Nothing to begin with.
+    #[error("{folder} holds no copy of a cluster's state: put the folder `raft` of a peer there")]
+    NoCopy {
+        /// Where one would be.
+        folder: PathBuf,
+    },
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// A record of it.
+    #[error("a record of the copy cannot be understood")]
+    Decode(#[from] DecodeError),
+    /// One that is to be written.
+    #[error("a record cannot be made")]
+    Encode(#[from] EncodeError),
+    /// The disk.
+    #[error("the copy cannot be changed; run this again when the disk takes something")]
+    Disk(#[from] io::Error),
+}
+
+/// Makes the copy in `data_dir` that of a cluster with this one peer; gives the last entry that it has. The agent that
+/// is started next is its primary, and takes in whoever has no copy.
+pub async fn recover(data_dir: &Path, host: &HostName, address: &str) -> Result<u64, RecoverError> {
+    let folder = data_dir.join("raft");
+    if !folder.join(FILE).exists() {
+        return Err(RecoverError::NoCopy { folder });
+    }
+    let disk = Disk::open(&folder)?;
+    let marks = disk.load()?.marks();
+    let identity = disk.get(Key::Identity)?.as_deref().map(decode).transpose()?;
+    let (Some(Identity::Peer { id, .. }), Some(last)) = (identity, marks.last) else {
+        return Err(RecoverError::NoCopy { folder });
+    };
+    let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
+    let by = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: id };
+    let place = LogId::new(by, last.index + 1);
+    let peer = Peer { name: host.to_string(), address: address.to_owned() };
+    let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, peer)]));
+    let entry = Entry { log_id: place, payload: EntryPayload::Membership(alone.map_err(io::Error::other)?) };
+    let record = Record { index: place.index, bytes: encode(&entry)? };
+    // The history first: from then on no other peer takes part, wherever this is broken off.
+    let history = fastrand::u64(1..);
+    disk.put(Key::Identity, encode(&Identity::Peer { id, history, founding: None })?).await?;
+    disk.put(Key::Vote, encode(&Vote::new(by.term, id))?).await?;
+    disk.write(|done| Op::Append { records: vec![record], done }).await?;
+    disk.put(Key::Committed, encode(&Some(place))?).await?;
+    Ok(last.index)
+}

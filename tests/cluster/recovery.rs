@@ -1,0 +1,136 @@
+//! A copy of one peer becomes the cluster: what is left when a majority is lost for good, or a backup.
+
+use std::path::Path;
+
+use bigbrother::cluster::node::Settings;
+use bigbrother::cluster::node::recover::{RecoverError, recover};
+use bigbrother::cluster::raft::membership::Role;
+
+use super::peers::*;
+
+fn folder(settings: &Settings) -> std::path::PathBuf {
+    settings.data_dir.join("raft")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+fn recovered(settings: &Settings) -> Result<u64, RecoverError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(recover(&settings.data_dir, &settings.host, &settings.listen))
+}
+
+/// A killed peer may need a moment to let go of its files.
+fn recovered_soon(settings: &Settings) -> u64 {
+    until("its files are let go", || recovered(settings).map_err(|error| error.to_string()))
+}
+
+/// (host, votes) of all peers.
+fn roll(peer: &Peer) -> Vec<(String, bool)> {
+    let of = |m: bigbrother::cluster::raft::membership::Member| (m.peer.name, m.role == Role::Voter);
+    let mut roll: Vec<_> = peer.node().peers().into_iter().map(of).collect();
+    roll.sort();
+    roll
+}
+
+fn wait_for(peer: &Peer, wanted: [(&str, bool); 3]) {
+    let wanted = wanted.map(|(host, votes)| (host.to_owned(), votes));
+    until("the peers", || if roll(peer) == wanted { Ok(()) } else { Err(roll(peer)) });
+}
+
+#[test]
+fn a_backup_of_one_peer_becomes_the_cluster_and_the_others_come_to_it() {
+    let (outside, mut all) = settings(&["alpha", "beta", "gamma"]);
+    // With a snapshot and purged entries, as a real one.
+    all.iter_mut().for_each(|settings| settings.snapshot_every = 20);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers[0].propose(spec());
+    for number in 0..70 {
+        peers[0].propose(launch(&format!("kept {number}")));
+    }
+    agreed(&peers);
+    let history = peers[1].node().history();
+    let beta = peers.remove(1).close();
+    let backup = outside.path().join("backup");
+    copy(&folder(&beta), &backup);
+    peers.insert(1, Peer::start(&beta));
+    for number in 0..30 {
+        peers[0].propose(launch(&format!("lost {number}")));
+    }
+    peers.drain(..).for_each(|peer| drop(peer.kill()));
+    all.iter().for_each(|settings| std::fs::remove_dir_all(folder(settings)).unwrap());
+
+    copy(&backup, &folder(&beta));
+    let index = recovered_soon(&beta);
+    assert!(index > 70, "{index}");
+    let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    wait_for(&peers[1], [("alpha", false), ("beta", true), ("gamma", false)]);
+    assert_ne!(peers[1].node().history(), history, "whoever watches must begin anew");
+    for newcomer in ["alpha", "gamma"] {
+        peers[1].run(peers[1].node().promote_peer(name(newcomer))).unwrap();
+    }
+    wait_for(&peers[1], [("alpha", true), ("beta", true), ("gamma", true)]);
+    peers[0].propose(launch("afterwards"));
+    let notes = notes(&agreed(&peers));
+    assert!(notes.iter().all(|note| !note.starts_with("lost")) && notes.len() == 71, "{notes:?}");
+    // Numbers are not used twice, and the one that was recovered is a peer like any other.
+    assert!([0, 2].iter().all(|place| peers[*place].node().id() > Some(3)));
+    let mut peers = peers;
+    peers.remove(1).kill();
+    peers[0].propose(launch("without it"));
+}
+
+#[test]
+fn the_last_peer_goes_on_alone_and_the_old_ones_are_not_heard() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    peers[0].propose(launch("kept"));
+    agreed(&peers);
+    let alpha = peers.remove(0).kill();
+    let gone: Vec<Settings> = peers.drain(..).map(Peer::kill).collect();
+    // Broken off and done again, it is the same.
+    (0..2).for_each(|_| drop(recovered_soon(&alpha)));
+    let alpha = Peer::start(&alpha);
+    alpha.propose(launch("alone"));
+    // One of the others was not lost after all. It is a peer of what was before, and stays that.
+    let beta = Peer::start(&gone[0]);
+    alpha.propose(launch("beside it"));
+    let of_old = |peer: &Peer| peer.node().history();
+    assert_ne!(of_old(&alpha), of_old(&beta));
+    assert_eq!(roll(&alpha), [("alpha".to_owned(), true)]);
+    assert_eq!(notes(&beta.state()).len(), 1, "it has heard of nothing");
+    // Without its copy it is a newcomer.
+    let settings = beta.kill();
+    std::fs::remove_dir_all(folder(&settings)).unwrap();
+    let beta = Peer::start(&settings);
+    assert_eq!(notes(&agreed([&alpha, &beta])).len(), 3);
+}
+
+#[test]
+fn what_is_no_copy_or_in_use_is_refused() {
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    let settings = &peers[0].settings;
+    let in_use = recovered(settings).unwrap_err().to_string();
+    assert!(in_use.contains("another agent runs with this data_dir"), "{in_use}");
+    let (_other, nothing) = settings_of_one();
+    let Err(RecoverError::NoCopy { folder: named }) = recovered(&nothing) else { panic!("of nothing") };
+    assert!(!named.exists(), "and nothing was made");
+    // A disk that never belonged to a cluster.
+    let fresh = Peer::start(&nothing);
+    fresh.kill();
+    until("the file is let go", || match recovered(&nothing) {
+        Err(RecoverError::NoCopy { .. }) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
+/// A host that waits for peers that are not there.
+fn settings_of_one() -> (tempfile::TempDir, Settings) {
+    let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    (folder, all.remove(1))
+}
