@@ -52,13 +52,15 @@ fn a_backup_of_one_peer_brings_the_cluster_back_when_all_disks_are_lost() {
     zones_are(&cluster, 0, &["ready"; 6]);
 
     // All is lost, but for the attached host's copy, which is newer.
+    let attached = cluster.hosts[3].data.join("attached.bin");
+    until("an attached host's copy", || expect(attached.exists(), &attached));
     cluster.hosts.iter_mut().for_each(|host| host.power_off());
     (0..3).for_each(|peer| std::fs::remove_dir_all(raft(&cluster, peer)).unwrap());
     copy(&backup, &raft(&cluster, saved));
     let file = cluster.hosts[saved].config();
     let told = cluster.ok(saved, &["peers", "recover", "--config", file.to_str().unwrap(), "--yes"]).out;
     assert!(told.contains("attached.bin") && told.contains("peers promote"), "{told}");
-    std::fs::remove_file(cluster.hosts[3].data.join("attached.bin")).unwrap();
+    std::fs::remove_file(&attached).unwrap();
     cluster.hosts.iter_mut().for_each(|host| host.launch_agent());
 
     // What was changed since is gone, what was changed before is there.
