@@ -3,19 +3,21 @@
 //!
 //! Owns the record of it, in the files of a peer whose agent does not run. The copy goes on as another history, of
 //! which it is the only peer: copies of two moments must never meet in one log, so nobody of the old history is
-//! listened to, and whoever watches the directory begins anew. Called by the command line.
+//! listened to, and whoever watches the directory begins anew; fencing tokens given since are passed over. Called by the command line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use openraft::{EntryPayload, Membership};
 
 use super::identity::Identity;
 use crate::cluster::raft::log_store::disk::{Disk, FILE, Key, Op, OpenError, Record};
-use crate::cluster::raft::{Entry, LeaderId, LogId, Peer, Vote};
+use crate::cluster::raft::{Change, Entry, LeaderId, LogId, Peer, Vote};
 use crate::cluster::wire::{DecodeError, EncodeError, decode, encode};
 use crate::spec::HostName;
+use crate::state::{Command, Envelope};
 
 /// Why a copy cannot become the cluster's.
 #[derive(Debug, thiserror::Error)]
@@ -55,16 +57,24 @@ pub async fn recover(data_dir: &Path, host: &HostName, address: &str) -> Result<
     };
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
     let by = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: id };
-    let place = LogId::new(by, last.index + 1);
     let peer = Peer { name: host.to_string(), address: address.to_owned() };
     let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, peer)]));
-    let entry = Entry { log_id: place, payload: EntryPayload::Membership(alone.map_err(io::Error::other)?) };
-    let record = Record { index: place.index, bytes: encode(&entry)? };
+    // The time of the state goes on when the primary says what it is.
+    let passed_over = Change::State(Arc::new(Envelope { stamp_ms: 0, command: Command::Recover }));
+    let payloads =
+        [EntryPayload::Membership(alone.map_err(io::Error::other)?), EntryPayload::Normal(passed_over)];
+    let entries: Vec<Entry> = (last.index + 1..)
+        .zip(payloads)
+        .map(|(index, payload)| Entry { log_id: LogId::new(by, index), payload })
+        .collect();
+    let record =
+        |entry: &Entry| Ok::<_, EncodeError>(Record { index: entry.log_id.index, bytes: encode(entry)? });
+    let records = entries.iter().map(record).collect::<Result<Vec<_>, _>>()?;
     // The history first: from then on no other peer takes part, wherever this is broken off.
     let history = fastrand::u64(1..);
     disk.put(Key::Identity, encode(&Identity::Peer { id, history, founding: None })?).await?;
     disk.put(Key::Vote, encode(&Vote::new(by.term, id))?).await?;
-    disk.write(|done| Op::Append { records: vec![record], done }).await?;
-    disk.put(Key::Committed, encode(&Some(place))?).await?;
+    disk.write(|done| Op::Append { records, done }).await?;
+    disk.put(Key::Committed, encode(&entries.last().map(|entry| entry.log_id))?).await?;
     Ok(last.index)
 }

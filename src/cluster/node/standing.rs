@@ -138,7 +138,7 @@ pub(super) async fn tidy(shared: Arc<Shared>) {
                 }
             }
             None => {
-                let dead = members.iter().find(|m| m.silent.is_some_and(|silent| silent >= dead_after));
+                let dead = membership::dead_voter(&members, dead_after);
                 let dead = dead.map(|member| member.peer.name.clone());
                 if dead != told {
                     if let Some(host) = &dead {
