@@ -111,8 +111,7 @@ async fn recover(args: RecoverArgs, out: &Output) -> Result<Exit, Failure> {
     if !args.yes && !out.confirmed(&question)? {
         return Err(Failure::NotSo("nothing was done".to_owned()));
     }
-    let address = config.cluster.peers.get(host).unwrap_or(&config.host.listen);
-    let index = recover::recover(data_dir, host, address).await?;
+    let index = recover::recover(data_dir, host, &config.cluster.peers).await?;
     let message = format!(
         "{host} is the only peer of the cluster now, with all changes up to {index}. Before you start the agents: move \
          `raft` in the data_dir of the other peers away, and `attached.bin` in that of all other hosts. Afterwards \

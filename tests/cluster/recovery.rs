@@ -20,8 +20,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn recovered(settings: &Settings) -> Result<u64, RecoverError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(recover(&settings.data_dir, &settings.host, &settings.listen))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(recover(&settings.data_dir, &settings.host, &settings.peers))
 }
 
 /// A killed peer may need a moment to let go of its files.
@@ -116,14 +116,27 @@ fn the_last_peer_goes_on_alone_and_the_old_ones_are_not_heard() {
 }
 
 #[test]
-fn what_is_no_copy_or_in_use_is_refused() {
-    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
-    let settings = &peers[0].settings;
-    let in_use = recovered(settings).unwrap_err().to_string();
+fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    let in_use = recovered(&peers[0].settings).unwrap_err().to_string();
     assert!(in_use.contains("another agent runs with this data_dir"), "{in_use}");
+    // The others go on: there is nothing to recover.
+    let alpha = peers.remove(0).close();
+    let alive = until("the others answer", || match recovered(&alpha) {
+        Err(error @ RecoverError::Alive { .. }) => Ok(error.to_string()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(alive.contains("a cluster that lives needs no copy"), "{alive}");
+    peers.push(Peer::start(&alpha));
+    primary(&peers);
+    assert_eq!(roll(&peers[2]).len(), 3, "and nothing was changed");
     let (_other, nothing) = settings_of_one();
     let Err(RecoverError::NoCopy { folder: named }) = recovered(&nothing) else { panic!("of nothing") };
     assert!(!named.exists(), "and nothing was made");
+    let mut attached = nothing.clone();
+    attached.peers.remove(&attached.host);
+    assert!(matches!(recovered(&attached), Err(RecoverError::NoPeer(_))));
     // A disk that never belonged to a cluster.
     let fresh = Peer::start(&nothing);
     fresh.kill();

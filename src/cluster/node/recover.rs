@@ -3,14 +3,18 @@
 //!
 //! Owns the record of it, in the files of a peer whose agent does not run. The copy goes on as another history, of
 //! which it is the only peer: copies of two moments must never meet in one log, so nobody of the old history is
-//! listened to, and whoever watches the directory begins anew; fencing tokens given since are passed over. Called by the command line.
+//! listened to. Whoever watches the directory begins anew, and fencing tokens given since are passed over. Called
+//! by the command line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::{EntryPayload, Membership};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use super::identity::Identity;
 use crate::cluster::raft::log_store::disk::{Disk, FILE, Key, Op, OpenError, Record};
@@ -18,6 +22,9 @@ use crate::cluster::raft::{Change, Entry, LeaderId, LogId, Peer, Vote};
 use crate::cluster::wire::{DecodeError, EncodeError, decode, encode};
 use crate::spec::HostName;
 use crate::state::{Command, Envelope};
+
+/// How long another peer may take to show that its agent runs.
+const QUESTION: Duration = Duration::from_secs(2);
 
 /// Why a copy cannot become the cluster's.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +34,19 @@ pub enum RecoverError {
     NoCopy {
         /// Where one would be.
         folder: PathBuf,
+    },
+    /// It would be no peer when its agent starts.
+    #[error("{0} is not among `peers` in [cluster] of its cluster.toml: write it there first")]
+    NoPeer(HostName),
+    /// Another peer's agent runs: two clusters would come of it, and each would run what is exclusive.
+    #[error(
+        "{host} answers at {address}: a cluster that lives needs no copy; if it is to go, stop all its agents first"
+    )]
+    Alive {
+        /// Which peer.
+        host: HostName,
+        /// Where.
+        address: String,
     },
     /// The log.
     #[error(transparent)]
@@ -42,9 +62,14 @@ pub enum RecoverError {
     Disk(#[from] io::Error),
 }
 
-/// Makes the copy in `data_dir` that of a cluster with this one peer; gives the last entry that it has. The agent that
-/// is started next is its primary, and takes in whoever has no copy.
-pub async fn recover(data_dir: &Path, host: &HostName, address: &str) -> Result<u64, RecoverError> {
+/// Makes the copy in `data_dir` that of a cluster with this one of the peers; gives the last entry that it has. The
+/// agent that is started next is its primary, and takes in whoever has no copy.
+pub async fn recover(
+    data_dir: &Path,
+    host: &HostName,
+    peers: &BTreeMap<HostName, String>,
+) -> Result<u64, RecoverError> {
+    let address = peers.get(host).cloned().ok_or_else(|| RecoverError::NoPeer(host.clone()))?;
     let folder = data_dir.join("raft");
     if !folder.join(FILE).exists() {
         return Err(RecoverError::NoCopy { folder });
@@ -55,9 +80,12 @@ pub async fn recover(data_dir: &Path, host: &HostName, address: &str) -> Result<
     let (Some(Identity::Peer { id, .. }), Some(last)) = (identity, marks.last) else {
         return Err(RecoverError::NoCopy { folder });
     };
+    if let Some((host, address)) = living(host, peers).await {
+        return Err(RecoverError::Alive { host, address });
+    }
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
     let by = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: id };
-    let peer = Peer { name: host.to_string(), address: address.to_owned() };
+    let peer = Peer { name: host.to_string(), address };
     let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, peer)]));
     // The time of the state goes on when the primary says what it is.
     let passed_over = Change::State(Arc::new(Envelope { stamp_ms: 0, command: Command::Recover }));
@@ -77,4 +105,17 @@ pub async fn recover(data_dir: &Path, host: &HostName, address: &str) -> Result<
     disk.write(|done| Op::Append { records, done }).await?;
     disk.put(Key::Committed, encode(&entries.last().map(|entry| entry.log_id))?).await?;
     Ok(last.index)
+}
+
+/// Another peer of which the agent listens.
+async fn living(host: &HostName, peers: &BTreeMap<HostName, String>) -> Option<(HostName, String)> {
+    let mut asked = JoinSet::new();
+    for (other, address) in peers.iter().filter(|(other, _)| *other != host) {
+        let (other, address) = (other.clone(), address.clone());
+        asked.spawn(async move {
+            let dialled = tokio::time::timeout(QUESTION, TcpStream::connect(&address)).await;
+            dialled.is_ok_and(|dialled| dialled.is_ok()).then_some((other, address))
+        });
+    }
+    asked.join_all().await.into_iter().flatten().next()
 }
