@@ -146,6 +146,44 @@ fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
     });
 }
 
+/// Why one copy is put back, and never several: what is committed in the newer is not in the older, and those elect.
+/// openraft finds that where its own checks are compiled in; what it finds it says by a panic, here as anywhere else.
+#[cfg(debug_assertions)]
+#[test]
+fn a_peer_whose_log_does_not_go_with_that_of_the_others_says_so() {
+    let (outside, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    agreed(&peers);
+    let all: Vec<Settings> = peers.drain(..).map(Peer::close).collect();
+    let backup = |settings: &Settings| outside.path().join(format!("backup-{}", settings.host));
+    all[..2].iter().for_each(|settings| copy(&folder(settings), &backup(settings)));
+    peers.extend(all.iter().map(Peer::start));
+    primary(&peers);
+    (0..10).for_each(|number| drop(peers[0].propose(launch(&format!("later {number}")))));
+    agreed(&peers);
+    peers.drain(..).for_each(|peer| drop(peer.close()));
+    for settings in &all[..2] {
+        std::fs::remove_dir_all(folder(settings)).unwrap();
+        copy(&backup(settings), &folder(settings));
+    }
+    peers.extend(all[..2].iter().map(Peer::start));
+    // Their terms are later than those that the third one has seen.
+    for _ in 0..6 {
+        let old = primary(&peers);
+        peers[old].run(peers[old].node().hand_over()).unwrap().expect("an heir");
+    }
+    peers[0].propose(launch("in their place"));
+    let gamma = Peer::start(&all[2]);
+    let why = until("it says so", || gamma.standing().broken.ok_or_else(|| gamma.standing()));
+    assert!(why.contains("move the folder `raft` away"), "{why}");
+    assert!(!gamma.standing().quorum);
+    // As it says.
+    let settings = gamma.kill();
+    std::fs::remove_dir_all(folder(&settings)).unwrap();
+    peers.push(Peer::start(&settings));
+    assert_eq!(notes(&agreed(&peers)), ["in their place".to_owned()].into());
+}
+
 /// A host that waits for peers that are not there.
 fn settings_of_one() -> (tempfile::TempDir, Settings) {
     let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
