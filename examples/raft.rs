@@ -4,7 +4,7 @@
 //! `cargo run --release --example raft` runs it in a folder of its own below the current one (so that it is
 //! the disk that is measured, and no tmpfs); docs/performance.md has the figures.
 //! `… --example raft -- steady 600` lets the peers stand for ten minutes on a machine of which every core is
-//! loaded, and counts elections.
+//! loaded, and counts elections. What misses its bound is an error.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -100,10 +100,14 @@ fn primary(peers: &[Peer]) -> Result<usize, Fault> {
     }
 }
 
-fn shown(what: &str, mut times: Vec<Duration>) {
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// Median and longest are to be no longer than these.
+fn shown(what: &str, mut times: Vec<Duration>, bounds: Option<(u64, u64)>) -> Result<(), Fault> {
     times.sort();
-    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-    let (Some(first), Some(last)) = (times.first(), times.last()) else { return };
+    let (Some(first), Some(last)) = (times.first(), times.last()) else { return Ok(()) };
     let median = times[times.len() / 2];
     println!(
         "{what}: min {:.1} ms, median {:.1} ms, max {:.1} ms ({} trials)",
@@ -112,6 +116,12 @@ fn shown(what: &str, mut times: Vec<Duration>) {
         ms(*last),
         times.len()
     );
+    match bounds {
+        Some((middle, most)) if ms(median) > middle as f64 || ms(*last) > most as f64 => {
+            Err(format!("{what} takes longer than {middle} ms in the median or {most} ms at most").into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn change(peer: &Peer) -> Result<Response, Fault> {
@@ -129,8 +139,7 @@ fn failovers(peers: &mut Vec<Peer>) -> Result<(), Fault> {
         times.push(killed.elapsed());
         peers.push(Peer::start(&settings)?);
     }
-    shown("failover", times);
-    Ok(())
+    shown("failover", times, Some((700, 1200)))
 }
 
 fn hand_overs(peers: &[Peer]) -> Result<(), Fault> {
@@ -143,9 +152,8 @@ fn hand_overs(peers: &[Peer]) -> Result<(), Fault> {
         change(old)?;
         writes.push(started.elapsed());
     }
-    shown("hand-over", times);
-    shown("hand-over to the next change", writes);
-    Ok(())
+    shown("hand-over to the next change", writes, None)?;
+    shown("hand-over", times, Some((20, 20)))
 }
 
 /// Hosts report batches of events, each one after another, all to one peer.
@@ -206,6 +214,9 @@ fn events(peers: &[Peer]) -> Result<(), Fault> {
             "    {entries} entries in the directory, log index {}, term {}",
             standing.index, standing.term
         );
+        if rate < 20_000.0 {
+            return Err("fewer than 20,000 events a second".into());
+        }
     }
     let started = Instant::now();
     let single = 500;
@@ -261,7 +272,10 @@ fn steady(peers: &[Peer], span: Duration) -> Result<(), Fault> {
         last.term - first.term,
         without.as_secs_f64()
     );
-    Ok(())
+    match last.term == first.term {
+        true => Ok(()),
+        false => Err("an election that nobody asked for".into()),
+    }
 }
 
 fn main() -> Result<(), Fault> {

@@ -117,6 +117,8 @@ pub struct Keeper {
     surroundings: Surroundings,
     /// Runs between fork and exec.
     pending: BTreeMap<RunId, Pending>,
+    /// The same of children of the keeper before this one.
+    unborn: BTreeMap<RunId, adopt::Unborn>,
     /// Descriptors of main processes that are not our children.
     strangers: BTreeMap<RunId, OwnedFd>,
     /// Runs whose main process has ended and of which something is left.
@@ -203,6 +205,7 @@ impl Keeper {
             self.reap();
         }
         self.look_at_births(now);
+        self.look_at_unborn(now);
         if self.calm_ns.is_some_and(|at| now >= at) {
             self.calm_ns = None;
             memory::give_back();
@@ -232,6 +235,7 @@ impl Keeper {
         [
             (fence != 0 && !self.fence_fired).then_some(fence),
             self.pending.values().map(|p| p.look_ns).min(),
+            self.unborn.values().map(|child| child.look_ns).min(),
             self.sweep_ns,
             self.calm_ns,
             self.repeats.values().map(|r| r.at_ns).min(),

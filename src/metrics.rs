@@ -37,6 +37,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const CAUSES: [&str; 9] =
     ["exit", "signal", "hang", "spawn", "stop", "operator", "fence", "stray", "unknown"];
 const LIMITS: [&str; 4] = ["memory", "cpu", "pids", "other"];
+const RELOADS: [&str; 2] = ["done", "refused"];
 const PROBES: [&str; 3] = ["query", "tcp", "exec"];
 
 /// Buckets for what should take milliseconds and may take minutes.
@@ -59,6 +60,7 @@ pub struct Metrics {
     unenforced_limits: IntCounterVec,
     keeper_connections_lost: IntCounter,
     unsaved: IntGaugeVec,
+    reloads: IntCounterVec,
     requests: Requests,
     read: ReadAtScrape,
     // One scrape at a time: it resets and fills the vectors of `read`.
@@ -145,6 +147,7 @@ impl Metrics {
                 "Times the connection to the keeper broke.",
             ),
             unsaved: unsaved(&r),
+            reloads: reloads(&r),
             requests: Requests::new(&r),
             read: ReadAtScrape::new(&r),
             usage: Mutex::new(Usage::new()),
@@ -227,6 +230,11 @@ impl Metrics {
         self.unsaved.with_label_values(&[file.label()]).set(i64::from(unsaved));
     }
 
+    /// The file was read again, or refused: then all is as before.
+    pub fn reloaded(&self, done: bool) {
+        self.reloads.with_label_values(&[RELOADS[usize::from(!done)]]).inc();
+    }
+
     /// A command for the replicated state came to this.
     pub fn proposed(&self, outcome: Outcome) {
         self.cluster.proposed(outcome);
@@ -267,6 +275,11 @@ impl Metrics {
         // The encoder fails only on metrics without a name or a value, and the registry has none.
         TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
+}
+
+fn reloads(r: &Registry) -> IntCounterVec {
+    let help = "Times the agent was asked to read its file again, by what came of it.";
+    closed(r, "reloads_total", help, "outcome", &RELOADS)
 }
 
 fn unsaved(r: &Registry) -> IntGaugeVec {

@@ -17,6 +17,8 @@ mod certificates;
 mod cluster;
 #[path = "agents/directory.rs"]
 mod directory;
+#[path = "agents/floods.rs"]
+mod floods;
 #[path = "agents/looking.rs"]
 mod looking;
 #[path = "agents/losing.rs"]
@@ -27,6 +29,10 @@ mod openapi;
 mod operating;
 #[path = "agents/prometheus.rs"]
 mod prometheus;
+#[path = "agents/restoring.rs"]
+mod restoring;
+#[path = "agents/returning.rs"]
+mod returning;
 #[path = "agents/saying.rs"]
 mod saying;
 #[path = "agents/strangers.rs"]

@@ -18,6 +18,8 @@ mod members;
 mod net;
 #[path = "cluster/peers.rs"]
 mod peers;
+#[path = "cluster/recovery.rs"]
+mod recovery;
 #[path = "cluster/statuses.rs"]
 mod statuses;
 #[path = "cluster/wire.rs"]

@@ -237,6 +237,20 @@ fn the_example_is_valid_and_has_every_key() {
     }
 }
 
+/// What the manuals show can be copied as it is.
+#[test]
+fn the_files_that_the_documents_show_are_valid() {
+    for (name, text, shown) in [
+        ("README.md", include_str!("../README.md"), 2),
+        ("docs/security.md", include_str!("../docs/security.md"), 1),
+    ] {
+        let blocks: Vec<&str> =
+            text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().expect("an end")).collect();
+        assert_eq!(blocks.len(), shown, "of {name}");
+        blocks.into_iter().for_each(|block| drop(read_good(block)));
+    }
+}
+
 #[test]
 fn the_document_has_the_row_of_every_key_and_no_other() {
     let rows: Vec<String> = KEYS.iter().map(Key::to_string).collect();

@@ -1,7 +1,8 @@
 //! `bigbrother dev` end to end: a real agent, a real keeper, real processes. Whatever happens, nothing is left.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -166,6 +167,52 @@ fn dev_ends_by_itself_and_leaves_nothing() {
     assert!(dev.said.iter().any(|line| line.contains("1 zone server ready")), "{:?}", dev.said);
     assert!(!dev.said.iter().any(|line| line.contains("made to hang")), "{:?}", dev.said);
     dev.assert_nothing_left();
+}
+
+/// A root folder with the program, what the linker needs for it, and no other file.
+fn bare_root(program: &str) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("a folder");
+    let made = |path: &str| root.path().join(path.trim_start_matches('/'));
+    for (folder, mode) in [("", 0o755), ("proc", 0o755), ("dev", 0o755), ("tmp", 0o1777)] {
+        std::fs::create_dir_all(made(folder)).expect("a folder");
+        std::fs::set_permissions(made(folder), std::fs::Permissions::from_mode(mode)).expect("ours");
+    }
+    std::fs::write(made("bigbrother"), "").expect("a file to mount on");
+    let linked = Command::new("ldd").arg(program).output().expect("ldd, of libc-bin");
+    let linked = String::from_utf8(linked.stdout).expect("text");
+    for library in linked.split_whitespace().filter(|word| word.starts_with('/')) {
+        let copy = made(library);
+        std::fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
+        std::fs::copy(library, copy).expect("the library");
+    }
+    root
+}
+
+/// No other file, no account of that number, nobody's rights.
+#[test]
+fn dev_needs_nothing_but_the_binary_and_no_root() {
+    let program = env!("CARGO_BIN_EXE_bigbrother");
+    let root = bare_root(program);
+    let script = "mount -t proc proc $0/proc && mount --bind /dev $0/dev && mount --bind $1 $0/bigbrother && \
+                  exec chroot --userspec=54321:54321 $0 /bigbrother dev --zones 2 --no-demo-fault --for 2";
+    let mark = format!("MARK={}", root.path().display());
+    let ran = Command::new("unshare")
+        .args(["--mount", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", &mark, "sh", "-c", script])
+        .args([root.path(), Path::new(program)])
+        .stdin(Stdio::null())
+        .output()
+        .expect("unshare, of util-linux");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success() && said.contains("2 zone servers ready, on 3 hosts"), "{ran:?}");
+    let left = std::fs::read_dir(root.path().join("tmp")).expect("a folder").count();
+    assert_eq!(left, 0, "files are left");
+    let marked = |path: PathBuf| {
+        std::fs::read(path).is_ok_and(|env| env.split(|b| *b == 0).any(|e| e == mark.as_bytes()))
+    };
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    let left: Vec<PathBuf> =
+        processes.map(|e| e.path().join("environ")).filter(|path| marked(path.clone())).collect();
+    assert_eq!(left, Vec::<PathBuf>::new());
 }
 
 #[test]

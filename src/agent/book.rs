@@ -127,11 +127,13 @@ impl Book {
         self.page.ports.get(instance).cloned().unwrap_or_default()
     }
 
-    /// The ports of an instance: those that it has, and new ones for what is missing.
+    /// The ports of an instance: those that it has, and new ones for what is missing. After a time in which it was
+    /// down (`cold`) also for those that somebody else holds now: else it could not start any more.
     pub fn assign(
         &mut self,
         instance: &InstanceId,
         requests: &BTreeMap<String, PortRequest>,
+        cold: bool,
     ) -> Result<Ports, NoPort> {
         let held = self.page.ports.get(instance).cloned();
         let mut ports = Ports::new();
@@ -141,8 +143,8 @@ impl Book {
             });
             let number = match (request.fixed, kept) {
                 (Some(fixed), _) => fixed,
-                (None, Some((_, number))) => *number,
-                (None, None) => self.free(name, request.protocol, &ports)?,
+                (None, Some((protocol, number))) if !cold || !is_taken((*protocol, *number)) => *number,
+                (None, _) => self.free(name, request.protocol, &ports)?,
             };
             ports.insert(name.clone(), (request.protocol, number));
         }
@@ -182,7 +184,7 @@ impl Book {
             let port = (protocol, number);
             let ours =
                 self.taken.contains(&port) || self.fixed.contains(&port) || also.values().any(|p| *p == port);
-            if !ours && unbound(protocol, number) {
+            if !ours && !is_taken(port) {
                 return Ok(number);
             }
         }
@@ -194,12 +196,12 @@ impl Book {
     }
 }
 
-/// True when nobody on this machine holds the port.
-fn unbound(protocol: Protocol, number: u16) -> bool {
+/// Somebody on this machine holds the port, on one of its addresses.
+pub fn is_taken((protocol, number): (Protocol, u16)) -> bool {
     let any = (Ipv4Addr::UNSPECIFIED, number);
     match protocol {
-        Protocol::Udp => UdpSocket::bind(any).is_ok(),
-        Protocol::Tcp => TcpListener::bind(any).is_ok(),
+        Protocol::Udp => UdpSocket::bind(any).is_err(),
+        Protocol::Tcp => TcpListener::bind(any).is_err(),
     }
 }
 
@@ -250,10 +252,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut book, writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
         let task = tokio::spawn(writer.run(Arc::new(Metrics::new())));
-        let first = book.assign(&id("zone.0"), &udp()).unwrap();
-        let second = book.assign(&id("zone.1"), &udp()).unwrap();
+        let first = book.assign(&id("zone.0"), &udp(), false).unwrap();
+        let second = book.assign(&id("zone.1"), &udp(), false).unwrap();
         assert_ne!(first, second);
-        assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap(), first);
+        assert_eq!(book.assign(&id("zone.0"), &udp(), false).unwrap(), first);
         book.use_run(RUN_BLOCK * 3);
         // Of a run that an agent before has started; what the book knows itself it knows better.
         book.learn(&id("zone.2"), [("game".to_owned(), (Protocol::Udp, 41002))].into());
@@ -261,7 +263,7 @@ mod tests {
         drop(book);
         task.await.unwrap();
         let (mut book, _writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
-        assert_eq!(book.assign(&id("zone.1"), &udp()).unwrap(), second);
+        assert_eq!(book.assign(&id("zone.1"), &udp(), false).unwrap(), second);
         assert_eq!(book.ports(&id("zone.2"))["game"], (Protocol::Udp, 41002));
         assert_eq!(book.ports(&id("zone.0")), first);
         assert!(book.last_run() >= RUN_BLOCK * 3, "{}", book.last_run());
@@ -273,18 +275,45 @@ mod tests {
         let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let number = holder.local_addr().unwrap().port();
         let (mut book, _writer) = Book::open(dir.path(), (number, number)).unwrap();
-        let error = book.assign(&id("zone.0"), &udp()).unwrap_err();
+        let error = book.assign(&id("zone.0"), &udp(), false).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("no free udp port in {number}-{number} for ports.game; widen `host.ports`")
         );
         drop(holder);
-        assert_eq!(book.assign(&id("zone.0"), &udp()).unwrap()["game"], (Protocol::Udp, number));
-        assert!(book.assign(&id("zone.1"), &udp()).is_err());
+        assert_eq!(book.assign(&id("zone.0"), &udp(), false).unwrap()["game"], (Protocol::Udp, number));
+        assert!(book.assign(&id("zone.1"), &udp(), false).is_err());
         book.release(&id("zone.0"));
         book.keep_off([(Protocol::Udp, number)].into());
-        assert!(book.assign(&id("zone.1"), &udp()).is_err());
+        assert!(book.assign(&id("zone.1"), &udp(), false).is_err());
         book.keep_off(BTreeSet::new());
-        assert!(book.assign(&id("zone.1"), &udp()).is_ok());
+        assert!(book.assign(&id("zone.1"), &udp(), false).is_ok());
+    }
+
+    #[test]
+    fn a_port_that_somebody_took_while_its_instance_was_down_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut book, _writer) = Book::open(dir.path(), (42000, 42999)).unwrap();
+        let first = book.assign(&id("zone.0"), &udp(), true).unwrap();
+        assert_eq!(book.assign(&id("zone.0"), &udp(), true).unwrap(), first, "nobody has it");
+        let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, first["game"].1)).unwrap();
+        assert_eq!(
+            book.assign(&id("zone.0"), &udp(), false).unwrap(),
+            first,
+            "a restart at once asks nobody"
+        );
+        let second = book.assign(&id("zone.0"), &udp(), true).unwrap();
+        assert_ne!(second, first);
+        drop(holder);
+        assert_eq!(book.assign(&id("zone.0"), &udp(), true).unwrap(), second, "and that it keeps");
+        let number = first["game"].1;
+        let fixed =
+            [("game".to_owned(), PortRequest { protocol: Protocol::Udp, fixed: Some(number) })].into();
+        let _holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).unwrap();
+        assert_eq!(
+            book.assign(&id("zone.2"), &fixed, true).unwrap(),
+            first,
+            "whoever wants this one gets it"
+        );
     }
 }

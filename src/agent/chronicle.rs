@@ -50,6 +50,11 @@ impl Chronicle {
         self.push(instance, Some(run), "unenforced", None, Some(detail), wall_ms);
     }
 
+    /// Writes down what became of a run's port.
+    pub fn port(&mut self, instance: InstanceId, run: u64, kind: &str, detail: String, wall_ms: u64) {
+        self.push(instance, Some(run), kind, None, Some(detail), wall_ms);
+    }
+
     fn push(
         &mut self,
         instance: InstanceId,

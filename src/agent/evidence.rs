@@ -1,13 +1,15 @@
 //! Hang reports: what a silent run was doing right before it is killed.
 //!
-//! Owns the newest report of each instance. Reading /proc is bounded in threads and bytes, so that it
-//! costs the other instances nothing. Called by the supervision loop, before the kill.
+//! Owns the newest report of each instance, and the thread that reads the ends of logs: a disk that does not
+//! answer holds up that one and nobody else. Reading /proc is bounded in threads and bytes, so that it costs the
+//! other instances nothing. Called by the supervision loop, before the kill.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 
 use crate::spec::InstanceId;
 
@@ -15,37 +17,93 @@ use crate::spec::InstanceId;
 const MOST_THREADS: usize = 64;
 /// Bytes of the end of each log.
 const LOG_TAIL: u64 = 2_048;
+/// Hung runs whose logs wait to be read.
+const MOST_WAITING: usize = 1_024;
 
 /// The newest hang report of each instance.
 #[derive(Default)]
 pub struct Evidence {
-    reports: BTreeMap<InstanceId, String>,
+    reports: BTreeMap<InstanceId, Report>,
+    /// To the thread; `None`: nothing has hung yet.
+    reader: Option<SyncSender<Errand>>,
+}
+
+struct Report {
+    text: String,
+    /// The ends of its logs, when they are read.
+    ends: Option<Receiver<String>>,
+}
+
+/// Logs to be read, and where what they end with is to go.
+struct Errand {
+    folder: PathBuf,
+    reply: Sender<String>,
 }
 
 impl Evidence {
-    /// Looks at the process and its logs.
+    /// Looks at the process, and has somebody look at its logs.
     pub fn collect(&mut self, instance: &InstanceId, title: &str, pid: Option<i32>, logs: &Path) {
-        let mut report = format!("{title}\n");
+        let mut text = format!("{title}\n");
         if let Some(pid) = pid {
-            threads(&mut report, pid);
+            threads(&mut text, pid);
         }
-        for name in ["stdout.log", "stderr.log"] {
-            if let Some(tail) = tail(&logs.join(instance.to_string()).join(name)) {
-                let _ = writeln!(report, "\n--- the end of {name}\n{}", tail.trim_end());
-            }
-        }
-        self.reports.insert(instance.clone(), report);
+        let (reply, ends) = channel();
+        let errand = Errand { folder: logs.join(instance.to_string()), reply };
+        // One that cannot be sent is dropped, and with it its `reply`: the report says so.
+        let _ = self.reader.get_or_insert_with(reader).try_send(errand);
+        self.reports.insert(instance.clone(), Report { text, ends: Some(ends) });
     }
 
     /// The newest report.
-    pub fn report(&self, instance: &InstanceId) -> Option<String> {
-        self.reports.get(instance).cloned()
+    pub fn report(&mut self, instance: &InstanceId) -> Option<String> {
+        let report = self.reports.get_mut(instance)?;
+        match report.ends.as_ref().map(Receiver::try_recv) {
+            None => {}
+            Some(Err(TryRecvError::Empty)) => {
+                return Some(format!(
+                    "{}\n--- its logs are not read yet; does the disk answer?\n",
+                    report.text
+                ));
+            }
+            Some(ends) => {
+                report
+                    .text
+                    .push_str(&ends.unwrap_or_else(|_| "\n--- its logs could not be read\n".to_owned()));
+                report.ends = None;
+            }
+        }
+        Some(report.text.clone())
     }
 
     /// Forgets an instance that is gone.
     pub fn forget(&mut self, instance: &InstanceId) {
         self.reports.remove(instance);
     }
+}
+
+/// Starts the thread; it ends with the sending end.
+fn reader() -> SyncSender<Errand> {
+    let (sender, errands) = sync_channel::<Errand>(MOST_WAITING);
+    let read = move || {
+        for Errand { folder, reply } in errands {
+            // A newer report may have taken the place of the one that this is for.
+            let _ = reply.send(ends(&folder));
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("log-ends".to_owned()).spawn(read) {
+        tracing::error!(%error, "no thread for the logs of hung runs");
+    }
+    sender
+}
+
+fn ends(folder: &Path) -> String {
+    let mut text = String::new();
+    for name in ["stdout.log", "stderr.log"] {
+        if let Some(tail) = tail(&folder.join(name)) {
+            let _ = writeln!(text, "\n--- the end of {name}\n{}", tail.trim_end());
+        }
+    }
+    text
 }
 
 fn threads(report: &mut String, pid: i32) {
@@ -87,20 +145,62 @@ fn tail(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+
+    fn id(text: &str) -> InstanceId {
+        text.parse().unwrap()
+    }
+
+    /// The report when it is as asked for.
+    fn report(evidence: &mut Evidence, instance: &str, is: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let report = evidence.report(&id(instance)).unwrap();
+            if is(&report) {
+                return report;
+            }
+            assert!(Instant::now() < deadline, "{report}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 
     #[test]
     fn a_report_names_threads_and_the_end_of_the_logs() {
         let dir = tempfile::tempdir().unwrap();
-        let id: InstanceId = "zone.0".parse().unwrap();
         std::fs::create_dir(dir.path().join("zone.0")).unwrap();
         std::fs::write(dir.path().join("zone.0/stderr.log"), "x".repeat(5000) + "\nlast words\n").unwrap();
         let mut evidence = Evidence::default();
         let pid = i32::try_from(std::process::id()).unwrap();
-        evidence.collect(&id, "no heartbeat for 5s", Some(pid), dir.path());
-        let report = evidence.report(&id).unwrap();
-        assert!(report.contains("no heartbeat for 5s") && report.contains("last words"), "{report}");
+        evidence.collect(&id("zone.0"), "no heartbeat for 5s", Some(pid), dir.path());
+        let report = report(&mut evidence, "zone.0", |report| report.contains("last words"));
+        assert!(report.contains("no heartbeat for 5s") && report.len() < 100_000, "{report}");
         assert!(report.contains(&format!("thread {pid}")), "{report}");
-        assert!(report.len() < 100_000);
+        assert_eq!(evidence.report(&id("zone.0")), Some(report), "and it stays so");
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_holds_up_no_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["zone.0", "zone.1"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        // Who opens it waits for a writer, as for a dead file server.
+        let fifo = dir.path().join("zone.0/stdout.log");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut evidence = Evidence::default();
+        let pid = Some(i32::try_from(std::process::id()).unwrap());
+        evidence.collect(&id("zone.0"), "hung", pid, dir.path());
+        evidence.collect(&id("zone.1"), "hung", pid, dir.path());
+        for name in ["zone.0", "zone.1"] {
+            let report = evidence.report(&id(name)).unwrap();
+            assert!(report.contains("thread") && report.contains("not read yet"), "{report}");
+        }
+        // The disk answers again. Whoever reads the fifo never gets more than this one writer.
+        drop(std::fs::File::options().write(true).open(&fifo).unwrap());
+        for name in ["zone.0", "zone.1"] {
+            report(&mut evidence, name, |report| !report.contains("not read"));
+        }
     }
 }

@@ -66,6 +66,7 @@ impl Reloader {
             };
             let met = cgroups.borrow_and_update().clone();
             let result = self.reload(met).await;
+            self.handle.metrics.reloaded(result.is_ok());
             match &result {
                 Ok(done) => tracing::info!("{done}"),
                 Err(why) => tracing::error!("the file was not reloaded:\n{why}"),

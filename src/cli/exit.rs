@@ -5,6 +5,7 @@ use std::io;
 use super::api::ApiError;
 use crate::agent::AgentError;
 use crate::agent::spec_file::FileError;
+use crate::cluster::node::recover::RecoverError;
 use crate::cluster::tls::issue::IssueError;
 use crate::keeper::KeeperError;
 
@@ -56,6 +57,9 @@ pub enum Failure {
     /// A certificate could not be made.
     #[error(transparent)]
     Ca(#[from] IssueError),
+    /// A copy of the state could not be made the cluster's.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
     /// The machine refused.
     #[error("{what}")]
     Local {
@@ -75,7 +79,7 @@ impl Failure {
         match self {
             Failure::Agent(AgentError::File(FileError::Faults(_))) => Exit::Usage,
             Failure::NotSo(_) | Failure::Local { .. } | Failure::Ca(_) => Exit::NotSo,
-            Failure::Agent(_) | Failure::Keeper(_) => Exit::NotSo,
+            Failure::Agent(_) | Failure::Keeper(_) | Failure::Recover(_) => Exit::NotSo,
             Failure::Usage(_) | Failure::Invalid(_) => Exit::Usage,
             Failure::Api(ApiError::Refused(_)) => Exit::Refused,
             Failure::Api(_) => Exit::NoAgent,

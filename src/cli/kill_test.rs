@@ -5,7 +5,6 @@
 //! the cause is known. Times are taken on this process's monotonic clock, from the signal to the arrival of the agent's
 //! event. `--host` kills a whole host.
 
-use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
@@ -138,7 +137,7 @@ pub async fn run(args: &KillTestArgs, api: &Api, out: &Output) -> Result<Exit, F
         )));
     }
     let status: StatusView = api.get("/v1/status").await?;
-    if !args.yes && !confirmed(args)? {
+    if !args.yes && !out.confirmed(&question(args))? {
         return Err(Failure::NotSo("nothing was done".to_owned()));
     }
     if let Some(host) = &args.host {
@@ -165,22 +164,13 @@ pub async fn run(args: &KillTestArgs, api: &Api, out: &Output) -> Result<Exit, F
     Ok(if view.missed == 0 { Exit::Ok } else { Exit::NotSo })
 }
 
-/// Asks on the terminal; without one, the command itself says that it is meant.
-fn confirmed(args: &KillTestArgs) -> Result<bool, Failure> {
-    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        return Ok(true);
-    }
+/// What is asked before it begins.
+fn question(args: &KillTestArgs) -> String {
     let whom = args.name.as_ref().map_or("any process".to_owned(), ToString::to_string);
     match &args.host {
-        Some(host) => eprint!("Kill the whole host {host} with all that runs there? [y/N] "),
-        None => eprint!("Send {} to {} random instances of {whom}? [y/N] ", args.signal.signal(), args.count),
+        Some(host) => format!("Kill the whole host {host} with all that runs there?"),
+        None => format!("Send {} to {} random instances of {whom}?", args.signal.signal(), args.count),
     }
-    io::stderr().flush().map_err(Failure::Output)?;
-    let mut answer = String::new();
-    io::stdin()
-        .read_line(&mut answer)
-        .map_err(|source| Failure::Local { what: "cannot read the answer".to_owned(), source })?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// A random instance that is ready, waiting for one if need be.

@@ -1,6 +1,6 @@
 //! Where output goes and what that place can show.
 //!
-//! Owns the questions "JSON?", "how wide?", "colours?" and "progress?". Results go to stdout, progress and
+//! Owns the questions "JSON?", "how wide?", "colours?", "progress?" and "is it meant?". Results go to stdout, progress and
 //! errors to stderr.
 
 use std::io::{self, IsTerminal, Write};
@@ -35,6 +35,20 @@ impl Output {
             colour: terminal && !plain,
             progress: !json && io::stderr().is_terminal(),
         }
+    }
+
+    /// Asks on the terminal whether something is meant; without one, the command itself says so.
+    pub fn confirmed(&self, question: &str) -> Result<bool, Failure> {
+        if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+            return Ok(true);
+        }
+        eprint!("{question} [y/N] ");
+        io::stderr().flush().map_err(Failure::Output)?;
+        let mut answer = String::new();
+        io::stdin()
+            .read_line(&mut answer)
+            .map_err(|source| Failure::Local { what: "cannot read the answer".to_owned(), source })?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 
     /// The page to render for, as of now.

@@ -1,5 +1,6 @@
 //! `peers`: who keeps the cluster's state, and changing that.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,6 +11,8 @@ use super::api::{Api, ApiError};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render;
+use crate::agent::spec_file::{self, FileError};
+use crate::cluster::node::recover;
 use crate::http::view::{DoneView, PeerRequest, PeerView};
 use crate::spec::HostName;
 
@@ -50,6 +53,22 @@ enum PeersCommand {
         #[arg(value_name = "HOST")]
         host: HostName,
     },
+    /// Make the copy of the state on this machine the cluster's: most of the peers are lost for good, or it is a backup.
+    Recover(RecoverArgs),
+}
+
+/// `peers recover`
+#[derive(Debug, Args)]
+struct RecoverArgs {
+    /// The cluster.toml of this host, whose agent must not run.
+    #[arg(long, value_name = "FILE", default_value = "/etc/bigbrother/cluster.toml")]
+    config: PathBuf,
+    /// This host's name, in place of the file's [host] name.
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Do not ask on the terminal whether it is meant.
+    #[arg(long)]
+    yes: bool,
 }
 
 /// `peers`
@@ -63,6 +82,7 @@ pub async fn peers(args: PeersArgs, api: &Api, out: &Output) -> Result<Exit, Fai
         Some(PeersCommand::Add { host, address }) => ("add", PeerRequest { host, address: Some(address) }),
         Some(PeersCommand::Remove { host }) => ("remove", PeerRequest { host, address: None }),
         Some(PeersCommand::Promote { host }) => ("promote", PeerRequest { host, address: None }),
+        Some(PeersCommand::Recover(args)) => return recover(args, out).await,
     };
     let host = request.host.clone();
     let message = match api.post::<DoneView>(&format!("/v1/peers/{what}"), &request).await {
@@ -71,6 +91,33 @@ pub async fn peers(args: PeersArgs, api: &Api, out: &Output) -> Result<Exit, Fai
         Err(error) => return Err(error.into()),
     };
     out.answer(&json!({ "host": host, "message": message }), |_| message.clone())?;
+    Ok(Exit::Ok)
+}
+
+/// Works on the files of this host, not through an agent.
+async fn recover(args: RecoverArgs, out: &Output) -> Result<Exit, Failure> {
+    let read = spec_file::read(&args.config, args.host.as_deref(), false);
+    let config = read.map_err(|error| match error {
+        FileError::Faults(report) => Failure::Invalid(report),
+        FileError::Read { path, source } => {
+            Failure::Local { what: format!("cannot read {}", path.display()), source }
+        }
+    })?;
+    let (host, data_dir) = (&config.host.name, &config.host.data_dir);
+    let question = format!(
+        "Make the copy in {} the cluster's? No other copy of the state counts any more.",
+        data_dir.join("raft").display()
+    );
+    if !args.yes && !out.confirmed(&question)? {
+        return Err(Failure::NotSo("nothing was done".to_owned()));
+    }
+    let index = recover::recover(data_dir, host, &config.cluster.peers).await?;
+    let message = format!(
+        "{host} is the only peer of the cluster now, with all changes up to {index}. Before you start the agents: move \
+         `raft` in the data_dir of the other peers away, and `attached.bin` in that of all other hosts. Afterwards \
+         `bigbrother peers promote HOST` for each of the other peers"
+    );
+    out.answer(&json!({ "host": host, "index": index, "message": message }), |_| message.clone())?;
     Ok(Exit::Ok)
 }
 

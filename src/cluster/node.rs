@@ -20,6 +20,7 @@ mod hosts;
 pub mod identity;
 mod peerage;
 mod propose;
+pub mod recover;
 mod service;
 mod settle;
 mod soft;

@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
     key("process.NAME.count", "whole number", "1", "40", Live, "How many instances there are. Instead of it: `per_host` or `on_demand`."),
     key("process.NAME.per_host", "true or false", "none", "true", Live, "One instance on every fit host, named by the host."),
     key("process.NAME.on_demand.max", "whole number", "none", "200", Live, "Instances are launched by request, with arguments, and are gone when they end; at most this many live at once."),
-    key("process.NAME.ports.NAME", "port", "none", "\"udp\"", Restart, "`\"udp\"` or `\"tcp\"` takes a free port and keeps it; `7777` (UDP), `\"7777/udp\"` or `\"7777/tcp\"` is fixed. Becomes the template `{port.NAME}`."),
+    key("process.NAME.ports.NAME", "port", "none", "\"udp\"", Restart, "`\"udp\"` or `\"tcp\"` takes a free port and keeps it, unless another program takes it while the instance is down; `7777` (UDP), `\"7777/udp\"` or `\"7777/tcp\"` is fixed. Becomes the template `{port.NAME}`."),
     key("process.NAME.user", "string", "none", "\"games\"", Restart, "The account to run as. Left out: the agent's own."),
     key("process.NAME.group", "string", "none", "\"games\"", Restart, "The group to run as. Left out: the user's primary group."),
     key("process.NAME.working_dir", "template", "none", "\"/opt/game\"", Restart, "The folder to start in. Left out: `{data}`, a folder of the instance's own."),

@@ -28,6 +28,7 @@ impl Instance {
         self.restarts += u64::from(self.ended.is_some());
         self.reason = None;
         self.status = Map::new();
+        let cold = self.is_down();
         self.phase = Phase::Starting { until: cx.now.at.after(want.process.ready.timeout) };
         self.run = Some(Run {
             id: run,
@@ -37,6 +38,7 @@ impl Instance {
             hash: want.hash,
             stop: want.process.stop.clone(),
             ports: Ports::new(),
+            cold,
             early: false,
             ready: None,
             ready_ms: None,
@@ -48,6 +50,11 @@ impl Instance {
             exited: None,
         });
         cx.out.push(Action::Spawn { instance: self.id.clone(), run });
+    }
+
+    /// It has no run and is not about to have one at once.
+    fn is_down(&self) -> bool {
+        matches!(self.phase, Phase::Waiting | Phase::Backoff { .. } | Phase::Failed | Phase::Stopped)
     }
 
     /// A start that somebody asked for: what went wrong before does not count. The time that a resting instance

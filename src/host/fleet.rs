@@ -367,6 +367,7 @@ fn adopted(found: &Found, now: Now) -> Run {
             .map(|note| note.stop)
             .unwrap_or(crate::spec::Stop { signal: 15, timeout: Duration::from_secs(10) }),
         ports: found.ports.clone(),
+        cold: false,
         early: false,
         ready: ready.then_some(now.at),
         ready_ms: ready.then_some(now.wall_ms),

@@ -129,6 +129,8 @@ pub struct Run {
     pub stop: Stop,
     /// The ports that it was given.
     pub ports: Ports,
+    /// Its instance was down before it: what the run before had may be somebody else's by now.
+    pub cold: bool,
     /// It said that it is ready before the keeper's word of its spawn came.
     pub early: bool,
     /// When it got ready.

@@ -16,7 +16,7 @@ use super::Keeper;
 use super::ledger::{Entry, Phase};
 use super::poll::Source;
 use super::process::{self, Stat, boottime_ns, started_within, tick_ns};
-use super::protocol::{End, RunId, RunRecord, Stage};
+use super::protocol::{End, Reply, RunId, RunRecord, Stage};
 use super::table::Run;
 use crate::spec::InstanceId;
 
@@ -25,6 +25,19 @@ const PATIENCE_NS: u64 = 5_000_000_000;
 
 /// How long to wait for those that the fence kills.
 const FENCE_PATIENCE_NS: u64 = 2_000_000_000;
+
+/// How often it is looked whether an exec of before has come back.
+const LOOK_NS: u64 = 250_000_000;
+
+/// A child of the keeper before whose exec has not come back.
+pub(super) struct Unborn {
+    pid: i32,
+    forked_ns: u64,
+    /// When it is looked again.
+    pub(super) look_ns: u64,
+    /// It was told that it is stuck.
+    pub(super) stuck: bool,
+}
 
 /// The main process of a record, certainly.
 struct Certain {
@@ -146,7 +159,13 @@ impl Keeper {
 
     fn adopt(&mut self, at: usize, entry: &Entry, main: Certain) {
         let id = entry.record.run;
-        self.enter(at, entry, Stage::Running);
+        if main.stat.executed {
+            self.enter(at, entry, Stage::Running);
+        } else {
+            self.enter(at, entry, Stage::Spawning);
+            let child = Unborn { pid: entry.pid, forked_ns: entry.intent_ns, look_ns: 0, stuck: false };
+            self.unborn.insert(id, child);
+        }
         let ours = main.stat.parent == self.surroundings.keeper_pid;
         if main.stat.pid != entry.pid || !ours {
             self.table.follow(id, main.stat.pid, ours);
@@ -168,6 +187,37 @@ impl Keeper {
             tracing::error!(%error, run = %id, "cannot go on copying the logs of an adopted run");
         }
         tracing::info!(run = %id, instance = %entry.record.instance, pid = main.stat.pid, "adopted");
+    }
+
+    /// Do they execute their programs by now? Tells of those that do not for long.
+    pub(super) fn look_at_unborn(&mut self, now: u64) {
+        let due: Vec<RunId> =
+            self.unborn.iter().filter(|(_, child)| now >= child.look_ns).map(|(id, _)| *id).collect();
+        for id in due {
+            let (Some(child), Some(slot)) =
+                (self.unborn.get_mut(&id), self.table.get(id).map(|run| run.slot))
+            else {
+                self.unborn.remove(&id);
+                continue;
+            };
+            if process::stat(child.pid).is_some_and(|stat| !stat.executed && stat.alive()) {
+                child.look_ns = now + LOOK_NS;
+                if !child.stuck && now.saturating_sub(child.forked_ns) >= super::STUCK_NS {
+                    child.stuck = true;
+                    self.link.send(&Reply::SpawnStuck { run: id });
+                }
+                continue;
+            }
+            self.unborn.remove(&id);
+            match self.ledger.slot(slot).failure() {
+                Some((step, errno)) => self.table.exec_failed(id, step, errno),
+                None => {
+                    if let Some(reply) = self.table.executing(id) {
+                        self.link.send(&reply);
+                    }
+                }
+            }
+        }
     }
 
     /// Kills whatever is left of runs that were not adopted, and waits until it is gone.

@@ -144,7 +144,9 @@ impl Keeper {
         self.hand_over_datagrams();
         let strays = std::mem::take(&mut self.strays);
         self.link.send(&Reply::Listed { strays });
-        for (run, _) in self.pending.iter().filter(|(_, pending)| pending.stuck) {
+        let unborn = self.unborn.iter().filter(|(_, child)| child.stuck).map(|(run, _)| run);
+        let pending = self.pending.iter().filter(|(_, pending)| pending.stuck).map(|(run, _)| run);
+        for run in pending.chain(unborn) {
             self.link.send(&Reply::SpawnStuck { run: *run });
         }
     }

@@ -245,6 +245,10 @@ impl Keeper {
 
     /// The main process of a run that is not our child has ended.
     pub(super) fn on_stranger_end(&mut self, id: RunId) {
+        if let Some(child) = self.unborn.get_mut(&id) {
+            child.look_ns = 0;
+            self.look_at_unborn(boottime_ns());
+        }
         let (Some(pidfd), Some(run)) = (self.strangers.get(&id), self.table.get(id)) else { return };
         let pid = run.record.pid;
         // A followed process may have become our child, as an orphan: then only we can take its status.

@@ -149,10 +149,7 @@ impl Keeper {
         for folder in [&dir, &fifos] {
             make_dir(folder).map_err(bad_dir)?;
         }
-        let lock = match carried.lock {
-            Some(lock) => lock,
-            None => lock_dir(&dir)?,
-        };
+        let lock = carried.lock.map_or_else(|| lock_dir(&dir), Ok)?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(kernel("the boot id"))?;
         let (ledger, _) = Ledger::open(&dir.join("ledger"), boot_id.trim())?;
         let hash = cgroup::hash_of(&fs::canonicalize(&dir).map_err(bad_dir)?);
@@ -176,6 +173,7 @@ impl Keeper {
             copier,
             surroundings,
             pending: Default::default(),
+            unborn: Default::default(),
             strangers: Default::default(),
             leftovers: Default::default(),
             repeats: Default::default(),

@@ -30,7 +30,8 @@ impl Command {
             | Command::Settle { .. }
             | Command::Upgrade { .. }
             | Command::TokenCreate { .. }
-            | Command::TokenRevoke { .. } => Version(1),
+            | Command::TokenRevoke { .. }
+            | Command::Recover => Version(1),
         }
     }
 }
@@ -70,6 +71,7 @@ impl State {
                 self.create_token(name, *role, *hash, *expires_ms)
             }
             Command::TokenRevoke { name } => self.revoke_token(name),
+            Command::Recover => Ok(self.recover()),
         }
     }
 

@@ -144,6 +144,8 @@ pub enum Command {
         /// By this name.
         name: TokenName,
     },
+    /// This state is a copy that was put back: what was given out after it was made is not given out again.
+    Recover,
 }
 
 /// A live run, as its host sees it.

@@ -108,7 +108,8 @@ impl State {
             | Command::Settle { .. }
             | Command::Upgrade { .. }
             | Command::TokenCreate { .. }
-            | Command::TokenRevoke { .. } => BTreeSet::new(),
+            | Command::TokenRevoke { .. }
+            | Command::Recover => BTreeSet::new(),
         }
     }
 }

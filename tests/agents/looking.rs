@@ -55,6 +55,19 @@ fn every_agent_shows_the_whole_cluster() {
     }
 }
 
+/// It had 26 MiB of tables that nobody reads (vendor/base2histogram).
+#[test]
+fn an_agent_that_is_a_peer_is_small() {
+    let cluster = Cluster::start(zones);
+    cluster.ready(0, &ZONES);
+    for host in &cluster.hosts[..3] {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", host.agent_pid())).unwrap();
+        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its own memory");
+        let kib: u64 = own.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(kib < 20 << 10, "{} has {kib} KiB of its own", host.name);
+    }
+}
+
 #[test]
 fn a_host_that_does_not_answer_is_shown_as_the_directory_has_it() {
     let mut cluster = Cluster::start(zones);

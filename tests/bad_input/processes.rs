@@ -99,6 +99,75 @@ fn no_free_port() {
     });
 }
 
+/// Stopped, its port taken by somebody else, and started again: it is back on another port, which stays its own.
+#[test]
+fn a_port_that_somebody_takes_while_its_server_is_down() {
+    let mut host = Host::new(Cgroups::Own);
+    let zone = host.zone("{port.game}");
+    host.write_config(&format!("[process.zone]\ncommand = {zone}\nports = {{ game = \"udp\" }}\n"));
+    host.start();
+    let port = |view: &bigbrother::http::view::InstanceView| view.ports["game"].port;
+    let first = port(&host.ready("zone.0"));
+    let ask = |what: &str| {
+        host.post(what, &serde_json::json!({ "target": { "instance": "zone.0" } })).unwrap();
+    };
+    ask("/v1/stop");
+    until("it is stopped", || {
+        let view = host.view("zone.0")?;
+        expect(view.state == "paused", &view)
+    });
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", first)).unwrap();
+    ask("/v1/start");
+    let second = host.ready("zone.0");
+    assert_ne!(port(&second), first);
+    assert_eq!((second.restarts, &second.last_exit.unwrap().cause[..]), (0, "stop"), "it was started once");
+    let moved = host.events("zone.0").into_iter().find(|event| event.kind == "port-moved");
+    let told = moved.and_then(|event| event.detail).expect("it is told");
+    assert!(
+        told.contains(&first.to_string()) && told.contains(&port(&host.view("zone.0").unwrap()).to_string()),
+        "{told}"
+    );
+    drop(taken);
+    super::host::signal(second.pid.unwrap(), libc::SIGKILL);
+    until("it is back", || {
+        let view = host.view("zone.0")?;
+        expect(
+            view.state == "ready" && view.run > second.run && port(&view) == second.ports["game"].port,
+            &view,
+        )
+    });
+}
+
+/// A port that must not be moved: its program says only that it ended, so the agent says why.
+#[test]
+fn a_fixed_port_that_somebody_else_has() {
+    let mut host = Host::new(Cgroups::Own);
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", host.ports.0)).unwrap();
+    let zone = host.zone("{port.game}");
+    host.write_config(&format!(
+        "[process.zone]\ncommand = {zone}\nports = {{ game = {} }}\n\
+         restart = {{ backoff = {{ min = \"10ms\", max = \"20ms\" }}, give_up = {{ failures = 2, within = \"10m\" }} }}\n",
+        host.ports.0
+    ));
+    host.start();
+    until("it is given up", || {
+        let view = host.view("zone.0")?;
+        expect(view.state == "failed", &view)
+    });
+    let told = host.events("zone.0").into_iter().find(|event| event.kind == "port-taken");
+    let told = told.and_then(|event| event.detail).expect("it is told");
+    assert_eq!(told, format!("another program has {}/udp (game)", host.ports.0));
+    drop(taken);
+    host.post("/v1/start", &serde_json::json!({ "target": { "instance": "zone.0" } })).unwrap();
+    assert_eq!(host.ready("zone.0").ports["game"].port, host.ports.0);
+    let last = host.events("zone.0").into_iter().rfind(|event| event.kind == "port-taken");
+    assert_ne!(
+        last.and_then(|event| event.run),
+        host.view("zone.0").unwrap().run,
+        "not of the run that has it"
+    );
+}
+
 #[test]
 fn a_working_folder_that_is_not_there() {
     let bad = "command = [\"/bin/sleep\", \"600\"]\nworking_dir = \"/no/such/folder\"";

@@ -117,6 +117,29 @@ fn the_same_without_cgroups_where_no_signal_reaches() {
 }
 
 #[test]
+fn a_keeper_that_comes_anew_waits_for_it_as_the_one_before() {
+    for answers in [true, false] {
+        let (host, server) = stuck(Cgroups::Own, Silent::Reads);
+        // Until its exec the child has the keeper's memory and so its command line: whoever kills by that kills both.
+        let keeper = |host: &Host| Ok::<i32, String>(host.status()?.keeper.ok_or("none")?.pid);
+        let (before, run) = (until("a keeper", || keeper(&host)), host.view("far.0").unwrap().run);
+        signal(before, libc::SIGKILL);
+        until("another keeper", || expect(keeper(&host)? != before, keeper(&host)));
+        others_live(&host, &server);
+        told_as_stuck(&host);
+        assert_eq!(host.view("far.0").unwrap().run, run, "it is the child of before");
+        if answers {
+            comes_to_life(&host, &server);
+        } else {
+            let _dead = server.die();
+            far_is(&host, "backoff");
+            let told = host.events("far.0");
+            assert!(told.iter().all(|event| event.kind != "started"), "it never started: {told:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stuck_exec_can_be_stopped_and_started() {
     let (host, server) = stuck(Cgroups::Own, Silent::Reads);
     stop_far(&host);

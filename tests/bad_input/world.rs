@@ -57,8 +57,11 @@ fn a_config_that_becomes_bad_is_refused_at_reload_and_changes_nothing() {
     let refusal = host.post("/v1/reload", &serde_json::json!({})).expect_err("it is missing");
     assert!(refusal.contains("No such file"), "{refusal}");
     neighbours.noticed_nothing(&host);
+    let reloads = |outcome: &str| host.metric("bigbrother_reloads_total", &format!("outcome=\"{outcome}\""));
+    assert_eq!((reloads("refused"), reloads("done")), (Ok(4.0), Ok(0.0)));
     std::fs::write(host.config(), good).unwrap();
     host.post("/v1/reload", &serde_json::json!({})).unwrap();
+    assert_eq!((reloads("refused"), reloads("done")), (Ok(4.0), Ok(1.0)));
     neighbours.noticed_nothing(&host);
 }
 

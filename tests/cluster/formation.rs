@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bigbrother::cluster::raft::membership::Role;
 use bigbrother::state::{Rejected, Target};
 
 use super::peers::*;
@@ -26,6 +27,24 @@ fn peers_form_a_cluster_in_any_order_and_take_changes_anywhere() {
     let mut ids: Vec<_> = peers.iter().map(|peer| (peer.name().to_string(), peer.node().id())).collect();
     ids.sort();
     assert_eq!(ids, [("alpha", 1), ("beta", 2), ("gamma", 3)].map(|(h, id)| (h.to_owned(), Some(id))));
+}
+
+#[test]
+fn sixteen_peers_are_one_cluster_in_which_seven_vote() {
+    let names: Vec<String> = (0..16).map(|number| format!("peer{number:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (_folder, mut peers) = formed(&names);
+    let last = &peers[15];
+    until("all are peers", || {
+        let votes: Vec<bool> = last.node().peers().iter().map(|peer| peer.role == Role::Voter).collect();
+        let voters = votes.iter().filter(|votes| **votes).count();
+        if (votes.len(), voters) == (16, 7) { Ok(()) } else { Err(votes) }
+    });
+    last.propose(spec());
+    assert_eq!(agreed(&peers).revision, 1);
+    // Three of seven may be lost.
+    (0..3).for_each(|_| drop(peers.remove(0).kill()));
+    peers[12].propose(launch("without three"));
 }
 
 #[test]

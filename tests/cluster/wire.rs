@@ -100,20 +100,27 @@ async fn each_request_gets_its_own_answer_or_its_deadline() {
 
 /// Each purpose has a connection of its own: what nobody takes on one holds up nothing on another.
 #[tokio::test]
-async fn a_vote_overtakes_all_that_waits_of_status() {
+async fn votes_and_reports_overtake_all_that_waits() {
     let wire = wire(ours("beta", "pirates")).await;
-    let dialled = wire.exchange.dialer().dial(&wire.target, Purpose::Status).await;
-    let (mut reader, mut writer, _) = dialled.unwrap();
-    let ask_for_much = |request| Frame { kind: Kind::Statuses, request, ttl_ms: 60_000, body: Vec::new() };
-    let flood: Vec<Frame> = (1..20).map(ask_for_much).collect();
-    writer.send(&flood).await.unwrap();
-    for number in 0..200u32 {
-        let body = number.to_le_bytes();
-        assert_eq!(ask(&wire, Kind::Vote, &body, 5_000).await.unwrap(), body);
+    for (much, little, kind) in [
+        (Purpose::Status, Purpose::Urgent, Kind::Vote),
+        (Purpose::Bulk, Purpose::Urgent, Kind::Report),
+        (Purpose::HostBulk, Purpose::Host, Kind::Report),
+    ] {
+        let (mut reader, mut writer, _) = wire.exchange.dialer().dial(&wire.target, much).await.unwrap();
+        let ask_for_much =
+            |request| Frame { kind: Kind::Statuses, request, ttl_ms: 60_000, body: Vec::new() };
+        let flood: Vec<Frame> = (1..20).map(ask_for_much).collect();
+        writer.send(&flood).await.unwrap();
+        for number in 0..200u32 {
+            let body = number.to_le_bytes().to_vec();
+            let asked = wire.exchange.call(&wire.target, little, kind, body.clone(), Duration::from_secs(5));
+            assert_eq!(asked.await.unwrap(), body, "{kind:?} behind {much:?}");
+        }
+        // It was under way all the time.
+        let first = reader.next().await.unwrap();
+        assert_eq!((first.kind, first.body.len()), (Kind::Answer, MUCH));
     }
-    // It was under way all the time.
-    let first = reader.next().await.unwrap();
-    assert_eq!((first.kind, first.body.len()), (Kind::Answer, MUCH));
 }
 
 #[tokio::test]

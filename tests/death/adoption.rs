@@ -209,6 +209,56 @@ fn what_died_while_the_keeper_was_away_too_is_unknown_or_right() {
     }
 }
 
+/// Bytes in the log files of an instance.
+fn logged(host: &Host, instance: &str) -> u64 {
+    let files = std::fs::read_dir(host.data.join("logs").join(instance)).into_iter().flatten().flatten();
+    files.map(|file| file.metadata().map_or(0, |known| known.len())).sum()
+}
+
+#[test]
+fn another_bound_on_logs_holds_for_runs_of_before_under_whoever_comes() {
+    const KIB: u64 = 1 << 10;
+    let mut host = Host::new(Cgroups::Own);
+    let talker = host.witness(&[
+        "/bin/sh",
+        "-c",
+        "while :; do head -c 4000 /dev/zero | tr '\\0' x; echo; sleep 0.005; done",
+    ]);
+    let processes = |size: &str| {
+        format!(
+            "[process.talker]\ncommand = {talker}\nlogs = {{ size = \"{size}\", files = 2 }}\n\
+             ready = {{ mode = \"spawned\", after = \"10ms\" }}\nheartbeat = {{ mode = \"none\" }}\n"
+        )
+    };
+    host.write_config(&processes("64MiB"));
+    host.start();
+    let run = host.ready("talker.0").run;
+    until("it has written more than is to stay", || {
+        expect(logged(&host, "talker.0") > 512 * KIB, logged(&host, "talker.0"))
+    });
+    let written = |host: &Host| host.metric("bigbrother_log_bytes_total", "");
+    let bounded = |host: &Host, who: &str| {
+        let before = until("a metric", || written(host));
+        until(&format!("{who} keeps to the new bound"), || {
+            let (more, on_disk) = (written(host)? - before, logged(host, "talker.0"));
+            // What it has written since does not fit; files, and a line that goes over.
+            expect(more > 512.0 * 1024.0 && on_disk < (2 * 64 + 64) * KIB, (more, on_disk))
+        });
+        assert_eq!(host.view("talker.0").unwrap().run, run, "it is the run of before");
+    };
+    // A new agent, and a file that was changed while there was none.
+    host.stop_agent();
+    host.write_config(&processes("64KiB"));
+    host.start();
+    bounded(&host, "the keeper");
+    host.kill_keeper();
+    until("another keeper", || {
+        let keeper = host.status()?.keeper;
+        expect(keeper.is_some_and(|keeper| host.keepers().contains(&keeper.pid)), host.keepers())
+    });
+    bounded(&host, "the next keeper");
+}
+
 #[test]
 fn stop_all_then_an_ended_agent_leaves_nothing() {
     let mut host = Host::new(Cgroups::Own);

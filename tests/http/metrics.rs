@@ -71,6 +71,7 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.limits_unenforced(&["memory.max".into(), "io.max".into()]);
     m.keeper_lost();
     m.unsaved(SavedFile::State, true);
+    m.reloaded(false);
     m.planned(Duration::from_millis(3));
     m.proposed(Outcome::Refused);
     m.proposed(Outcome::Unanswered);
@@ -115,6 +116,8 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
         "bigbrother_unenforced_limits_total{limit=\"other\"} 1\n",
         "bigbrother_unsaved{file=\"state.bin\"} 1\n",
         "bigbrother_unsaved{file=\"host.json\"} 0\n",
+        "bigbrother_reloads_total{outcome=\"done\"} 0\n",
+        "bigbrother_reloads_total{outcome=\"refused\"} 1\n",
         "bigbrother_instances{state=\"ready\"} 2\n",
         "bigbrother_instances{state=\"failed\"} 0\n",
         "bigbrother_supervision_loop_up 1\n",

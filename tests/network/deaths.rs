@@ -1,6 +1,5 @@
 //! Agents, keepers and whole hosts die or stand still, the primary among them.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -28,9 +27,10 @@ fn whoever_dies_or_stands_still_all_runs_as_declared_in_the_end() {
     for host in [fleet.primary(), "delta"] {
         stand_still(&mut fleet, host, 2);
     }
+    assert_eq!(fleet.running(), before, "nor does one that stands still for a moment");
     for number in 0..2 {
         let host = if number == 0 { fleet.primary() } else { home(&fleet, "arena.0") };
-        let exclusive = exclusive(&fleet, host);
+        let exclusive = fleet.exclusive(host);
         let runs = witness::runs(&fleet.shared());
         stand_still(&mut fleet, host, 9);
         let moved = witness::runs(&fleet.shared()) - runs;
@@ -49,12 +49,6 @@ fn stand_still(fleet: &mut Fleet, host: &'static str, seconds: u64) {
     fleet.pass(Duration::from_secs(seconds));
     send(agent, Signal::SIGCONT);
     fleet.settle(&format!("the agent of {host} stood still for {seconds} s"));
-}
-
-/// How many exclusive instances run on a host.
-fn exclusive(fleet: &Fleet, host: &str) -> usize {
-    let on = |runs: &BTreeSet<(String, u64)>| runs.iter().any(|(at, _)| at == host);
-    fleet.running().iter().filter(|(instance, runs)| instance.starts_with("arena.") && on(runs)).count()
 }
 
 /// Where an instance runs.

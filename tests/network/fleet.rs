@@ -80,10 +80,19 @@ impl Fleet {
                 fleet.mount_small_disk(host);
             }
             fleet.bigbrother(&["ca", "issue", host, "--out", host]);
-            fs::write(fleet.home(host).join("cluster.toml"), fleet.cluster_toml(host)).unwrap();
+            fs::write(fleet.file(host), fleet.settings(host)).unwrap();
         }
         let began = Instant::now();
         HOSTS.iter().for_each(|host| fleet.start_agent(host));
+        fleet.until("five agents are one cluster", |fleet| {
+            let up =
+                |host: &&str| fleet.get(host, "/v1/status").is_ok_and(|status| status["hosts"]["up"] == 5);
+            HOSTS.iter().find(|host| !up(host)).map_or(Ok(()), |host| Err(format!("{host} sees fewer")))
+        });
+        // Only now, so that each host has its share: who joins first would else get all.
+        HOSTS.iter().for_each(|host| fs::write(fleet.file(host), fleet.cluster_toml(host)).unwrap());
+        let file = fleet.file("delta").display().to_string();
+        fleet.command("delta", &["apply", &file]);
         fleet.settle("the start");
         for host in HOSTS {
             let keeper = fleet.keeper(host).expect("a keeper");
@@ -170,13 +179,16 @@ impl Fleet {
         self.folder.path().join("shared")
     }
 
-    fn cluster_toml(&self, host: &str) -> String {
+    fn file(&self, host: &str) -> PathBuf {
+        self.home(host).join("cluster.toml")
+    }
+
+    /// What a host's file says of the host and the cluster.
+    fn settings(&self, host: &str) -> String {
         let (root, home) = (self.folder.path().display(), self.home(host));
         let home = home.display();
         let peers: Vec<String> =
             PEERS.iter().map(|peer| format!("{peer} = \"{}:7600\"", self.lan.address(peer))).collect();
-        let program = env!("CARGO_BIN_EXE_bigbrother");
-        let script = format!("FOLDER = \"{root}/shared\"\n{}", witness::SCRIPT);
         format!(
             r#"
 [cluster]
@@ -192,6 +204,18 @@ data_dir = "{home}/data"
 runtime_dir = "{home}/run"
 listen = "{address}:7600"
 api = ""
+"#,
+            peers = peers.join(", "),
+            address = self.lan.address(host),
+        )
+    }
+
+    /// The same and the processes.
+    fn cluster_toml(&self, host: &str) -> String {
+        let (settings, program) = (self.settings(host), env!("CARGO_BIN_EXE_bigbrother"));
+        let script = format!("FOLDER = {:?}\n{}", self.shared(), witness::SCRIPT);
+        format!(
+            r#"{settings}
 [process.zone]
 command = ["{program}", "demo-zone", "--port", "{{port.game}}"]
 count = 6
@@ -213,9 +237,7 @@ ready = {{ mode = "spawned", after = "0s" }}
 heartbeat = {{ mode = "none" }}
 stop = {{ timeout = "1s" }}
 restart = {{ backoff = false, give_up = false }}
-"#,
-            peers = peers.join(", "),
-            address = self.lan.address(host),
+"#
         )
     }
 
@@ -228,7 +250,7 @@ restart = {{ backoff = false, give_up = false }}
             .args(&words[1..])
             .arg(self.program(host))
             .args(["agent", "--config"])
-            .arg(self.home(host).join("cluster.toml"))
+            .arg(self.file(host))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -363,6 +385,12 @@ restart = {{ backoff = false, give_up = false }}
             running.entry(instance).or_default().insert((host, run.parse().unwrap()));
         }
         running
+    }
+
+    /// How many exclusive instances run on a host.
+    pub fn exclusive(&self, host: &str) -> usize {
+        let on = |runs: &BTreeSet<(String, u64)>| runs.iter().any(|(at, _)| at == host);
+        self.running().iter().filter(|(instance, runs)| instance.starts_with("arena.") && on(runs)).count()
     }
 
     /// All is as declared, and everybody says so; or what is not.

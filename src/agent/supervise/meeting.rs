@@ -195,23 +195,24 @@ impl Supervisor {
             self.identify(&instance, pid);
         }
         self.hear_datagrams();
-        self.limit_again();
+        self.change_again();
         self.report_inventory();
         self.grounds = None;
         self.desire();
     }
 
-    /// A limit that was changed while no keeper or no agent was there is in force from now on.
-    fn limit_again(&mut self) {
-        if !matches!(self.cgroups, CgroupSupport::Full { .. }) {
-            return;
-        }
+    /// Limits and logs that were changed while no keeper or no agent was there are in force from now on. A new keeper
+    /// knows of a run's logs what they were when it was spawned.
+    fn change_again(&mut self) {
+        let limited = matches!(self.cgroups, CgroupSupport::Full { .. });
         let living = self.host.instances().filter_map(|instance| {
             let run = instance.run.as_ref().filter(|run| run.pid.is_some())?;
-            Some(Action::Limit { instance: instance.id.clone(), run: run.id })
+            let limit = limited.then(|| Action::Limit { instance: instance.id.clone(), run: run.id });
+            let logs = Action::Logs { instance: instance.id.clone(), run: run.id };
+            Some([Some(logs), limit].into_iter().flatten())
         });
-        let limits = living.collect();
-        self.carry_out(limits);
+        let changes = living.flatten().collect();
+        self.carry_out(changes);
     }
 
     /// The same of whom the keeper's fence is for.

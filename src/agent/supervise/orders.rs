@@ -10,15 +10,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Supervisor, moment};
+use crate::agent::book::{NoPort, is_taken};
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
+use crate::agent::replica::wall_ms;
 use crate::agent::resolve::{Order, ResolveError};
 use crate::host::{Action, Happening, Moment, Ports};
 use crate::keeper::fault::{self, Point};
 use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep};
 use crate::metrics::SpawnFault;
 use crate::process_api::socket::{Identity, KnownBy, door};
-use crate::spec::{HeartbeatMode, InstanceId, Probe, ReadyMode};
+use crate::spec::{HeartbeatMode, InstanceId, Probe, Process, ReadyMode};
 
 /// What is not looked up by then is a failed spawn.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(5);
@@ -31,7 +33,7 @@ pub(super) const PROBE: &str = "command of the probe";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OrderError {
     #[error(transparent)]
-    Port(#[from] crate::agent::book::NoPort),
+    Port(#[from] NoPort),
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error(transparent)]
@@ -121,7 +123,7 @@ impl Supervisor {
     fn order(&mut self, instance: &InstanceId, run: RunId) -> Result<(), OrderError> {
         let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
         self.parts.book.use_run(run.0);
-        let ports = self.parts.book.assign(instance, &want.process.ports)?;
+        let ports = self.ports_for(instance, run, &want.process)?;
         let sockets = self.socket_folder(instance)?;
         let note = self.note(instance).unwrap_or_default();
         let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
@@ -146,6 +148,33 @@ impl Supervisor {
             fault::pass(Point::AgentAfterOrder);
         }
         Ok(())
+    }
+
+    /// The ports of a new run. One that is moved is told of, since clients may know the old one; so is one that is not
+    /// to be moved and that somebody else has, since its program will hardly say so.
+    fn ports_for(&mut self, instance: &InstanceId, run: RunId, process: &Process) -> Result<Ports, NoPort> {
+        let known = self.host.instance(instance).and_then(|i| i.run.as_ref());
+        if !known.is_some_and(|run| run.cold) || process.ports.is_empty() {
+            return self.parts.book.assign(instance, &process.ports, false);
+        }
+        let before = self.parts.book.ports(instance);
+        let ports = self.parts.book.assign(instance, &process.ports, true)?;
+        for (name, request) in &process.ports {
+            let port @ (protocol, number) = ports[name];
+            let news = match (request.fixed, before.get(name)) {
+                (Some(_), _) if is_taken(port) => Some(("port-taken", number, String::new())),
+                (None, Some((held, old))) if *held == protocol && *old != number => {
+                    Some(("port-moved", *old, format!("; from now on {name} is {number}")))
+                }
+                _ => None,
+            };
+            if let Some((kind, taken, then)) = news {
+                let detail = format!("another program has {taken}/{protocol} ({name}){then}");
+                tracing::warn!(%instance, "{detail}");
+                self.parts.chronicle.port(instance.clone(), run.0, kind, detail, wall_ms());
+            }
+        }
+        Ok(ports)
     }
 
     fn hold_order(&mut self, instance: &InstanceId, run: RunId, errand: Option<Errand>) {

@@ -39,6 +39,8 @@ fn told(event: &EventView) -> String {
         "spawn-failed" => with_detail(format!("{run}could not be started")),
         "spawn-stuck" => with_detail(format!("{run}is stuck in its start")),
         "unenforced" => with_detail(format!("{run}runs without a limit that was asked for")),
+        "port-moved" => with_detail(format!("{run}has another port")),
+        "port-taken" => with_detail(format!("{run}may not get its port")),
         "adopted" => with_detail(format!("{run}was running already and is watched on")),
         "announce" => with_detail("announced".to_owned()),
         other => with_detail(format!("{run}{other}")),
@@ -52,7 +54,7 @@ fn colour(event: &EventView) -> Option<Color> {
         "exited" | "stopped" if !matches!(event.cause.as_deref(), Some("stop" | "operator")) => {
             Some(Color::Yellow)
         }
-        "backoff" | "unenforced" => Some(Color::Yellow),
+        "backoff" | "unenforced" | "port-moved" | "port-taken" => Some(Color::Yellow),
         "announce" => Some(Color::Cyan),
         _ => None,
     }

@@ -9,7 +9,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::identity::{Decision, Founding, Identity, Probed, decide};
@@ -17,7 +16,7 @@ use super::service::JoinAnswer;
 use super::{OpenError, Outlets, Shared};
 use crate::cluster::raft::config;
 use crate::cluster::raft::log_store::LogStore;
-use crate::cluster::raft::log_store::disk::{Disk, Key, Op, stopped};
+use crate::cluster::raft::log_store::disk::{Disk, Key};
 use crate::cluster::raft::machine::Machine;
 use crate::cluster::raft::membership::{PeersChange, Raft};
 use crate::cluster::raft::network::Network;
@@ -42,10 +41,7 @@ pub(super) async fn identity(disk: &Arc<Disk>) -> io::Result<Identity> {
 }
 
 async fn write(disk: &Disk, identity: &Identity) -> io::Result<()> {
-    let (done, written) = oneshot::channel();
-    let done = Box::new(move |result| drop(done.send(result)));
-    disk.send(Op::Put { key: Key::Identity, bytes: encode(identity)?, done: Some(done) }).await?;
-    written.await.map_err(|_| stopped())?
+    disk.put(Key::Identity, encode(identity)?).await
 }
 
 /// See the module.

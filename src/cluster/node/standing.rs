@@ -25,6 +25,10 @@ const TIDY: Duration = Duration::from_millis(500);
 /// A primary that was heard within this time counts.
 const FRESH: Duration = Duration::from_millis(2 * ELECTION_MS.1);
 
+/// Why nothing changes where Raft has found what must not be.
+const PANICKED: &str = "this peer's log does not go with that of the others, or the program has a fault: the agent's log \
+                        says more; if this comes again, move the folder `raft` away";
+
 /// How the cluster stands, as far as this peer knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -46,21 +50,23 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     let Ok(raft) = rafts.wait_for(Option::is_some).await.map(|raft| raft.clone()) else { return };
     let Some(raft) = raft else { return };
     let mut metrics = raft.metrics();
+    let mut ended = false;
     loop {
-        let now = standing(&shared, &raft);
+        let now = standing(&shared, &raft, ended);
         shared.standing.send_if_modified(|standing| {
             let changed = *standing != now;
             *standing = now;
             changed
         });
-        // An end of the metrics is the end of Raft, which the next look tells.
+        // The end of the metrics is the end of Raft. Why it ended is in them, unless that was a panic.
         if let Ok(Err(_)) = tokio::time::timeout(LOOK, metrics.changed()).await {
+            ended = true;
             tokio::time::sleep(LOOK).await;
         }
     }
 }
 
-fn standing(shared: &Shared, raft: &Raft) -> Standing {
+fn standing(shared: &Shared, raft: &Raft, ended: bool) -> Standing {
     let metrics = raft.metrics().borrow_watched().clone();
     let membership = metrics.membership_config.membership();
     let leads = metrics.current_leader == Some(metrics.id) && metrics.state.is_leader();
@@ -91,6 +97,7 @@ fn standing(shared: &Shared, raft: &Raft) -> Standing {
         changed
     });
     let broken = metrics.running_state.as_ref().err().map(ToString::to_string);
+    let broken = broken.or_else(|| ended.then(|| PANICKED.to_owned()));
     let quorum = quorum && broken.is_none();
     shared.quorum.send_if_modified(|known| std::mem::replace(known, leads && quorum) != (leads && quorum));
     let primary = metrics.current_leader.filter(|_| quorum);
@@ -138,7 +145,7 @@ pub(super) async fn tidy(shared: Arc<Shared>) {
                 }
             }
             None => {
-                let dead = members.iter().find(|m| m.silent.is_some_and(|silent| silent >= dead_after));
+                let dead = membership::dead_voter(&members, dead_after);
                 let dead = dead.map(|member| member.peer.name.clone());
                 if dead != told {
                     if let Some(host) = &dead {

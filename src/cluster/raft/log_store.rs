@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{AsyncRuntime, OptionalSend};
-use tokio::sync::oneshot;
 
 use super::{Entry, LogId, Types, Vote};
 use crate::cluster::wire::{decode, encode};
@@ -38,14 +37,6 @@ impl LogStore {
     pub fn new(disk: Arc<Disk>) -> Result<LogStore, OpenError> {
         let cache = Arc::new(disk.load()?);
         Ok(LogStore { disk, cache })
-    }
-
-    /// Writes and waits until it is on disk.
-    async fn write(&self, op: impl FnOnce(disk::Done) -> Op) -> io::Result<()> {
-        let (done, written) = oneshot::channel();
-        // Whoever stopped waiting does not hear of it.
-        self.disk.send(op(Box::new(move |result| drop(done.send(result))))).await?;
-        written.await.map_err(|_| disk::stopped())?
     }
 
     fn read(&self, first: u64, end: u64, limit: usize) -> io::Result<Vec<Entry>> {
@@ -113,8 +104,7 @@ impl<RT: AsyncRuntime> RaftLogStorage<Types<RT>> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        let bytes = encode(vote)?;
-        self.write(|done| Op::Put { key: Key::Vote, bytes, done: Some(done) }).await?;
+        self.disk.put(Key::Vote, encode(vote)?).await?;
         self.cache.mark(|marks| marks.vote = Some(*vote));
         Ok(())
     }
@@ -154,7 +144,7 @@ impl<RT: AsyncRuntime> RaftLogStorage<Types<RT>> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         self.cache.truncate(last_log_id);
         let from = last_log_id.map_or(0, |last| last.index + 1);
-        self.write(|done| Op::Truncate { from, done }).await
+        self.disk.write(|done| Op::Truncate { from, done }).await
     }
 
     /// Not waited for: the entries count as gone at once, the disk forgets them when it has time.

@@ -137,6 +137,12 @@ pub fn founders(peers: &BTreeMap<HostName, String>) -> BTreeMap<HostName, String
     peers.iter().take(odd).map(|(host, address)| (host.clone(), address.clone())).collect()
 }
 
+/// A voter that is dead for long: it is to be replaced, or an operator told of it.
+pub fn dead_voter(members: &[Member], dead_after: Duration) -> Option<&Member> {
+    let dead = |member: &Member| member.silent.is_some_and(|silent| silent >= dead_after);
+    members.iter().find(|member| member.role == Role::Voter && dead(member))
+}
+
 /// The dead voter that is to be replaced, and the learner that takes its seat.
 ///
 /// Only while the living voters are a quorum by themselves: they have to agree to it.
@@ -144,7 +150,7 @@ pub fn replacement(members: &[Member], dead_after: Duration) -> Option<(PeerId, 
     let silent = |member: &Member, than: Duration| member.silent.is_none_or(|silent| silent >= than);
     let voters: Vec<&Member> = members.iter().filter(|member| member.role == Role::Voter).collect();
     let living = voters.iter().filter(|member| !silent(member, ALIVE)).count();
-    let dead = voters.iter().find(|member| member.silent.is_some_and(|silent| silent >= dead_after))?;
+    let dead = dead_voter(members, dead_after)?;
     let ready = members.iter().filter(|member| member.role == Role::Learner && !silent(member, ALIVE));
     let best = ready.max_by_key(|member| member.matched)?;
     (living > voters.len() / 2).then_some((dead.id, best.id))
@@ -338,8 +344,12 @@ mod tests {
         assert_eq!(replacement(&all, after), Some((3, 4)), "a silent learner is not ready");
         all[2].silent = Some(Duration::from_secs(599));
         assert_eq!(replacement(&all, after), None, "not dead for long enough");
+        assert_eq!(dead_voter(&all, after), None);
         all[2].silent = Some(Duration::from_secs(700));
         all[1].silent = Some(Duration::from_secs(3));
         assert_eq!(replacement(&all, after), None, "the quorum has none to spare");
+        assert_eq!(dead_voter(&all, after).map(|member| member.id), Some(3), "it is suggested all the same");
+        all[2].role = Learner;
+        assert_eq!(dead_voter(&all, after), None, "a learner costs nothing");
     }
 }

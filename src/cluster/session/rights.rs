@@ -44,7 +44,9 @@ pub fn change(from: &HostName, change: &Change) -> Result<(), Overstepped> {
         Command::JoinHost { host, .. } | Command::Events { host, .. } | Command::Inventory { host, .. } => {
             own(from, host)
         }
-        Command::Place { .. } | Command::HostDown { .. } | Command::Settle { .. } => Err(Overstepped::Peers),
+        Command::Place { .. } | Command::HostDown { .. } | Command::Settle { .. } | Command::Recover => {
+            Err(Overstepped::Peers)
+        }
         Command::ApplySpec { .. }
         | Command::Scale { .. }
         | Command::Pause { .. }

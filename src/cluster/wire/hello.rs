@@ -124,7 +124,7 @@ pub enum Refusal {
     /// Two clusters of one name, founded apart.
     #[error(
         "{host} belongs to another founding of the cluster {cluster:?}: if this host's state is the one to give up, \
-         move its folder `raft` in data_dir away and start its agent again"
+         move `raft` in its data_dir away (of a host that is no peer: `attached.bin`) and start its agent again"
     )]
     History {
         /// Who refused.

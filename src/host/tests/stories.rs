@@ -456,13 +456,17 @@ fn crashes_back_off_and_then_give_up_until_start() {
         "{NATIVE}\nrestart = {{ backoff = {{ min = \"100ms\", max = \"30s\" }}, give_up = {{ failures = 3, within = \"10m\" }} }}"
     );
     let mut rig = Rig::started(&lines);
+    let cold = |rig: &Rig| rig.instance().run.as_ref().unwrap().cold;
+    assert!(cold(&rig), "the first");
     assert_eq!(orders(rig.gone(CRASHED)), [ack(1), spawn(2)]);
+    assert!(!cold(&rig), "nobody could take what it had");
     for (run, wait) in [(2, 100), (3, 200)] {
         rig.spawned();
         assert_eq!(orders(rig.gone(CRASHED)), [ack(run)]);
         assert!(matches!(rig.phase(), Phase::Backoff { .. }));
         assert_eq!(orders(rig.wait(ms(wait - 1))), []);
         assert_eq!(orders(rig.wait(ms(1))), [spawn(run + 1)]);
+        assert!(cold(&rig), "it was down meanwhile");
     }
     rig.spawned();
     let actions = rig.gone(CRASHED);

@@ -180,6 +180,74 @@ fn what_the_agent_says_is_one_line_of_json_rpc() {
     assert_eq!(said(Outgoing::Answer { id: Id::from(9), result: huge })["error"]["code"], Fault::ANSWER);
 }
 
+/// Whoever writes a client by docs/protocol.md says what is understood, and is told what stands there.
+#[test]
+fn the_examples_of_the_document_are_the_protocol() {
+    let document = include_str!("../../../docs/protocol.md");
+    let (_, document) = document.split_once("### From the process to the agent").unwrap();
+    let (ours, theirs) = document.split_once("### From the agent to the process").unwrap();
+    let lines = |text: &'static str| text.lines().filter(|line| line.starts_with('{'));
+    let mut methods = std::collections::BTreeSet::new();
+    for line in lines(ours) {
+        let value: Value = serde_json::from_str(line).unwrap();
+        match value["method"].as_str() {
+            Some(method) => {
+                ok(line);
+                methods.insert(method.to_owned());
+            }
+            None => assert_eq!(answer(&value), value["result"], "{line}"),
+        }
+    }
+    let all = [
+        "draining",
+        "find",
+        "heartbeat",
+        "hello",
+        "launch",
+        "ready",
+        "status",
+        "stopping",
+        "unwatch",
+        "watch",
+    ];
+    assert_eq!(methods.iter().map(String::as_str).collect::<Vec<_>>(), all);
+    for line in lines(theirs) {
+        let value: Value = serde_json::from_str(line).unwrap();
+        let mut said = Vec::new();
+        told(&value).write(&mut said);
+        assert_eq!(serde_json::from_slice::<Value>(&said).unwrap(), value, "{line}");
+    }
+}
+
+/// An answer, as it is read and written again.
+fn answer(value: &Value) -> Value {
+    use crate::client::message::{Found, Launched, Welcome};
+    fn again<T: Serialize + serde::de::DeserializeOwned>(value: &Value) -> Value {
+        serde_json::to_value(serde_json::from_value::<T>(value["result"].clone()).unwrap()).unwrap()
+    }
+    match value["result"].as_object().and_then(|result| result.keys().next().map(String::as_str)) {
+        Some("listings") => again::<Found>(value),
+        Some("instance") if value["result"].get("protocol").is_none() => again::<Launched>(value),
+        _ => again::<Welcome>(value),
+    }
+}
+
+/// What the agent would say in these words.
+fn told(value: &Value) -> Outgoing {
+    let params = value["params"].clone();
+    match value["method"].as_str() {
+        Some("shutdown") => Outgoing::Shutdown(serde_json::from_value(params).unwrap()),
+        Some("ping") => Outgoing::Ping,
+        Some("watch") => Outgoing::Watch(Box::new(serde_json::from_value(params).unwrap())),
+        Some(other) => panic!("the agent never says {other}"),
+        // The one refusal that is shown.
+        None => {
+            let wrong = r#"{"jsonrpc":"2.0","id":5,"method":"status","params":{"colour":"red"}}"#;
+            Outgoing::Refused(read(wrong.as_bytes()).unwrap_err())
+        }
+    }
+}
+
 /// Lines that are nearly right, so that chance gets past the first check.
 fn line() -> impl Strategy<Value = Vec<u8>> {
     let near = prop_oneof![

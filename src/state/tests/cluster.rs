@@ -165,6 +165,24 @@ fn the_leader_is_the_eldest_ready_run_and_stays_while_it_is_ready() {
 }
 
 #[test]
+fn a_copy_that_is_put_back_gives_no_token_again() {
+    let mut state = three();
+    state.events_of("alpha", 1, vec![event("zone.0", 1, started()), ready_event("zone.0", 1)]).unwrap();
+    let token = |state: &State| state.leaders[&name("zone")].token;
+    let elect = |state: &mut State, seq| {
+        state.events_of("alpha", seq, vec![event("zone.0", 1, EventKind::Unready)]).unwrap();
+        state.events_of("alpha", seq + 1, vec![ready_event("zone.0", 1)]).unwrap();
+    };
+    let mut back = state.clone();
+    // After the copy was made there were other leaders.
+    [3, 5, 7, 9].into_iter().for_each(|seq| elect(&mut state, seq));
+    back.take(Command::Recover).unwrap();
+    elect(&mut back, 3);
+    assert!(token(&back) > token(&state), "{} after {}", token(&back), token(&state));
+    assert_eq!(violations(&back), []);
+}
+
+#[test]
 fn one_command_elects_once_so_that_no_token_is_given_twice() {
     let mut state = ready();
     let batch = vec![

@@ -77,15 +77,3 @@ impl AsciiChart {
         self
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_are_counted() {
-        let mut histogram = Histogram::<()>::new();
-        (0..5).for_each(|value| histogram.record(value));
-        assert_eq!(histogram.percentile_stats().samples, 5);
-    }
-}

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 mod writer;
 
@@ -21,6 +21,8 @@ use writer::Writer;
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
+/// Its name in the folder.
+pub const FILE: &str = "raft.redb";
 /// Bumped when the records change their meaning.
 const FORMAT: &[u8] = &[1, 0];
 /// The file's pages in memory.
@@ -157,7 +159,7 @@ pub struct Disk {
 }
 
 /// What is said when the thread is gone.
-pub fn stopped() -> io::Error {
+fn stopped() -> io::Error {
     io::Error::other("the log is closed")
 }
 
@@ -166,7 +168,7 @@ impl Disk {
     pub fn open(folder: &Path) -> Result<Disk, OpenError> {
         std::fs::create_dir_all(folder)
             .map_err(|source| OpenError::Folder { path: folder.to_owned(), source })?;
-        let path = folder.join("raft.redb");
+        let path = folder.join(FILE);
         let fresh = !path.exists();
         // redb asserts what a damaged page must not break; that is damage like any other.
         let opened = std::panic::catch_unwind(|| {
@@ -202,6 +204,19 @@ impl Disk {
     /// Queues a write.
     pub async fn send(&self, op: Op) -> io::Result<()> {
         self.ops.send(op).await.map_err(|_| stopped())
+    }
+
+    /// Queues a write and waits until it is on disk.
+    pub async fn write(&self, op: impl FnOnce(Done) -> Op) -> io::Result<()> {
+        let (done, written) = oneshot::channel();
+        // Whoever stopped waiting does not hear of it.
+        self.send(op(Box::new(move |result| drop(done.send(result))))).await?;
+        written.await.map_err(|_| stopped())?
+    }
+
+    /// The same of a mark.
+    pub async fn put(&self, key: Key, bytes: Vec<u8>) -> io::Result<()> {
+        self.write(|done| Op::Put { key, bytes, done: Some(done) }).await
     }
 
     /// A mark as it is on disk.

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use super::{Shelf, SnapshotBytes, SnapshotMeta};
 use crate::agent::disk::replace;
 use crate::cluster::raft::log_store::Disk;
-use crate::cluster::raft::log_store::disk::{Key, Op, stopped};
+use crate::cluster::raft::log_store::disk::Key;
 use crate::cluster::wire::{decode, encode};
 
 /// What the log's file says of a snapshot.
@@ -82,10 +81,7 @@ impl Shelf for DiskShelf {
             return Ok(bytes);
         }
         let label = encode(&Label { meta, file: file.clone(), length: bytes.len() as u64 })?;
-        let (done, written) = oneshot::channel();
-        let done = Box::new(move |result| drop(done.send(result)));
-        self.disk.send(Op::Put { key: Key::Snapshot, bytes: label, done: Some(done) }).await?;
-        written.await.map_err(|_| stopped())??;
+        self.disk.put(Key::Snapshot, label).await?;
         // An older file that stays costs room, nothing else.
         if let Err(error) = self.clear_away(&file) {
             tracing::warn!(%error, "an older snapshot cannot be removed");

@@ -1,0 +1,87 @@
+//! A backup as docs/operations.md has it: the folder `raft` of one peer, put back when all disks are lost.
+
+use std::path::Path;
+
+use bigbrother::http::view::PeerView;
+
+use crate::cluster::{Cluster, NAMES, zones};
+use crate::host::{expect, until};
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// Waits until this host shows these states, in the order of the ordinals.
+fn zones_are(cluster: &Cluster, host: usize, wanted: &[&str]) {
+    until(&format!("zones {wanted:?}"), || {
+        let views = cluster.hosts[host].ps()?;
+        let states: Vec<&str> = views.values().map(|view| view.state.as_str()).collect();
+        expect(states == wanted, (&views, cluster.logs()))
+    });
+}
+
+fn votes(cluster: &Cluster, host: usize) -> Vec<String> {
+    let peers: Vec<PeerView> = serde_json::from_value(cluster.json(host, &["peers"])).unwrap();
+    // In the order of their numbers.
+    let mut votes: Vec<String> = peers.iter().map(|peer| format!("{} {}", peer.host, peer.role)).collect();
+    votes.sort();
+    votes
+}
+
+#[test]
+fn a_backup_of_one_peer_brings_the_cluster_back_when_all_disks_are_lost() {
+    let mut cluster = Cluster::of(4, zones);
+    cluster.ok(3, &["scale", "zone", "4"]);
+    cluster.ok(3, &["stop", "zone.1"]);
+    let kept = ["ready", "paused", "ready", "ready"];
+    zones_are(&cluster, 0, &kept);
+
+    // The backup, while the games go on.
+    let saved = cluster.other(&[cluster.primary()]);
+    let backup = cluster.hosts[saved].root.join("backup");
+    let raft = |cluster: &Cluster, host: usize| cluster.hosts[host].data.join("raft");
+    cluster.hosts[saved].stop_agent();
+    copy(&raft(&cluster, saved), &backup);
+    cluster.hosts[saved].start();
+    zones_are(&cluster, 0, &kept);
+    cluster.ok(3, &["scale", "zone", "6"]);
+    cluster.ok(3, &["start", "zone.1"]);
+    zones_are(&cluster, 0, &["ready"; 6]);
+
+    // All is lost, but for the attached host's copy, which is newer.
+    let attached = cluster.hosts[3].data.join("attached.bin");
+    until("an attached host's copy", || expect(attached.exists(), &attached));
+    cluster.hosts.iter_mut().for_each(|host| host.power_off());
+    (0..3).for_each(|peer| std::fs::remove_dir_all(raft(&cluster, peer)).unwrap());
+    copy(&backup, &raft(&cluster, saved));
+    let file = cluster.hosts[saved].config();
+    let told = cluster.ok(saved, &["peers", "recover", "--config", file.to_str().unwrap(), "--yes"]).out;
+    assert!(told.contains("attached.bin") && told.contains("peers promote"), "{told}");
+    std::fs::remove_file(&attached).unwrap();
+    cluster.hosts.iter_mut().for_each(|host| host.launch_agent());
+
+    // What was changed since is gone, what was changed before is there.
+    for host in 0..4 {
+        zones_are(&cluster, host, &kept);
+    }
+    // The others are newcomers, and vote when they are told to.
+    for peer in (0..3).filter(|peer| *peer != saved) {
+        until("it is a peer", || {
+            let votes = votes(&cluster, saved);
+            expect(votes.contains(&format!("{} learner", NAMES[peer])), votes)
+        });
+        cluster.ok(3, &["peers", "promote", NAMES[peer]]);
+    }
+    assert_eq!(votes(&cluster, 3), ["alpha voter", "beta voter", "gamma voter"]);
+    // It bears the loss of the one that all came from.
+    cluster.hosts[saved].power_off();
+    let asked = cluster.other(&[saved]);
+    until("a change goes through", || {
+        let scaled = cluster.run(asked, &["scale", "zone", "5"]);
+        expect(scaled.code == Some(0), scaled)
+    });
+    zones_are(&cluster, asked, &["ready", "paused", "ready", "ready", "ready"]);
+}

@@ -1,0 +1,133 @@
+//! Hosts that come back: what they start, what they wait for, and what becomes of runs that belong elsewhere by then.
+
+use std::time::{Duration, Instant};
+
+use bigbrother::http::view::InstanceView;
+
+use crate::cluster::{Cluster, NAMES, ZONES, zones};
+use crate::host::{Host, alive, expect, signal, until};
+
+/// What a host waits for a quorum at least before it goes by its own copy: `host_timeout`, as short as it may be.
+const PATIENCE_WITHOUT_QUORUM: Duration = Duration::from_millis(4_500);
+
+/// The pids of all runs that there were, by instance.
+fn ran(cluster: &Cluster, instances: &[&str]) -> Vec<Vec<i32>> {
+    instances.iter().map(|instance| cluster.hosts[0].witnessed(instance)).collect()
+}
+
+#[test]
+fn a_host_that_comes_back_starts_nothing_that_runs_elsewhere_now() {
+    let mut cluster = Cluster::start(zones);
+    cluster.ready(0, &ZONES);
+    let lost = cluster.other(&[cluster.primary()]);
+    let asked = cluster.other(&[lost]);
+    cluster.hosts[lost].power_off();
+    let moved = cluster.ready(asked, &ZONES);
+    assert!(moved.iter().all(|view| view.host.as_str() != NAMES[lost]), "{moved:?}");
+    let before = ran(&cluster, &ZONES);
+    // On its disk stands what it ran, and nobody has told it otherwise yet.
+    cluster.hosts[lost].start();
+    // It has been told, and does what it is told, when it runs what comes now.
+    cluster.ok(asked, &["scale", "zone", "8"]);
+    let more = [&ZONES[..], &["zone.6", "zone.7"]].concat();
+    let grown = cluster.ready(asked, &more);
+    assert!(grown[6..].iter().all(|view| view.host.as_str() == NAMES[lost]), "{grown:?}");
+    assert_eq!(ran(&cluster, &ZONES), before, "it started something that ran elsewhere");
+}
+
+fn with_arenas(host: &Host) -> String {
+    let arena = host.witness(&["/bin/sleep", "100000"]);
+    format!(
+        "{}\n[process.arena]\ncommand = {arena}\ncount = 3\non_partition = \"stop\"\n\
+         ready = {{ mode = \"spawned\", after = \"50ms\" }}\nheartbeat = {{ mode = \"none\" }}\n",
+        zones(host)
+    )
+}
+
+const ARENAS: [&str; 3] = ["arena.0", "arena.1", "arena.2"];
+
+#[test]
+fn a_host_that_boots_without_a_quorum_waits_for_one_and_then_starts_what_it_ran_and_no_more() {
+    let mut cluster = Cluster::start(with_arenas);
+    let all = [&ARENAS[..], &ZONES].concat();
+    let views = cluster.ready(0, &all);
+    let of_beta = |view: &&InstanceView| view.host.as_str() == "beta" && view.process.as_str() == "zone";
+    let own: Vec<String> = views.iter().filter(of_beta).map(|view| view.instance.to_string()).collect();
+    assert_eq!(own.len(), 2, "{views:?}");
+    // Nobody has time to declare anybody down.
+    cluster.hosts[0].kill_agent();
+    cluster.hosts[2].kill_agent();
+    cluster.hosts[1].power_off();
+    let before = ran(&cluster, &all);
+    let began = Instant::now();
+    cluster.hosts[1].launch_agent();
+    let games = until("it runs what it ran", || {
+        let games: Vec<String> = cluster.hosts[1].games().into_keys().collect();
+        if games.is_empty() { Err(cluster.hosts[1].logs()) } else { Ok((games, began.elapsed())) }
+    });
+    assert!(games.1 >= PATIENCE_WITHOUT_QUORUM, "it started {games:?} before it could have been told");
+    until("it runs all that it ran, and nothing else", || {
+        let games: Vec<String> = cluster.hosts[1].games().into_keys().collect();
+        expect(games == own, games)
+    });
+    let status = cluster.status(1).unwrap();
+    assert!(status.starting.is_none() && !status.quorum, "{status:?}");
+    for lost in [0, 2] {
+        cluster.hosts[lost].start();
+    }
+    cluster.ready(1, &all);
+    // Each of its own was started once, all others are what they were. Arenas end without a quorum, and come back.
+    let after = ran(&cluster, &ZONES);
+    for (zone, (after, before)) in ZONES.iter().zip(after.iter().zip(&before[3..])) {
+        let more = usize::from(own.iter().any(|own| own == zone));
+        assert_eq!(after.len(), before.len() + more, "{zone}");
+    }
+}
+
+/// What does not end when it is asked to.
+const STUBBORN: &str = r#"
+[process.stubborn]
+command = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
+count = 3
+stop = { timeout = "6s" }
+ready = { mode = "spawned", after = "50ms" }
+heartbeat = { mode = "none" }
+"#;
+
+#[test]
+fn a_run_beside_the_one_that_belongs_is_shown_as_superseded_until_it_ends() {
+    let cluster = Cluster::start(|_| STUBBORN.to_owned());
+    let before = cluster.ready(0, &["stubborn.0", "stubborn.1", "stubborn.2"]);
+    let away = cluster.other(&[cluster.primary()]);
+    let asked = cluster.other(&[away]);
+    let old = before.iter().find(|view| view.host.as_str() == NAMES[away]).expect("one on each host");
+    let name = old.instance.to_string();
+    // Its games play on.
+    signal(cluster.hosts[away].agent_pid(), libc::SIGSTOP);
+    let new = until("it runs elsewhere", || {
+        let view = cluster.view(asked, &name);
+        let view = view.filter(|view| view.state == "ready" && view.host != old.host);
+        view.ok_or_else(|| format!("{:?}", cluster.ps(asked)))
+    });
+    signal(cluster.hosts[away].agent_pid(), libc::SIGCONT);
+    for host in [asked, away] {
+        let (belongs, beside) = until("both are shown", || {
+            let views = cluster.ps(host);
+            let mut views = views.into_iter().filter(|view| view.instance == old.instance);
+            let (first, second) = (views.next(), views.next());
+            let both = first.zip(second).filter(|(_, second)| second.state == "superseded");
+            both.ok_or_else(|| format!("{:?}", cluster.ps(host)))
+        });
+        assert_eq!((&belongs.host, belongs.run), (&new.host, new.run), "{belongs:?}");
+        assert_eq!((&beside.host, beside.run, beside.pid), (&old.host, old.run, old.pid), "{beside:?}");
+        let reason = beside.reason.unwrap_or_default();
+        assert!(reason.starts_with(&format!("it belongs to {} now", new.host)), "{reason}");
+        assert!(alive(beside.pid.unwrap()), "it is shown, and runs no more");
+    }
+    until("status counts it", || expect(cluster.status(asked)?.superseded == 1, cluster.status(asked)));
+    let after = cluster.ready(asked, &["stubborn.0", "stubborn.1", "stubborn.2"]);
+    assert!(!alive(old.pid.unwrap()), "it runs, and is not shown any more");
+    let now = after.iter().find(|view| view.instance == old.instance).unwrap();
+    assert_eq!((&now.host, now.run), (&new.host, new.run), "the one that belongs goes on");
+    assert_eq!(cluster.status(asked).unwrap().superseded, 0);
+}

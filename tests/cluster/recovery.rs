@@ -1,0 +1,191 @@
+//! A copy of one peer becomes the cluster: what is left when a majority is lost for good, or a backup.
+
+use std::path::Path;
+
+use bigbrother::cluster::node::Settings;
+use bigbrother::cluster::node::recover::{RecoverError, recover};
+use bigbrother::cluster::raft::membership::Role;
+
+use super::peers::*;
+
+fn folder(settings: &Settings) -> std::path::PathBuf {
+    settings.data_dir.join("raft")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+fn recovered(settings: &Settings) -> Result<u64, RecoverError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(recover(&settings.data_dir, &settings.host, &settings.peers))
+}
+
+/// A killed peer may need a moment to let go of its files.
+fn recovered_soon(settings: &Settings) -> u64 {
+    until("its files are let go", || recovered(settings).map_err(|error| error.to_string()))
+}
+
+/// (host, votes) of all peers.
+fn roll(peer: &Peer) -> Vec<(String, bool)> {
+    let of = |m: bigbrother::cluster::raft::membership::Member| (m.peer.name, m.role == Role::Voter);
+    let mut roll: Vec<_> = peer.node().peers().into_iter().map(of).collect();
+    roll.sort();
+    roll
+}
+
+fn wait_for(peer: &Peer, wanted: [(&str, bool); 3]) {
+    let wanted = wanted.map(|(host, votes)| (host.to_owned(), votes));
+    until("the peers", || if roll(peer) == wanted { Ok(()) } else { Err(roll(peer)) });
+}
+
+#[test]
+fn a_backup_of_one_peer_becomes_the_cluster_and_the_others_come_to_it() {
+    let (outside, mut all) = settings(&["alpha", "beta", "gamma"]);
+    // With a snapshot and purged entries, as a real one.
+    all.iter_mut().for_each(|settings| settings.snapshot_every = 20);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers[0].propose(spec());
+    for number in 0..70 {
+        peers[0].propose(launch(&format!("kept {number}")));
+    }
+    agreed(&peers);
+    let history = peers[1].node().history();
+    let beta = peers.remove(1).close();
+    let backup = outside.path().join("backup");
+    copy(&folder(&beta), &backup);
+    peers.insert(1, Peer::start(&beta));
+    for number in 0..30 {
+        peers[0].propose(launch(&format!("lost {number}")));
+    }
+    let lost = agreed(&peers);
+    peers.drain(..).for_each(|peer| drop(peer.kill()));
+    all.iter().for_each(|settings| std::fs::remove_dir_all(folder(settings)).unwrap());
+
+    copy(&backup, &folder(&beta));
+    let index = recovered_soon(&beta);
+    assert!(index > 70, "{index}");
+    let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    wait_for(&peers[1], [("alpha", false), ("beta", true), ("gamma", false)]);
+    assert_ne!(peers[1].node().history(), history, "whoever watches must begin anew");
+    for newcomer in ["alpha", "gamma"] {
+        peers[1].run(peers[1].node().promote_peer(name(newcomer))).unwrap();
+    }
+    wait_for(&peers[1], [("alpha", true), ("beta", true), ("gamma", true)]);
+    peers[0].propose(launch("afterwards"));
+    let state = agreed(&peers);
+    assert!(state.index > lost.index, "fencing tokens would be given again");
+    let notes = notes(&state);
+    assert!(notes.iter().all(|note| !note.starts_with("lost")) && notes.len() == 71, "{notes:?}");
+    // Numbers are not used twice, and the one that was recovered is a peer like any other.
+    assert!([0, 2].iter().all(|place| peers[*place].node().id() > Some(3)));
+    let mut peers = peers;
+    peers.remove(1).kill();
+    peers[0].propose(launch("without it"));
+}
+
+#[test]
+fn the_last_peer_goes_on_alone_and_the_old_ones_are_not_heard() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    peers[0].propose(launch("kept"));
+    agreed(&peers);
+    let alpha = peers.remove(0).kill();
+    let gone: Vec<Settings> = peers.drain(..).map(Peer::kill).collect();
+    // Broken off and done again, it is the same.
+    let [first, again] = [recovered_soon(&alpha), recovered_soon(&alpha)];
+    assert!(again > first);
+    let alpha = Peer::start(&alpha);
+    alpha.propose(launch("alone"));
+    // One of the others was not lost after all. It is a peer of what was before, and stays that.
+    let beta = Peer::start(&gone[0]);
+    alpha.propose(launch("beside it"));
+    let of_old = |peer: &Peer| peer.node().history();
+    assert_ne!(of_old(&alpha), of_old(&beta));
+    assert_eq!(roll(&alpha), [("alpha".to_owned(), true)]);
+    assert_eq!(notes(&beta.state()).len(), 1, "it has heard of nothing");
+    // Without its copy it is a newcomer.
+    let settings = beta.kill();
+    std::fs::remove_dir_all(folder(&settings)).unwrap();
+    let beta = Peer::start(&settings);
+    assert_eq!(notes(&agreed([&alpha, &beta])).len(), 3);
+}
+
+#[test]
+fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    let in_use = recovered(&peers[0].settings).unwrap_err().to_string();
+    assert!(in_use.contains("another agent runs with this data_dir"), "{in_use}");
+    // The others go on: there is nothing to recover.
+    let alpha = peers.remove(0).close();
+    let alive = until("the others answer", || match recovered(&alpha) {
+        Err(error @ RecoverError::Alive { .. }) => Ok(error.to_string()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(alive.contains("a cluster that lives needs no copy"), "{alive}");
+    peers.push(Peer::start(&alpha));
+    primary(&peers);
+    assert_eq!(roll(&peers[2]).len(), 3, "and nothing was changed");
+    let (_other, nothing) = settings_of_one();
+    let Err(RecoverError::NoCopy { folder: named }) = recovered(&nothing) else { panic!("of nothing") };
+    assert!(!named.exists(), "and nothing was made");
+    let mut attached = nothing.clone();
+    attached.peers.remove(&attached.host);
+    assert!(matches!(recovered(&attached), Err(RecoverError::NoPeer(_))));
+    // A disk that never belonged to a cluster.
+    let fresh = Peer::start(&nothing);
+    fresh.kill();
+    until("the file is let go", || match recovered(&nothing) {
+        Err(RecoverError::NoCopy { .. }) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
+/// Why one copy is put back, and never several: what is committed in the newer is not in the older, and those elect.
+/// openraft finds that where its own checks are compiled in; what it finds it says by a panic, here as anywhere else.
+#[cfg(debug_assertions)]
+#[test]
+fn a_peer_whose_log_does_not_go_with_that_of_the_others_says_so() {
+    let (outside, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    agreed(&peers);
+    let all: Vec<Settings> = peers.drain(..).map(Peer::close).collect();
+    let backup = |settings: &Settings| outside.path().join(format!("backup-{}", settings.host));
+    all[..2].iter().for_each(|settings| copy(&folder(settings), &backup(settings)));
+    peers.extend(all.iter().map(Peer::start));
+    primary(&peers);
+    (0..10).for_each(|number| drop(peers[0].propose(launch(&format!("later {number}")))));
+    agreed(&peers);
+    peers.drain(..).for_each(|peer| drop(peer.close()));
+    for settings in &all[..2] {
+        std::fs::remove_dir_all(folder(settings)).unwrap();
+        copy(&backup(settings), &folder(settings));
+    }
+    peers.extend(all[..2].iter().map(Peer::start));
+    // Their terms are later than those that the third one has seen.
+    for _ in 0..6 {
+        let old = primary(&peers);
+        peers[old].run(peers[old].node().hand_over()).unwrap().expect("an heir");
+    }
+    peers[0].propose(launch("in their place"));
+    let gamma = Peer::start(&all[2]);
+    let why = until("it says so", || gamma.standing().broken.ok_or_else(|| gamma.standing()));
+    assert!(why.contains("move the folder `raft` away"), "{why}");
+    assert!(!gamma.standing().quorum);
+    // As it says.
+    let settings = gamma.kill();
+    std::fs::remove_dir_all(folder(&settings)).unwrap();
+    peers.push(Peer::start(&settings));
+    assert_eq!(notes(&agreed(&peers)), ["in their place".to_owned()].into());
+}
+
+/// A host that waits for peers that are not there.
+fn settings_of_one() -> (tempfile::TempDir, Settings) {
+    let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    (folder, all.remove(1))
+}
