@@ -4,6 +4,7 @@
 //! written by a task of its own, so that a slow disk never holds up a spawn.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,7 +185,7 @@ impl Book {
             let port = (protocol, number);
             let ours =
                 self.taken.contains(&port) || self.fixed.contains(&port) || also.values().any(|p| *p == port);
-            if !ours && !is_taken(port) {
+            if !ours && bind(port).is_ok() {
                 return Ok(number);
             }
         }
@@ -197,11 +198,15 @@ impl Book {
 }
 
 /// Somebody on this machine holds the port, on one of its addresses.
-pub fn is_taken((protocol, number): (Protocol, u16)) -> bool {
+pub fn is_taken(port: (Protocol, u16)) -> bool {
+    bind(port).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+fn bind((protocol, number): (Protocol, u16)) -> io::Result<()> {
     let any = (Ipv4Addr::UNSPECIFIED, number);
     match protocol {
-        Protocol::Udp => UdpSocket::bind(any).is_err(),
-        Protocol::Tcp => TcpListener::bind(any).is_err(),
+        Protocol::Udp => UdpSocket::bind(any).map(drop),
+        Protocol::Tcp => TcpListener::bind(any).map(drop),
     }
 }
 

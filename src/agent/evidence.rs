@@ -1,7 +1,8 @@
 //! Hang reports: what a silent run was doing right before it is killed.
 //!
 //! Owns the newest report of each instance, and the thread that reads the ends of logs: a disk that does not
-//! answer holds up that one and nobody else. Reading /proc is bounded in threads and bytes, so that it costs the
+//! answer holds up that one and nobody else. So the ends may be read after the kill, with what the next run has said
+//! by then; the title has the moment. Reading /proc is bounded in threads and bytes, so that it costs the
 //! other instances nothing. Called by the supervision loop, before the kill.
 
 use std::collections::BTreeMap;
@@ -49,8 +50,9 @@ impl Evidence {
         }
         let (reply, ends) = channel();
         let errand = Errand { folder: logs.join(instance.to_string()), reply };
+        self.reader = self.reader.take().or_else(reader);
         // One that cannot be sent is dropped, and with it its `reply`: the report says so.
-        let _ = self.reader.get_or_insert_with(reader).try_send(errand);
+        let _ = self.reader.as_ref().map(|reader| reader.try_send(errand));
         self.reports.insert(instance.clone(), Report { text, ends: Some(ends) });
     }
 
@@ -81,8 +83,8 @@ impl Evidence {
     }
 }
 
-/// Starts the thread; it ends with the sending end.
-fn reader() -> SyncSender<Errand> {
+/// Starts the thread, which ends with the sending end; `None`: there is none to be had now.
+fn reader() -> Option<SyncSender<Errand>> {
     let (sender, errands) = sync_channel::<Errand>(MOST_WAITING);
     let read = move || {
         for Errand { folder, reply } in errands {
@@ -90,10 +92,13 @@ fn reader() -> SyncSender<Errand> {
             let _ = reply.send(ends(&folder));
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("log-ends".to_owned()).spawn(read) {
-        tracing::error!(%error, "no thread for the logs of hung runs");
+    match std::thread::Builder::new().name("log-ends".to_owned()).spawn(read) {
+        Ok(_) => Some(sender),
+        Err(error) => {
+            tracing::error!(%error, "no thread for the logs of hung runs");
+            None
+        }
     }
-    sender
 }
 
 fn ends(folder: &Path) -> String {

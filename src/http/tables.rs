@@ -2,7 +2,8 @@
 //!
 //! Owns one index for each of them. That of the directory is the feed's; the others are told by whoever follows the state
 //! here, which looks at what is other and never at all there is. It may be told of a change that shows nowhere; of one
-//! that does, always. Called by the routes that read tables.
+//! in the state that does, always. What else a list shows (who is primary, for how long a host has been silent) wakes
+//! nobody. Called by the routes that read tables.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 
 use super::service::{Forwarded, PeersAnswer};
+use super::standing::FRESH;
 use super::{Peer, Shared};
 use crate::agent::replica::wall_ms;
 use crate::cluster::raft::membership::{self, PeersChange, PeersRefused, Raft};
@@ -237,6 +238,10 @@ impl Shared {
                 // Not the primary any more, or no quorum: it may be in the log already.
                 Ok(Err(_)) | Err(_) => Attempt::Unknown,
             };
+        }
+        // Raft names its last primary for ever. One that is cut off would only leave nobody knowing.
+        if !self.heard.borrow().is_some_and(|heard| heard.at.elapsed() < FRESH) {
+            return Attempt::Again;
         }
         let answer = tokio::select! {
             answer = self.exchange.call(&primary, Purpose::Bulk, Kind::Propose, body.to_vec(), ttl) => answer,

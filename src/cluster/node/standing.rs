@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How often the disk is tidied and dead voters are looked for.
 const TIDY: Duration = Duration::from_millis(500);
 /// A primary that was heard within this time counts.
-const FRESH: Duration = Duration::from_millis(2 * ELECTION_MS.1);
+pub(super) const FRESH: Duration = Duration::from_millis(2 * ELECTION_MS.1);
 
 /// Why nothing changes where Raft has found what must not be.
 const PANICKED: &str = "this peer's log does not go with that of the others, or the program has a fault: the agent's log \
