@@ -51,7 +51,7 @@ pub struct DevArgs {
     /// The folder to work in; it must be empty or new, and it is kept. Default: a temporary one.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// End by itself after so many seconds.
+    /// End by itself so many seconds after all servers are ready.
     #[arg(long = "for", value_name = "SECS", value_parser = seconds)]
     span: Option<f64>,
     /// Do not hang a server, nor lose a host, to show what then happens.
@@ -66,7 +66,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// Runs the demonstration until it is interrupted.
 pub async fn run(args: DevArgs, out: Output) -> Result<Exit, Failure> {
-    let mut ends = Ends::new(args.span)?;
+    let mut ends = Ends::new()?;
     let folder = Folder::make(args.dir.clone(), Plan { hosts: args.hosts, zones: args.zones })?;
     let mut household = Household::new(&folder)?;
     let played = play(&args, &folder, &mut household, &mut ends, &out).await;
@@ -101,7 +101,7 @@ struct Ends {
 }
 
 impl Ends {
-    fn new(span: Option<f64>) -> Result<Ends, Failure> {
+    fn new() -> Result<Ends, Failure> {
         let listen = |kind| {
             signal(kind)
                 .map_err(|source| Failure::Local { what: "cannot wait for signals".to_owned(), source })
@@ -110,8 +110,12 @@ impl Ends {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
-            deadline: span.map(|secs| Instant::now() + Duration::from_secs_f64(secs.clamp(0.0, 1e6))),
+            deadline: None,
         })
+    }
+
+    fn come_after(&mut self, secs: f64) {
+        self.deadline = Some(Instant::now() + Duration::from_secs_f64(secs.clamp(0.0, 1e6)));
     }
 
     async fn come(&mut self) {
@@ -155,6 +159,8 @@ async fn play(
         () = ends.come() => return Ok(()),
     };
     note(out, &show.welcome(&list, household).await?);
+    // Only now: how long the start takes is up to the machine, and it has a limit of its own.
+    args.span.into_iter().for_each(|secs| ends.come_after(secs));
     let mut ears = Ears::open(show.hosts()).await;
     let mut comebacks = Comebacks::default();
     let mut rounds = tokio::time::interval(ROUND);

@@ -57,6 +57,13 @@ impl Host {
         self.runtime.as_ref().unwrap().block_on(work)
     }
 
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.as_ref().unwrap().spawn(work)
+    }
+
     pub fn served_by(&self) -> Option<HostName> {
         self.attached().served_by().borrow().clone()
     }
