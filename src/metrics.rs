@@ -230,7 +230,7 @@ impl Metrics {
         self.unsaved.with_label_values(&[file.label()]).set(i64::from(unsaved));
     }
 
-    /// The file was read again, or refused: then all is as before.
+    /// The file was read again, or not all of it could be put in force.
     pub fn reloaded(&self, done: bool) {
         self.reloads.with_label_values(&[RELOADS[usize::from(!done)]]).inc();
     }

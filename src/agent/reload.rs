@@ -39,6 +39,16 @@ pub struct Reloader {
     pub requests: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
 }
 
+/// The processes are not in force; what is by now?
+fn in_part(why: &str, certificates: bool, settings: bool) -> String {
+    match (certificates, settings) {
+        (false, false) => why.to_owned(),
+        (true, false) => format!("{why}\nin force already: the certificates"),
+        (false, true) => format!("{why}\nin force already: the settings of the host"),
+        (true, true) => format!("{why}\nin force already: the certificates and the settings of the host"),
+    }
+}
+
 impl Reloader {
     /// Applies the file's processes at the start, if they may be applied.
     pub async fn begin(&self, config: &Config) -> Result<(), AskError> {
@@ -91,11 +101,13 @@ impl Reloader {
         let renewed = self.renew_certificates().await?;
         let before = self.settings.borrow().clone();
         let (now, fixed) = reconcile(&before, &config.host);
-        if *before != now {
+        let others = *before != now;
+        if others {
             self.settings.send_replace(Arc::new(now));
             self.tell(cgroups).await;
         }
-        let outcome = spec_file::apply(&self.handle, &config).await.map_err(|e| e.to_string())?;
+        let outcome = spec_file::apply(&self.handle, &config).await;
+        let outcome = outcome.map_err(|error| in_part(&error.to_string(), renewed, others))?;
         let mut told = self.show(outcome);
         if renewed {
             told.push_str("; other certificates are shown and asked for");

@@ -60,7 +60,8 @@ const MOST: usize = 1_000;
 pub struct Audit {
     ledger: Ledger,
     refusals: Arc<Pace<()>>,
-    launches: Arc<Pace<()>>,
+    /// Those that were refused, of each instance.
+    launches: Arc<Pace<InstanceId>>,
     missed: Arc<AtomicU64>,
 }
 
@@ -78,7 +79,8 @@ impl Audit {
         self.ledger.settled().await;
     }
 
-    /// What a game process launches, or may not. A crowd of launches fills no disk: some are counted only.
+    /// What a game process launches, or may not. A crowd of refusals fills no disk: some are counted only. What was
+    /// launched the replicated state bounds.
     pub async fn launched(
         &self,
         host: &HostName,
@@ -86,7 +88,7 @@ impl Audit {
         launch: &Launch,
         refused: Option<AskError>,
     ) {
-        if !self.launches.allows(&(), Instant::now()) {
+        if refused.is_some() && !self.launches.allows(by, Instant::now()) {
             self.missed.fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -45,16 +45,20 @@ pub(super) struct Tables {
 
 /// The asking end, and the following of the state behind it, which never ends.
 pub(super) fn tables(
-    states: watch::Receiver<Arc<State>>,
+    mut states: watch::Receiver<Arc<State>>,
     feed: Feed,
 ) -> (Tables, impl Future<Output = Infallible> + Send) {
-    let index = states.borrow().index;
+    let last = states.borrow_and_update().clone();
+    let index = last.index;
     let (told, changed) = watch::channel(Changed { processes: index, hosts: index, spec: index });
-    (Tables { feed, changed }, follow(states, told))
+    (Tables { feed, changed }, follow(states, last, told))
 }
 
-async fn follow(mut states: watch::Receiver<Arc<State>>, told: watch::Sender<Changed>) -> Infallible {
-    let mut last = states.borrow_and_update().clone();
+async fn follow(
+    mut states: watch::Receiver<Arc<State>>,
+    mut last: Arc<State>,
+    told: watch::Sender<Changed>,
+) -> Infallible {
     loop {
         if states.changed().await.is_err() {
             // The last state stays.

@@ -115,6 +115,7 @@ fn works_beside_a_stranger(cluster: &Cluster) {
     for (turn, host) in [0, 1, 2, 0, 1, 2].into_iter().enumerate() {
         stranger.goes_on(150);
         cluster.ok(host, &["scale", "zone", &(7 + turn % 2).to_string()]);
+        until("zone.6 is placed", || expect(cluster.view(host, "zone.6").is_some(), cluster.ps(host)));
         cluster.ok(host, &["restart", "zone.6"]);
         // A busy machine may hold an election now and then; it is over at once.
         until("all are there", || {

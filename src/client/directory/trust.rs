@@ -57,6 +57,9 @@ impl Trust {
         for certificate in CertificateDer::pem_file_iter(path).map_err(file)? {
             roots.add(certificate.map_err(file)?).map_err(unfit)?;
         }
+        if roots.is_empty() {
+            return Err(unfit(rustls::Error::General("the file has no certificate".to_owned())));
+        }
         Trust::of(roots)
     }
 
@@ -81,5 +84,18 @@ impl Trust {
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
         let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok((self.0.clone(), ServerName::try_from(name).map_err(io::Error::other)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_certificates_is_no_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        std::fs::write(&path, "nothing\n").unwrap();
+        assert!(matches!(Trust::in_cas_of(&path), Err(TrustError::Unfit { .. })));
     }
 }
