@@ -92,7 +92,8 @@ impl Fleet {
         // Only now, so that each host has its share: who joins first would else get all.
         HOSTS.iter().for_each(|host| fs::write(fleet.file(host), fleet.cluster_toml(host)).unwrap());
         let file = fleet.file("delta").display().to_string();
-        fleet.command("delta", &["apply", &file]);
+        // One that has only just joined takes nothing yet.
+        fleet.until("the processes are taken", |fleet| fleet.try_command("delta", &["apply", &file]));
         fleet.settle("the start");
         for host in HOSTS {
             let keeper = fleet.keeper(host).expect("a keeper");
@@ -420,6 +421,9 @@ restart = {{ backoff = false, give_up = false }}
             let status = self.get(host, "/v1/status")?;
             if status["quorum"] != true {
                 return Err(format!("{host} sees no quorum"));
+            }
+            if !status["starting"].is_null() {
+                return Err(format!("{host} is starting: {}", status["starting"]));
             }
         }
         Ok(())
