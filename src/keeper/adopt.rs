@@ -194,12 +194,7 @@ impl Keeper {
         let due: Vec<RunId> =
             self.unborn.iter().filter(|(_, child)| now >= child.look_ns).map(|(id, _)| *id).collect();
         for id in due {
-            let (Some(child), Some(slot)) =
-                (self.unborn.get_mut(&id), self.table.get(id).map(|run| run.slot))
-            else {
-                self.unborn.remove(&id);
-                continue;
-            };
+            let Some(child) = self.unborn.get_mut(&id) else { continue };
             if process::stat(child.pid).is_some_and(|stat| !stat.executed && stat.alive()) {
                 child.look_ns = now + LOOK_NS;
                 if !child.stuck && now.saturating_sub(child.forked_ns) >= super::STUCK_NS {
@@ -209,14 +204,7 @@ impl Keeper {
                 continue;
             }
             self.unborn.remove(&id);
-            match self.ledger.slot(slot).failure() {
-                Some((step, errno)) => self.table.exec_failed(id, step, errno),
-                None => {
-                    if let Some(reply) = self.table.executing(id) {
-                        self.link.send(&reply);
-                    }
-                }
-            }
+            self.tell_birth(id);
         }
     }
 

@@ -190,6 +190,11 @@ impl Keeper {
         if self.pending.is_empty() {
             self.surroundings.rest();
         }
+        self.tell_birth(id);
+    }
+
+    /// What the ledger says of a child that has left for its program, into the table and to the agent.
+    pub(super) fn tell_birth(&mut self, id: RunId) {
         let Some(slot) = self.table.get(id).map(|run| run.slot) else { return };
         if let Some((step, errno)) = self.ledger.slot(slot).failure() {
             self.table.exec_failed(id, step, errno);
