@@ -30,7 +30,7 @@ use super::auth::{self, Caller};
 use super::events::UNREACHABLE;
 use super::pace::Pace;
 use super::problem::Refusal;
-use super::router::{Api, MAX_BODY};
+use super::router::{self, Api, MAX_BODY};
 use crate::agent::chronicle::rfc3339;
 use crate::agent::handle::AskError;
 use crate::agent::replica::wall_ms;
@@ -191,13 +191,13 @@ pub(super) async fn recorded(api: Api, request: Request, next: Next) -> Response
     let asking = auth::asking();
     let request = Request::from_parts(head, Body::from(body.clone()));
     if shown {
-        return next.run(request).await;
+        return router::answer(&api, request, next).await;
     }
-    let Some(caller) = asking.clone() else { return next.run(request).await };
+    let Some(caller) = asking.clone() else { return router::answer(&api, request, next).await };
     let work = auth::on_behalf(asking, async move {
         let asked = Asked { host: api.handle.host.clone(), caller, what, request: readable(&body) };
         let before = scaled(&route, &body, &api.handle.state.borrow());
-        let (response, answer) = whole(next.run(request).await).await;
+        let (response, answer) = whole(router::answer(&api, request, next).await).await;
         let refused = (!response.status().is_success()).then(|| said(&answer));
         let change = match refused {
             None => change(&route, before, &answer),

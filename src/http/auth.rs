@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use axum::body::HttpBody;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -29,7 +29,7 @@ use super::audit;
 use super::pace::Pace;
 use super::problem::Refusal;
 use super::rights;
-use super::router::Api;
+use super::router::{self, Api};
 use crate::agent::replica::wall_ms;
 use crate::cluster::wire::hall::neighbourhood;
 use crate::spec::TokenName;
@@ -102,8 +102,8 @@ impl Gate {
     }
 }
 
-/// The layer: answers in place of the route unless the caller may.
-pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) -> Response {
+/// Answers in place of the route unless the caller may.
+pub(super) async fn admit(api: &Api, request: Request, next: Next) -> Response {
     let changes = !request.method().is_safe();
     let Some(origin) = request.extensions().get::<Origin>().cloned() else {
         return Refusal::internal("a request came from nowhere".to_owned()).into_response();
@@ -129,10 +129,10 @@ pub(super) async fn admit(State(api): State<Api>, request: Request, next: Next) 
             }
             response
         }
-        Ok(()) if changes => ASKING.scope(asker, audit::recorded(api, request, next)).await,
+        Ok(()) if changes => ASKING.scope(asker, audit::recorded(api.clone(), request, next)).await,
         Ok(()) => {
             let share = share(&asker, &request);
-            let response = ASKING.scope(asker, next.run(request)).await;
+            let response = ASKING.scope(asker, router::answer(api, request, next)).await;
             if let Some(share) = share {
                 let size = response.body().size_hint().exact().unwrap_or_default();
                 api.gate.given.charge(

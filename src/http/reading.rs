@@ -9,9 +9,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
@@ -135,17 +133,6 @@ impl Copy {
 fn is_among(tag: &str, seen: &HeaderValue) -> bool {
     let seen = seen.to_str().unwrap_or_default();
     seen.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*")
-}
-
-/// Every read says how new it is: at least as new as this host's copy was when it was asked.
-pub(super) async fn dated(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if *request.method() != Method::GET {
-        return next.run(request).await;
-    }
-    let index = api.handle.state.borrow().index;
-    let mut response = next.run(request).await;
-    response.headers_mut().entry(INDEX).or_insert_with(|| HeaderValue::from(index));
-    response
 }
 
 /// The rows of a page.

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -28,7 +28,6 @@ use super::{
 };
 use crate::agent::Handle;
 use crate::http::view::HealthView;
-use crate::metrics::Metrics;
 
 /// The largest request body, in bytes.
 pub(super) const MAX_BODY: usize = 1024 * 1024;
@@ -60,6 +59,8 @@ pub(super) struct Parts {
     pub(super) handle: Handle,
     /// How its requests come.
     pub(super) transport: Transport,
+    /// From a request's head to its answer's head.
+    patience: Duration,
     pub(super) snapshots: Snapshots,
     /// When what was changed.
     pub(super) tables: Tables,
@@ -93,12 +94,14 @@ impl Api {
         let followers = Arc::new(Semaphore::new(MAX_FOLLOWERS));
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         let waiting = Arc::new(Semaphore::new(MAX_WAITING));
-        let (transport, keys, shares) = (Transport::Unix, Keys::default(), Keys::default());
+        let (transport, patience) = (Transport::Unix, Duration::ZERO);
+        let (keys, shares) = (Keys::default(), Keys::default());
         let gate = Arc::new(gate);
         let whole = Whole::new(handle.state.clone(), handle.ring.clone());
         Api(Arc::new(Parts {
             handle,
             transport,
+            patience,
             snapshots,
             tables,
             starting,
@@ -140,17 +143,8 @@ pub(super) enum Transport {
 
 /// All routes.
 pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
-    let api = Api(Arc::new(Parts { transport, ..(*api.0).clone() }));
-    let in_time = move |request: Request, next: Next| async move {
-        // A long poll waits as it was asked to, or as long as any may.
-        let long = |query: &str| query.contains("wait=") || query.contains("index=");
-        let waits = request.uri().query().is_some_and(long);
-        let allowed = if waits { limits.request + LONGEST } else { limits.request };
-        tokio::time::timeout(allowed, next.run(request))
-            .await
-            .unwrap_or_else(|_| Refusal::timeout().into_response())
-    };
-    let routes = Router::new()
+    let api = Api(Arc::new(Parts { transport, patience: limits.request, ..(*api.0).clone() }));
+    Router::new()
         .route("/metrics", get(prometheus::scrape))
         .route("/v1/healthz", get(healthz))
         .route("/v1/openapi.json", get(openapi::read))
@@ -191,31 +185,51 @@ pub(super) fn router(api: Api, transport: Transport, limits: Limits) -> Router {
         .route("/v1/tokens/{name}", delete(tokens::revoke))
         .route("/v1/audit", get(audit::list))
         .fallback(async |uri: Uri| Refusal::no_route(uri.path()))
-        .layer(middleware::from_fn_with_state(api.clone(), reading::dated))
-        .layer(middleware::from_fn_with_state(api.starting.clone(), at_work))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(in_time))
-        .layer(middleware::from_fn_with_state(api.clone(), auth::admit));
-    let routes = match transport {
-        // Who shows a token in a header is no web page of others.
-        Transport::Unix | Transport::Tunnel | Transport::Tls => routes,
-        Transport::Tcp => routes.layer(middleware::from_fn(guard_tcp)),
-    };
-    routes.layer(middleware::from_fn_with_state(api.handle.metrics.clone(), counted)).with_state(api)
+        .layer(middleware::from_fn_with_state(api.clone(), pass))
+        .with_state(api)
 }
 
-/// An agent that has not met its keeper yet knows nothing of its instances, and can change nothing: who asks is
-/// told so at once, and what it waits for.
-async fn at_work(
-    State(starting): State<watch::Receiver<Option<String>>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let waits = starting.borrow().clone();
-    match waits {
-        Some(waits) if !while_starting(request.uri().path()) => Refusal::starting(&waits).into_response(),
-        _ => next.run(request).await,
+/// What every request goes through: one layer, because each costs as much as a read.
+///
+/// ```text
+/// counted ─▶ of this site? ─▶ may it? ([`auth::admit`]) ─▶ a change: written down ([`audit::recorded`]) ─▶ [`answer`]
+/// ```
+async fn pass(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    DefaultBodyLimit::max(MAX_BODY).apply(&mut request);
+    // Who shows a token in a header, or comes by a file or another agent, is no web page of others.
+    let foreign = (api.transport == Transport::Tcp).then(|| foreign(request.headers())).flatten();
+    let response = match foreign {
+        Some(refusal) => refusal.into_response(),
+        None => auth::admit(&api, request, next).await,
+    };
+    // By the route's pattern, so that the labels are closed.
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    api.handle.metrics.request_served(route, response.status().as_u16(), began.elapsed());
+    response
+}
+
+/// What the route says, in time, and how new that is.
+pub(super) async fn answer(api: &Api, request: Request, next: Next) -> Response {
+    // A long poll waits as it was asked to, or as long as any may.
+    let long = |query: &str| query.contains("wait=") || query.contains("index=");
+    let waits = request.uri().query().is_some_and(long);
+    let allowed = if waits { api.patience + LONGEST } else { api.patience };
+    // An agent that has not met its keeper yet knows nothing of its instances, and can change nothing: who asks is
+    // told so at once, and what it waits for.
+    let starting = api.starting.borrow().clone();
+    if let Some(waits) = starting.filter(|_| !while_starting(request.uri().path())) {
+        return Refusal::starting(&waits).into_response();
     }
+    // Every read says how new it is: at least as new as this host's copy was when it was asked.
+    let index = (*request.method() == Method::GET).then(|| api.handle.state.borrow().index);
+    let answered = tokio::time::timeout(allowed, next.run(request)).await;
+    let mut response = answered.unwrap_or_else(|_| Refusal::timeout().into_response());
+    if let Some(index) = index {
+        response.headers_mut().entry(reading::INDEX).or_insert_with(|| HeaderValue::from(index));
+    }
+    response
 }
 
 /// What an agent can tell before it is at work. Not what there is to be scraped: of an empty list Prometheus would
@@ -225,29 +239,8 @@ fn while_starting(path: &str) -> bool {
     metrics || ["/v1/status", "/v1/healthz", "/v1/openapi.json", "/metrics"].contains(&path)
 }
 
-/// Counts and times every request by its route's pattern, so that the labels are closed.
-async fn counted(
-    State(metrics): State<Arc<Metrics>>,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let began = Instant::now();
-    let response = next.run(request).await;
-    let route = route.as_ref().map_or("none", MatchedPath::as_str);
-    metrics.request_served(route, response.status().as_u16(), began.elapsed());
-    response
-}
-
 /// A web page can make its reader's browser send requests to loopback: directly, which shows in `Origin`,
 /// or through a name of its own that it points there, which shows in `Host`. Neither may look.
-async fn guard_tcp(request: Request, next: Next) -> Response {
-    match foreign(request.headers()) {
-        Some(refusal) => refusal.into_response(),
-        None => next.run(request).await,
-    }
-}
-
 fn foreign(headers: &HeaderMap) -> Option<Refusal> {
     let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
     if !names_loopback(host) {

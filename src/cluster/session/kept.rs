@@ -5,12 +5,13 @@
 //! ```
 //!
 //! Owns the file `attached.bin`. It is a cache: the cluster has all of it, so a file that cannot be read is
-//! told of and begun anew. Written at most once a second and only when something changed.
+//! told of and begun anew. Written at most once a second, the less often the longer it takes, and only when
+//! something changed.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +29,13 @@ const MAGIC: [u8; 4] = *b"BBat";
 const FORMAT: u16 = 2;
 /// Its name in data_dir.
 pub const FILE: &str = "attached.bin";
-/// Between two writes.
+/// Between two writes at least.
 const PAUSE: Duration = Duration::from_secs(1);
+/// And so many times as long as a write takes: a large state that always changes costs no more than a fiftieth of the
+/// time. It is for a host that comes back without its peers, so that its age does not matter much.
+const SHARE: u32 = 50;
+/// But not longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What is on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -118,13 +124,21 @@ pub(super) async fn write(attached: &Attached) -> bool {
 /// Writes what changed.
 pub(super) async fn keep(attached: Attached) {
     let mut changes = attached.changes();
+    let mut took = Duration::ZERO;
     loop {
         changes.changed().await;
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause(took)).await;
+        let began = Instant::now();
         while !write(&attached).await {
             tokio::time::sleep(5 * PAUSE).await;
         }
+        took = began.elapsed();
     }
+}
+
+/// How long nothing is written after a write that took so long.
+fn pause(took: Duration) -> Duration {
+    (SHARE * took).clamp(PAUSE, LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -148,6 +162,15 @@ mod tests {
         assert_eq!(bytes[14..38], *b"\x07pirates\x01\x07\x05\x02\x03\x01\x04beta\x03b:1\x04");
         assert_eq!(u64::from_le_bytes(bytes[6..14].try_into().unwrap()), fnv1a(&bytes[14..]));
         assert_eq!(Kept::of(&bytes, "pirates").unwrap(), kept());
+    }
+
+    #[test]
+    fn a_write_that_takes_long_comes_seldom_but_it_comes() {
+        let millis = Duration::from_millis;
+        assert_eq!(pause(Duration::ZERO), millis(1_000));
+        assert_eq!(pause(millis(20)), millis(1_000));
+        assert_eq!(pause(millis(100)), millis(5_000));
+        assert_eq!(pause(millis(60_000)), millis(30_000));
     }
 
     #[test]
