@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::Signal;
@@ -161,9 +162,10 @@ impl Keeper {
             if self.finished() {
                 return Ok(());
             }
-            let next = self.next_deadline();
-            self.poll.ring_at(next)?;
-            self.poll.wait(&mut sources)?;
+            let fence = self.ledger.fence_ns();
+            self.poll.ring_at((fence != 0 && !self.fence_fired).then_some(fence))?;
+            let wait = self.next_deadline().map(|at| at.saturating_sub(process::boottime_ns()));
+            self.poll.wait(&mut sources, wait.map(Duration::from_nanos))?;
             for source in &sources {
                 self.on(*source);
             }
@@ -223,17 +225,15 @@ impl Keeper {
         }
         let idle = self.link.agent().is_none() && self.table.living().next().is_none();
         self.idle_since_ns = idle.then(|| self.idle_since_ns.unwrap_or(now));
-        self.copier.hand_over_owed();
+        self.copier.tend(now);
         self.continue_upgrade();
     }
 
-    /// When `on_time` has something to do again.
+    /// When `on_time` has something to do again, the fence aside.
     fn next_deadline(&self) -> Option<u64> {
-        let fence = self.ledger.fence_ns();
         let idle = self.idle_since_ns.filter(|_| self.options.exit_when_idle).map(|since| since + IDLE_NS);
         let silence = (!self.draining).then(|| self.heard_ns + AGENT_SILENCE_MS * 1_000_000);
         [
-            (fence != 0 && !self.fence_fired).then_some(fence),
             self.pending.values().map(|p| p.look_ns).min(),
             self.unborn.values().map(|child| child.look_ns).min(),
             self.sweep_ns,
@@ -241,7 +241,7 @@ impl Keeper {
             self.repeats.values().map(|r| r.at_ns).min(),
             self.report_due.then(|| self.reported_ns + REPORT_NS),
             self.systemd.beat_ns.map(|pause| self.beat_ns + pause),
-            self.copier.owes().then(|| process::boottime_ns() + 10_000_000),
+            self.copier.due_ns(),
             idle,
             silence,
         ]

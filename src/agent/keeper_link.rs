@@ -21,6 +21,9 @@ use nix::sys::socket::{
 /// The most packets that wait; beyond it the keeper is taken for hung and the link is given up.
 const MAX_WAITING: usize = 65_536;
 
+/// The keeper's socket, in the runtime folder.
+const SOCKET: &str = "keeper.sock";
+
 /// Why the link to the keeper broke.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -66,7 +69,7 @@ impl Link {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket =
             socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(io::Error::from)?;
-        let address = UnixAddr::new(&runtime_dir.join("keeper.sock")).map_err(io::Error::from)?;
+        let address = UnixAddr::new(&runtime_dir.join(SOCKET)).map_err(io::Error::from)?;
         connect(socket.as_raw_fd(), &address).map_err(io::Error::from)?;
         let readiness = Readiness::new(socket.as_fd())?;
         Ok(Link { socket, readiness, room: None, waiting: VecDeque::new(), buffer: vec![0; MAX_PACKET] })
@@ -143,15 +146,12 @@ impl Link {
         }
     }
 
-    /// Takes messages that are there, at least `most` if there are as many.
-    pub fn receive(&mut self, most: usize) -> Result<Vec<Received>, LinkError> {
+    /// Takes the messages of a packet; none: there is no packet.
+    pub fn receive(&mut self) -> Result<Vec<Received>, LinkError> {
         let round = self.readiness.begin();
         let mut received = Vec::new();
-        while received.len() < most {
-            if !take(self.socket.as_raw_fd(), &mut self.buffer, &mut received)? {
-                round.empty();
-                break;
-            }
+        if !take(self.socket.as_raw_fd(), &mut self.buffer, &mut received)? {
+            round.empty();
         }
         Ok(received)
     }
@@ -204,6 +204,18 @@ pub enum KeeperSource {
         /// `--cgroup` of the keeper.
         cgroup: Option<String>,
     },
+}
+
+/// The first thing that an agent does: where there is no keeper yet and it is the agent's to start one, it comes up
+/// beside the agent. Whatever else there is, a socket that nobody listens on too, is seen when it is connected to.
+pub fn start_first(source: &KeeperSource, runtime_dir: &Path, data_dir: &Path) -> Option<Child> {
+    let KeeperSource::Own { program, cgroup } = source else { return None };
+    if runtime_dir.join(SOCKET).exists() {
+        return None;
+    }
+    let started = start_keeper(program, runtime_dir, data_dir, cgroup.as_deref());
+    // It is tried again by the loop, which tells.
+    started.ok()
 }
 
 /// Starts a keeper that outlives this agent. Its messages go to `keeper.log` in the data folder, or where

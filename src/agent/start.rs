@@ -18,7 +18,7 @@ use super::beginning::Beginning;
 use super::book::{Book, BookError};
 use super::chronicle::{Chronicle, rfc3339};
 use super::handle::{AskError, Handle, HostRequest};
-use super::keeper_link::KeeperSource;
+use super::keeper_link::{KeeperSource, start_first};
 use super::replica::wall_ms;
 use super::reporter::{Report, Reporter};
 use super::resolve::Resolver;
@@ -301,6 +301,7 @@ async fn assemble(
     shown: Option<Shown>,
 ) -> Result<Made, AgentError> {
     let host = &config.host;
+    let child = start_first(&options.keeper, &host.runtime_dir, &host.data_dir);
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
@@ -337,6 +338,7 @@ async fn assemble(
         runtime_dir: host.runtime_dir.clone(),
         data_dir: host.data_dir.clone(),
         keeper: options.keeper.clone(),
+        child,
         book,
         resolver,
         chronicle: Chronicle::new(host.name.clone(), events),

@@ -69,6 +69,8 @@ const PUT_OFF: Duration = Duration::from_millis(20);
 const RECONNECT: Duration = Duration::from_millis(20);
 /// The same for a keeper that this agent has started.
 const STARTING: Duration = Duration::from_micros(500);
+/// One that was started less long ago is still beginning: it is waited for, and if it ends no other is started.
+const BEGUN: Duration = Duration::from_millis(200);
 
 /// What the loop is given.
 pub struct Parts {
@@ -80,6 +82,8 @@ pub struct Parts {
     pub data_dir: PathBuf,
     /// Where the keeper comes from.
     pub keeper: KeeperSource,
+    /// One that was started just now.
+    pub child: Option<Child>,
     /// Ports and run numbers.
     pub book: Book,
     /// Accounts, programs, folders.
@@ -173,12 +177,13 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// A loop that has heard nothing yet. Must be called within its own runtime.
-    pub fn new(parts: Parts) -> std::io::Result<Supervisor> {
+    pub fn new(mut parts: Parts) -> std::io::Result<Supervisor> {
         let (results, answers) = mpsc::channel(1024);
         let (finds, found) = mpsc::channel(1024);
         let sockets = Sockets::new()?;
         let sockets_ready = Readiness::new(std::os::fd::AsFd::as_fd(&sockets))?;
         let now = moment();
+        let child = parts.child.take();
         Ok(Supervisor {
             host: Host::new(parts.book.last_run()),
             grounds: None,
@@ -190,9 +195,9 @@ impl Supervisor {
             orders: orders::Orders::new(Lookups::new(finds)),
             unclaimed: BTreeSet::new(),
             found,
-            child: None,
             connect_at: now,
-            start_at: now,
+            start_at: if child.is_some() { now.after(BEGUN) } else { now },
+            child,
             sockets,
             sockets_ready,
             folders: BTreeMap::new(),

@@ -20,6 +20,7 @@ use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
 
+use super::process::boottime_ns;
 use super::protocol::LogTarget;
 use crate::spec::InstanceId;
 
@@ -33,6 +34,12 @@ pub use journal::connect as connect_journal;
 const CHANNEL: usize = 1024;
 /// Commands that may wait when the disk hangs; then spawns are refused.
 const MAX_OWED: usize = 16 * 1024;
+
+/// What is to be copied waits so long for more: in a start of many the thread is woken once for a crowd of them. A
+/// FIFO holds what is written meanwhile.
+const GATHER_NS: u64 = 5_000_000;
+/// How soon it is tried again when the channel was full.
+const FULL_NS: u64 = 10_000_000;
 
 /// To the copier.
 pub(super) enum Command {
@@ -75,6 +82,8 @@ pub(super) struct Counters {
 pub struct Copier {
     commands: SyncSender<Command>,
     owed: VecDeque<Command>,
+    /// When some of it is handed over.
+    due_ns: Option<u64>,
     wake: Arc<EventFd>,
     news: Arc<EventFd>,
     counters: Arc<Counters>,
@@ -95,7 +104,8 @@ impl Copier {
             .name("logs".to_owned())
             .stack_size(256 * 1024)
             .spawn(move || thread.run())?;
-        Ok(Copier { commands, owed: VecDeque::new(), wake, news, counters, thread: Some(thread), next: 1 })
+        let (owed, due_ns) = (VecDeque::new(), None);
+        Ok(Copier { commands, owed, due_ns, wake, news, counters, thread: Some(thread), next: 1 })
     }
 
     /// Readable when there is something to report, or the thread has stopped.
@@ -114,7 +124,7 @@ impl Copier {
         (self.counters.kept.swap(0, Ordering::Relaxed), self.counters.dropped.swap(0, Ordering::Relaxed))
     }
 
-    /// Copies a FIFO after the next [`Copier::hand_over`]; the number is for [`Copier::detach`]. Refused when
+    /// Copies a FIFO soon; the number is for [`Copier::detach`]. Refused when
     /// the disk has hung for long.
     pub fn attach(
         &mut self,
@@ -131,6 +141,7 @@ impl Copier {
         self.next += 1;
         let attachment = Attachment { id, fifo, folder: folder.into(), name, size, files };
         self.owed.push_back(Command::Attach(attachment));
+        self.due_ns.get_or_insert(boottime_ns() + GATHER_NS);
         Ok(id)
     }
 
@@ -153,14 +164,14 @@ impl Copier {
         stopped
     }
 
-    /// Something could not be handed over yet.
-    pub fn owes(&self) -> bool {
-        !self.owed.is_empty()
+    /// When [`Copier::tend`] has something to hand over.
+    pub fn due_ns(&self) -> Option<u64> {
+        self.due_ns
     }
 
-    /// Hands over what could not be handed over before.
-    pub fn hand_over_owed(&mut self) {
-        if self.owes() {
+    /// Hands over what has waited long enough.
+    pub fn tend(&mut self, now: u64) {
+        if self.due_ns.is_some_and(|due| now >= due) {
             self.hand_over();
         }
     }
@@ -171,12 +182,14 @@ impl Copier {
     }
 
     /// Hands over what waits, as far as the thread takes it.
-    pub fn hand_over(&mut self) {
+    fn hand_over(&mut self) {
+        self.due_ns = None;
         while let Some(command) = self.owed.pop_front() {
             match self.commands.try_send(command) {
                 Ok(()) => {}
                 Err(TrySendError::Full(command)) => {
                     self.owed.push_front(command);
+                    self.due_ns = Some(boottime_ns() + FULL_NS);
                     break;
                 }
                 // It was stopped.
@@ -228,7 +241,6 @@ impl Fifos {
             let old = self.attached.take();
             let out = copier.attach(open_fifo(&self.paths[0])?, folder, "stdout.log", *size, *files)?;
             let err = copier.attach(open_fifo(&self.paths[1])?, folder, "stderr.log", *size, *files)?;
-            copier.hand_over();
             self.attached = Some((target.clone(), [out, err]));
             for id in old.into_iter().flat_map(|(_, ids)| ids) {
                 copier.detach(id);

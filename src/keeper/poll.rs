@@ -1,14 +1,17 @@
-//! What the loop waits for: descriptors by source, and one alarm.
+//! What the loop waits for: descriptors by source, an alarm, and the end of its patience.
 //!
-//! Owns the epoll descriptor and a timer on CLOCK_BOOTTIME, so that a deadline that passes while the
-//! machine sleeps is seen when it wakes. Called by the loop only.
+//! Owns the epoll descriptor and the alarm, a timer on CLOCK_BOOTTIME: a deadline that passes while the machine sleeps is
+//! seen when it wakes. All that is less strict waits by epoll's own time-out, which costs no system call. Called by the
+//! loop only.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::protocol::RunId;
@@ -74,6 +77,8 @@ pub struct Poll {
     timer: TimerFd,
     /// When the timer rings; `None`: not set.
     rings_ns: Option<u64>,
+    /// The kernel waits by milliseconds.
+    coarse: bool,
 }
 
 impl Poll {
@@ -82,7 +87,7 @@ impl Poll {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer =
             TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-        let poll = Poll { epoll, timer, rings_ns: None };
+        let poll = Poll { epoll, timer, rings_ns: None, coarse: false };
         poll.add(&poll.timer, Source::Alarm, EpollFlags::EPOLLIN)?;
         Ok(poll)
     }
@@ -108,16 +113,40 @@ impl Poll {
         let _ = self.epoll.delete(fd);
     }
 
-    /// Waits until something happens, and gives the sources.
-    pub fn wait(&self, into: &mut Vec<Source>) -> io::Result<()> {
+    /// Waits until something happens, and gives the sources; for so long at most.
+    pub fn wait(&mut self, into: &mut Vec<Source>, most: Option<Duration>) -> io::Result<()> {
         into.clear();
         let mut events = [EpollEvent::empty(); 256];
-        match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+        match self.wait_for(&mut events, most) {
             Ok(count) => into.extend(events[..count].iter().filter_map(|e| Source::of_word(e.data()))),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         Ok(())
+    }
+
+    /// To the nanosecond where the kernel can (Linux 5.11), else to the millisecond, and never too early.
+    fn wait_for(&mut self, events: &mut [EpollEvent], most: Option<Duration>) -> Result<usize, Errno> {
+        if !self.coarse {
+            let most = most.map(TimeSpec::from);
+            let until = most.as_ref().map_or(ptr::null(), |most| ptr::from_ref(most.as_ref()));
+            let (epoll, room) = (self.epoll.0.as_raw_fd(), events.len());
+            let no_signals = ptr::null::<libc::sigset_t>();
+            // SAFETY: there is room for so many events, which are the kernel's own structure; the time is read only.
+            let count = unsafe {
+                libc::syscall(libc::SYS_epoll_pwait2, epoll, events.as_mut_ptr(), room, until, no_signals, 0)
+            };
+            match Errno::result(count) {
+                // Containers forbid what they do not know.
+                Err(Errno::ENOSYS | Errno::EPERM) => self.coarse = true,
+                waited => return waited.map(|count| count as usize),
+            }
+        }
+        let millis = |most: Duration| most.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(i32::MAX);
+        let most = most.map_or(EpollTimeout::NONE, |most| {
+            EpollTimeout::try_from(millis(most)).unwrap_or(EpollTimeout::MAX)
+        });
+        self.epoll.wait(events, most)
     }
 
     /// Rings at this time of CLOCK_BOOTTIME or earlier. The timer is only set when it would ring too late,
@@ -144,6 +173,8 @@ impl Poll {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -173,12 +204,31 @@ mod tests {
         drop(theirs);
         poll.ring_at(Some(1)).unwrap();
         let mut sources = Vec::new();
-        poll.wait(&mut sources).unwrap();
+        poll.wait(&mut sources, None).unwrap();
         assert_eq!(sources, [Source::Alarm]);
         poll.rang();
         poll.change(&ours, Source::Agent, EpollFlags::EPOLLIN);
-        poll.wait(&mut sources).unwrap();
+        poll.wait(&mut sources, None).unwrap();
         assert_eq!(sources, [Source::Agent]);
+    }
+
+    #[test]
+    fn its_patience_ends_in_time_and_not_before() {
+        for coarse in [false, true] {
+            let mut poll = Poll::new().unwrap();
+            poll.coarse = coarse;
+            let mut sources = vec![Source::Agent];
+            for nanos in [0, 1, 300_000, 1_700_000, 30_000_000] {
+                let (start, most) = (Instant::now(), Duration::from_nanos(nanos));
+                poll.wait(&mut sources, Some(most)).unwrap();
+                let waited = start.elapsed();
+                assert!(sources.is_empty());
+                assert!(waited >= most && waited < Duration::from_secs(20), "{waited:?} of {most:?}");
+            }
+            poll.ring_at(Some(1)).unwrap();
+            poll.wait(&mut sources, Some(Duration::from_secs(60))).unwrap();
+            assert_eq!(sources, [Source::Alarm], "coarse: {coarse}");
+        }
     }
 
     #[test]
@@ -189,7 +239,7 @@ mod tests {
         poll.ring_at(Some(start + 5_000_000)).unwrap();
         poll.ring_at(Some(start + 90_000_000_000)).unwrap();
         let mut sources = Vec::new();
-        poll.wait(&mut sources).unwrap();
+        poll.wait(&mut sources, None).unwrap();
         assert_eq!(sources, [Source::Alarm]);
         let waited = crate::keeper::process::boottime_ns() - start;
         assert!((5_000_000..30_000_000_000).contains(&waited), "rang after {waited} ns");

@@ -226,7 +226,7 @@ impl Keeper {
         self.copier.stop();
         let until = boottime_ns() + LAST_WORDS_NS;
         while !self.copier.stopped() && boottime_ns() < until {
-            self.copier.hand_over_owed();
+            self.copier.tend(boottime_ns());
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }

@@ -2,7 +2,9 @@
 //! database, a file system or a disk likes to; runs on the threads of [`super`] only.
 
 use std::ffi::CString;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{DirBuilder, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -16,6 +18,9 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 /// Variables by which the loader takes code from elsewhere: it is as good as a program.
 pub const LIBRARIES: [&str; 3] = ["LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD"];
+
+/// Who may enter a folder that is made: its account and its group.
+const MODE: u32 = 0o750;
 
 /// Why a command cannot be executed here.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +75,21 @@ pub fn look_up(errand: &Errand, progress: &Progress) -> Result<Found, LookUpErro
 
 /// One that is there is left as it is.
 fn make_folder(path: &Path, account: Option<&Account>) -> std::io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    let make = || DirBuilder::new().mode(MODE).create(path);
+    let made = match make() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            make()
+        }
+        made => made,
+    };
+    if let Err(error) = made {
+        return if path.is_dir() { Ok(()) } else { Err(error) };
     }
-    std::fs::create_dir_all(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o750))?;
+    // A disk writes down each change of a folder, so that nothing is set that is so already.
+    if path.metadata()?.permissions().mode() & 0o777 != MODE {
+        std::fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    }
     match account {
         Some(account) => std::os::unix::fs::chown(path, Some(account.uid), Some(account.gid)),
         None => Ok(()),

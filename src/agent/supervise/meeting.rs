@@ -3,9 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::Child;
-use std::time::Duration;
 
-use super::{KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
+use super::{BEGUN, KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
 use crate::agent::replica::wall_ms;
 use crate::host::fleet::Found;
@@ -63,7 +62,7 @@ impl Supervisor {
             return;
         }
         // A keeper that ends at once must not be started in a tight loop.
-        self.start_at = now.after(Duration::from_millis(200));
+        self.start_at = now.after(BEGUN);
         match start_keeper(program, &self.parts.runtime_dir, &self.parts.data_dir, cgroup.as_deref()) {
             Ok(child) => {
                 self.child = Some(child);
@@ -83,10 +82,18 @@ impl Supervisor {
     }
 
     pub(super) fn hear_keeper(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        match link.receive(KEEPER_BATCH) {
-            Ok(received) => received.into_iter().for_each(|message| self.hear_reply(message)),
-            Err(error) => self.lose_keeper(&error),
+        let mut heard = 0;
+        while heard < KEEPER_BATCH {
+            let Some(link) = &mut self.link else { return };
+            match link.receive() {
+                Ok(received) if received.is_empty() => return,
+                Ok(received) => {
+                    // What follows from them goes out before it is looked whether there are more.
+                    heard += received.len();
+                    received.into_iter().for_each(|message| self.hear_reply(message));
+                }
+                Err(error) => return self.lose_keeper(&error),
+            }
         }
     }
 
