@@ -16,6 +16,9 @@ const GAMES: &str = "bigbrother-games.service";
 fn restarts_and_kills_of_agent_and_keeper_leave_games_and_limits() {
     let machine = Machine::boot();
     let games = machine.start();
+    // They come before the games, which are given none of that.
+    assert_eq!([AGENT, KEEPER].map(|unit| machine.priority(machine.main_pid(unit).into())), [-10; 2]);
+    assert_eq!(games.iter().map(|game| machine.priority(game.pid)).collect::<Vec<_>>(), [0; 4]);
     for unit in [AGENT, KEEPER] {
         let before = machine.main_pid(unit);
         machine.run(&["systemctl", "restart", unit]);

@@ -66,6 +66,8 @@ pub struct ResolvedCommand {
     pub working_dir: String,
     /// As whom; `None`: as the agent.
     pub account: Option<Account>,
+    /// Its priority.
+    pub nice: i32,
 }
 
 /// Resolves spawns for one host.
@@ -215,7 +217,7 @@ impl Resolver {
             working_dir: command.working_dir,
             account: command.account,
             umask: process.umask,
-            nice: if process.nice == 0 { self.default_nice } else { process.nice },
+            nice: command.nice,
             rlimits: rlimits(&process.limits),
             ignore_sigpipe: process.ignore_sigpipe,
             limits: cgroup_limits(&process.limits),
@@ -262,6 +264,7 @@ impl Resolver {
             args,
             env: env.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
             working_dir,
+            nice: if process.nice == 0 { self.default_nice } else { process.nice },
             account: found.account.map(|(account, _)| account),
         })
     }

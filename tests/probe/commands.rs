@@ -16,6 +16,7 @@ fn exec(script: &str, dir: &Path, account: Option<Account>) -> ProbeTarget {
         env: vec!["PATH=/usr/bin:/bin".into(), "REGION=eu=1".into()],
         working_dir: dir.to_str().unwrap().into(),
         account,
+        nice: 0,
     })
 }
 
@@ -41,6 +42,16 @@ fn a_command_is_judged_by_its_exit_code() {
     let missing = ProbeTarget::Exec(ExecRequest { command: vec!["/no/such".into()], ..request });
     let reason = asker.ask(missing, SECOND).unwrap_err().reason();
     assert_eq!(reason, "cannot start \"/no/such\": No such file or directory (os error 2)");
+}
+
+#[test]
+fn a_command_has_the_priority_of_its_process() {
+    let (mut asker, dir) = (Asker::new(), tempfile::tempdir().unwrap());
+    let ProbeTarget::Exec(request) = exec("nice; exit 1", dir.path(), None) else { unreachable!() };
+    match asker.ask(ProbeTarget::Exec(ExecRequest { nice: 7, ..request }), 5 * SECOND) {
+        Err(ProbeError::Exit { output, .. }) => assert_eq!(output, "7"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

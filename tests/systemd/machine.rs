@@ -185,6 +185,15 @@ impl Machine {
         }
     }
 
+    /// How nice a process is.
+    pub fn priority(&self, pid: i64) -> i32 {
+        let stat = self.run(&["cat", &format!("/proc/{pid}/stat")]);
+        let behind_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        // The 19th field; the name was the second.
+        let nice = behind_name.split_whitespace().nth(16).and_then(|nice| nice.parse().ok());
+        nice.unwrap_or_else(|| panic!("no priority in {stat:?}"))
+    }
+
     /// Starts agent, keeper and games, with a limit that only living cgroups remember, and waits for the games.
     pub fn start(&self) -> Vec<Game> {
         self.run(&["systemctl", "start", "bigbrother-games"]);

@@ -38,6 +38,8 @@ pub struct ExecRequest {
     pub working_dir: String,
     /// Numbers to become; `None`: stay.
     pub account: Option<Account>,
+    /// The priority to run with: an agent that comes before the games does not ask them with its own.
+    pub nice: i32,
 }
 
 /// Runs the command and reports by `timeout`. Holds `place` until nothing is left to wait for, which may be
@@ -190,6 +192,17 @@ fn start(request: &ExecRequest) -> io::Result<Started> {
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
+    let nice = request.nice;
+    // SAFETY: getpriority touches no memory.
+    if nice != unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) } {
+        // SAFETY: between fork and exec a system call is made here, and no more.
+        unsafe {
+            command.pre_exec(move || match libc::setpriority(libc::PRIO_PROCESS, 0, nice) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+    }
     if let Some(account) = request.account.clone() {
         let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
         let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));

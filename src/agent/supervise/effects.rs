@@ -178,6 +178,7 @@ impl Supervisor {
                     env: resolved.env,
                     working_dir: resolved.working_dir,
                     account: resolved.account,
+                    nice: resolved.nice,
                 }))
             }
         }
