@@ -62,7 +62,7 @@ impl Supervisor {
     }
 
     /// The keeper comes first, and where programs end at once and are started again it always has something to
-    /// say: whoever else asks is heard as often as this.
+    /// say, and so have sockets that are flooded: whoever else asks is heard as often as this.
     pub(super) fn attend_others(&mut self) {
         let now = moment();
         if now.since(self.attended) < OTHERS {
@@ -83,6 +83,10 @@ impl Supervisor {
         for _ in 0..QUESTIONS {
             let Ok(run) = self.parts.settled.try_recv() else { break };
             self.carry_out(vec![Action::Acknowledge { run }]);
+        }
+        for _ in 0..QUESTIONS {
+            let Ok(done) = self.parts.launched.try_recv() else { break };
+            self.launched(done);
         }
         if !self.open && self.parts.gate.try_recv().is_ok() {
             self.open_gate();
