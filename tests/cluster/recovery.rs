@@ -128,6 +128,11 @@ fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
         other => Err(format!("{other:?}")),
     });
     assert!(alive.contains("a cluster that lives needs no copy"), "{alive}");
+    // Also when its own file knows of no others.
+    let mut alone = alpha.clone();
+    alone.peers.retain(|host, _| *host == alone.host);
+    let alive = recovered(&alone).unwrap_err();
+    assert!(matches!(alive, RecoverError::Alive { .. }), "{alive}");
     peers.push(Peer::start(&alpha));
     primary(&peers);
     assert_eq!(roll(&peers[2]).len(), 3, "and nothing was changed");
