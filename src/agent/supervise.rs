@@ -273,6 +273,10 @@ impl Supervisor {
             self.notice_stall();
             more = self.hear_sockets();
             self.pass_time();
+            if more {
+                // Else the runtime would hardly look whether the keeper says something while sockets are flooded.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

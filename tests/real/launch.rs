@@ -1,6 +1,7 @@
 //! Instances on demand: launched by an operator and by a game process, gone when done.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -187,29 +188,69 @@ for line in agent.makefile("r"):
         os.rename("answer.new", "answer")
 "#;
 
-#[test]
-fn what_one_may_not_launch_holds_up_no_launch_of_others_whatever_the_disk_does() {
-    let lobby = |name: &str, script: &str, more: &str| {
+/// What the lobby heard beside rogues of this kind, with these other processes, once `prepared` has seen to its host.
+fn beside((rogue, count): (&str, u32), others: &str, prepared: impl FnOnce(&Host)) -> (Host, Value) {
+    let game = |name: &str, script: &str, more: &str| {
         let ready = "ready = { mode = \"native\" }\nheartbeat = { mode = \"none\" }\n";
         format!("\n[process.{name}]\n{}{more}{ready}", python(script))
     };
     let raid = format!("\n[process.raid]\n{}on_demand = {{ max = 1 }}\n", zone(&[]));
-    let mut host = Host::prepare(&format!(
-        "{DUNGEON}{raid}{}{}",
-        lobby("rogue", ROGUE, ""),
-        lobby("lobby", LATE_LOBBY, "launch = [\"dungeon\"]\n")
-    ));
-    // A disk on which the audit trail hangs: nobody reads at the other end.
-    let data = host.data("lobby.0").join("../..");
-    fs::create_dir_all(host.data("lobby.0")).expect("a folder");
-    let data = data.canonicalize().expect("the data folder");
-    nix::unistd::mkfifo(&data.join("audit.jsonl"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let lobby = game("lobby", LATE_LOBBY, "launch = [\"dungeon\"]\n");
+    let rogue = game("rogue", rogue, &format!("count = {count}\n"));
+    let mut host = Host::prepare(&format!("{DUNGEON}{raid}{rogue}{lobby}{others}"));
+    prepared(&host);
     host.start_agent();
     let answer: Value = until("the lobby has its answer", || {
         let text = fs::read(host.data("lobby.0").join("answer")).map_err(|e| e.to_string())?;
         serde_json::from_slice(&text).map_err(|e| e.to_string())
     });
     assert!(answer["result"]["instance"].is_string(), "{answer}");
+    (host, answer)
+}
+
+/// Asks more and more on as many connections as there may be, and never reads an answer.
+const FLOOD: &str = r#"
+import os, socket
+def connect():
+    agent = socket.socket(socket.AF_UNIX)
+    agent.connect(os.environ["BIGBROTHER_SOCKET"])
+    agent.setblocking(False)
+    return agent
+all = [connect() for _ in range(8)]
+all[0].send(b'{"jsonrpc":"2.0","method":"ready"}\n')
+many = b'{"jsonrpc":"2.0","id":1,"method":"find","params":{"process":"raid"}}\n' * 200
+while True:
+    for n in range(8):
+        try: all[n].send(many)
+        except BlockingIOError: pass
+        except OSError:
+            try: all[n] = connect()
+            except OSError: pass
+    open("asked", "w").close()
+"#;
+
+#[test]
+fn a_flood_of_questions_holds_up_no_launch_no_start_and_no_probe() {
+    let judged = "\n[process.judged]\ncommand = [\"/bin/sleep\", \"inf\"]\nafter = [\"rogue\"]\n\
+                  heartbeat = { mode = \"exec\", command = [\"/bin/true\"] }\n";
+    let (host, answer) = beside((FLOOD, 4), judged, |_| {});
+    assert!(answer["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{answer}");
+    let since = Instant::now();
+    host.ready(answer["result"]["instance"].as_str().expect("a name"));
+    host.ready("judged.0");
+    // The keeper is heard as soon as ever: both are started and judged within a second.
+    assert!(since.elapsed() < Duration::from_secs(6), "after {:?}: {}", since.elapsed(), host.story());
+}
+
+#[test]
+fn what_one_may_not_launch_holds_up_no_launch_of_others_whatever_the_disk_does() {
+    let (host, answer) = beside((ROGUE, 1), "", |host| {
+        // A disk on which the audit trail hangs: nobody reads at the other end.
+        let folder = host.data("lobby.0");
+        fs::create_dir_all(&folder).expect("a folder");
+        let data = folder.join("../..").canonicalize().expect("the data folder");
+        nix::unistd::mkfifo(&data.join("audit.jsonl"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    });
     // Its own entry is waited for, and no other.
     assert!(answer["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{answer}");
     let codes: Vec<i64> = until("the rogue has its answers", || {

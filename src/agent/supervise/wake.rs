@@ -73,6 +73,14 @@ impl Supervisor {
             let Ok(request) = self.parts.requests.try_recv() else { break };
             self.answer(request);
         }
+        for _ in 0..super::KEEPER_BATCH {
+            let Ok(answer) = self.found.try_recv() else { break };
+            self.hear_look_up(answer);
+        }
+        for _ in 0..super::KEEPER_BATCH {
+            let Ok(result) = self.answers.try_recv() else { break };
+            self.hear_answer(result);
+        }
         // Exclusive runs live by these.
         while let Ok(confirm) = self.parts.attended.confirms.try_recv() {
             self.hear_confirm(&confirm);
@@ -87,6 +95,9 @@ impl Supervisor {
         for _ in 0..QUESTIONS {
             let Ok(done) = self.parts.launched.try_recv() else { break };
             self.launched(done);
+        }
+        if self.parts.settings.has_changed().unwrap_or(false) {
+            self.take_settings();
         }
         if !self.open && self.parts.gate.try_recv().is_ok() {
             self.open_gate();
