@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{LaunchDone, Parts, Supervisor, moment};
+use super::{KEEPER_BATCH, LaunchDone, Parts, Supervisor, moment};
 use crate::agent::handle::HostRequest;
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup;
@@ -73,11 +73,11 @@ impl Supervisor {
             let Ok(request) = self.parts.requests.try_recv() else { break };
             self.answer(request);
         }
-        for _ in 0..super::KEEPER_BATCH {
+        for _ in 0..KEEPER_BATCH {
             let Ok(answer) = self.found.try_recv() else { break };
             self.hear_look_up(answer);
         }
-        for _ in 0..super::KEEPER_BATCH {
+        for _ in 0..KEEPER_BATCH {
             let Ok(result) = self.answers.try_recv() else { break };
             self.hear_answer(result);
         }
