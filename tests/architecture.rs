@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "agent/probe/dialogue.rs",
     "agent/probe/quake3.rs",
     "agent/probe/teeworlds.rs",
+    "agent/resolve/known.rs",
     "cli/render.rs",
     "cli/render/",
 ];

@@ -1,15 +1,13 @@
 //! From an instance's spec to the numbers and absolute paths that the keeper is given.
 //!
-//! Owns what was looked up before, so that a restart waits for nothing: [`Resolver::errand`] says what must be
+//! Owns what was looked up before (`known`), so that a restart waits for nothing: [`Resolver::errand`] says what must be
 //! known for a command, [`Resolver::found`] whether it is. What may block (user database, program search,
 //! folders) is left to the threads of [`super::lookup`]. It decides nothing; what cannot be resolved becomes a
 //! failed spawn.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::lookup::{Errand, Found, LIBRARIES, LookUpError, PATH};
 use crate::config::{HostPolicy, HostSettings};
@@ -18,10 +16,10 @@ use crate::keeper::protocol::{Account, LogTarget, RunId, Spawn};
 use crate::spec::template::{ExpandError, Values, expand};
 use crate::spec::{HeartbeatMode, InstanceId, InstanceKey, Limits, Logs};
 
-/// What was found is looked up again, on the side, after this long.
-const FRESH: Duration = Duration::from_secs(30);
-/// What could not be looked up again meanwhile (the agent stood still) is not used after this long.
-const STALE: Duration = Duration::from_secs(60);
+mod known;
+
+use known::Known;
+
 /// The period of cpu.max, microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
@@ -76,41 +74,21 @@ pub struct Resolver {
     /// The priority of processes that name none.
     default_nice: i32,
     policy: Arc<HostPolicy>,
-    /// By errands without a folder.
-    found: BTreeMap<Errand, Kept>,
-    /// Data folders that are there.
-    folders: BTreeSet<OsString>,
-    /// What each instance needs, by the key of its command.
-    needs: BTreeMap<(InstanceId, &'static str), Errand>,
-}
-
-/// What was found, and when.
-struct Kept {
-    found: Found,
-    at: Moment,
-    /// Somebody is asking again. While no answer comes, what was found last goes on to hold.
-    asked: bool,
+    known: Known,
 }
 
 impl Resolver {
     /// A resolver for the host's settings.
     pub fn new(settings: HostSettings) -> Self {
         let policy = Arc::new(settings.policy.clone());
-        Resolver {
-            settings,
-            default_nice: default_nice(),
-            policy,
-            found: BTreeMap::new(),
-            folders: BTreeSet::new(),
-            needs: BTreeMap::new(),
-        }
+        Resolver { settings, default_nice: default_nice(), policy, known: Known::default() }
     }
 
     /// The settings changed.
     pub fn set(&mut self, settings: HostSettings) {
         self.policy = Arc::new(settings.policy.clone());
         self.settings = settings;
-        self.found.clear();
+        self.known.clear();
     }
 
     /// What must be known before this command of the instance can be executed. `key` names the command.
@@ -129,14 +107,9 @@ impl Resolver {
         let libraries = self.libraries(order, &self.values(order, &instance, &data))?;
         let (user, group, policy) = (process.user.clone(), process.group.clone(), self.policy.clone());
         let errand = Errand { user, group, program, libraries, policy, folder: None };
-        let need = (order.instance.clone(), key);
-        if self.needs.get(&need) != Some(&errand) {
-            self.needs.insert(need, errand.clone());
-        }
-        Ok(Errand {
-            folder: (!self.folders.contains(folder.as_os_str())).then(|| folder.into_os_string()),
-            ..errand
-        })
+        self.known.need(order.instance, key, &errand);
+        let there = self.known.has_folder(folder.as_os_str());
+        Ok(Errand { folder: (!there).then(|| folder.into_os_string()), ..errand })
     }
 
     /// What the host's policy has to say something about, beside the program.
@@ -155,52 +128,30 @@ impl Resolver {
 
     /// What was found for an errand; `None`: it must be looked up first.
     pub fn found(&self, errand: &Errand, now: Moment) -> Option<Found> {
-        let kept = self.found.get(errand)?;
-        (kept.asked || now.since(kept.at) < STALE).then(|| kept.found.clone())
+        self.known.found(errand, now)
     }
 
     /// Takes what came of an errand.
     pub fn learn(&mut self, errand: &Errand, result: Result<&Found, &LookUpError>, now: Moment) {
-        let without = Errand { folder: None, ..errand.clone() };
-        match result {
-            // A reload has changed the policy meanwhile.
-            Ok(_) if errand.policy != self.policy => {}
-            Ok(found) => {
-                self.folders.extend(errand.folder.clone());
-                self.found.insert(without, Kept { found: found.clone(), at: now, asked: false });
-            }
-            Err(_) => drop(self.found.remove(&without)),
+        // Else a reload has changed the policy meanwhile.
+        if result.is_err() || errand.policy == self.policy {
+            self.known.learn(errand, result.ok(), now);
         }
     }
 
-    /// What is to be looked up again by now; what nobody needs any more is forgotten.
+    /// What is to be looked up again by now.
     pub fn aged(&mut self, now: Moment) -> Vec<Errand> {
-        let aged = |kept: &Kept| !kept.asked && now.since(kept.at) >= FRESH;
-        if !self.found.values().any(aged) {
-            return Vec::new();
-        }
-        let needed: BTreeSet<&Errand> = self.needs.values().collect();
-        self.found.retain(|errand, _| needed.contains(errand));
-        let aged = self.found.iter_mut().filter(|(_, kept)| aged(kept));
-        aged.map(|(errand, kept)| {
-            kept.asked = true;
-            errand.clone()
-        })
-        .collect()
+        self.known.aged(now)
     }
 
     /// A run of the instance could not be started as it was resolved: all is looked up again.
     pub fn distrust(&mut self, instance: &InstanceId) {
-        self.folders.remove(self.data_folder(instance).as_os_str());
-        for ((_, _), errand) in self.needs.iter().filter(|((id, _), _)| id == instance) {
-            self.found.remove(errand);
-        }
+        self.known.distrust(instance, self.data_folder(instance).as_os_str());
     }
 
     /// The instance is gone from this host.
     pub fn forget(&mut self, instance: &InstanceId) {
-        self.folders.remove(self.data_folder(instance).as_os_str());
-        self.needs.retain(|(id, _), _| id != instance);
+        self.known.forget(instance, self.data_folder(instance).as_os_str());
     }
 
     /// The whole order for the keeper.
@@ -366,104 +317,4 @@ pub fn cgroup_limits(limits: &Limits) -> Vec<(String, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Context, parse};
-    use crate::spec::fingerprint::SpecHash;
-
-    const FILE: &str = "[process.zone]\ncommand = [\"zone\"]\nuser = \"games\"\n";
-
-    /// A resolver, and the errand of a run of `zone.0`.
-    fn resolver() -> (Resolver, Errand) {
-        let context = Context { hostname: "alpha".to_owned(), host_override: None };
-        let config = parse(FILE, "test.toml", &context).unwrap();
-        let process = config.spec.processes.into_values().next().unwrap();
-        let command = process.command.clone();
-        let want = Want {
-            process,
-            hash: SpecHash(0),
-            replace: true,
-            generation: 1,
-            paused: false,
-            waits_for: None,
-            args: BTreeMap::new(),
-            rest: None,
-        };
-        let (instance, ports) = (zone(), Ports::new());
-        let sockets = Path::new("/run/i/zone.0");
-        let order = Order {
-            instance: &instance,
-            run: RunId(1),
-            want: &want,
-            ports: &ports,
-            sockets,
-            note: Vec::new(),
-        };
-        let mut resolver = Resolver::new(config.host);
-        let errand = resolver.errand(&order, &command, "command").unwrap();
-        assert!(
-            errand.folder.as_ref().is_some_and(|folder| Path::new(folder).ends_with("data/zone.0")),
-            "{errand:?}"
-        );
-        resolver.learn(&errand, Ok(&found(60)), at(0));
-        let again = resolver.errand(&order, &command, "command").unwrap();
-        assert_eq!(again, Errand { folder: None, ..errand }, "the folder is there");
-        (resolver, again)
-    }
-
-    fn zone() -> InstanceId {
-        "zone.0".parse().unwrap()
-    }
-
-    fn at(seconds: u64) -> Moment {
-        Moment(seconds * 1_000_000_000)
-    }
-
-    fn found(gid: u32) -> Found {
-        let account = Account { uid: 5, gid, groups: vec![gid] };
-        Found { account: Some((account, "/usr/games".to_owned())), program: "/usr/bin/zone".to_owned() }
-    }
-
-    #[test]
-    fn what_was_found_holds_and_is_asked_again_on_the_side() {
-        let (mut resolver, errand) = resolver();
-        assert_eq!(resolver.aged(at(29)), []);
-        assert_eq!(resolver.found(&errand, at(29)), Some(found(60)));
-        assert_eq!(resolver.aged(at(30)), std::slice::from_ref(&errand));
-        assert_eq!(resolver.aged(at(31)), [], "somebody is under way");
-        assert_eq!(resolver.found(&errand, at(31)), Some(found(60)), "no restart waits for that");
-        resolver.learn(&errand, Ok(&found(61)), at(32));
-        assert_eq!(resolver.found(&errand, at(33)), Some(found(61)), "another group within a minute");
-    }
-
-    #[test]
-    fn what_was_found_last_holds_while_nobody_answers_and_no_longer() {
-        let (mut resolver, errand) = resolver();
-        assert_eq!(resolver.found(&errand, at(60)), None, "nobody asked again: it may be anything by now");
-        assert_eq!(resolver.aged(at(60)), std::slice::from_ref(&errand));
-        assert_eq!(resolver.found(&errand, at(3600)), Some(found(60)));
-        resolver.learn(&errand, Err(&LookUpError::NoUser("games".to_owned())), at(3601));
-        assert_eq!(resolver.found(&errand, at(3601)), None);
-    }
-
-    #[test]
-    fn a_run_that_could_not_be_started_and_a_changed_policy_look_again() {
-        let (mut resolver, errand) = resolver();
-        resolver.distrust(&zone());
-        assert_eq!(resolver.found(&errand, at(1)), None);
-        resolver.learn(&errand, Ok(&found(60)), at(2));
-        let policy = HostPolicy { users: vec!["games".to_owned()], programs: Vec::new() };
-        resolver.set(HostSettings { policy, ..resolver.settings.clone() });
-        assert_eq!(resolver.found(&errand, at(2)), None);
-        resolver.learn(&errand, Ok(&found(60)), at(3));
-        assert_eq!(resolver.found(&errand, at(3)), None, "an answer under the old policy");
-    }
-
-    #[test]
-    fn what_nobody_needs_any_more_is_not_asked_again() {
-        let (mut resolver, errand) = resolver();
-        resolver.forget(&zone());
-        assert_eq!(resolver.aged(at(30)), []);
-        assert_eq!(resolver.found(&errand, at(30)), None);
-    }
-}
+mod tests;

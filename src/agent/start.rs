@@ -356,6 +356,7 @@ async fn assemble(
         settings: settings_seen,
         launches,
         launched: done,
+        audit: handle.audit.clone(),
         main_runtime: tokio::runtime::Handle::current(),
         met,
         gate,

@@ -29,6 +29,7 @@ use super::reporter::Report;
 use super::resolve::Resolver;
 use crate::cluster::statuses::Statuses;
 use crate::host::{Action, Grounds, Host, Moment, Now, wants};
+use crate::http::Audit;
 use crate::http::view::KeeperView;
 use crate::keeper::protocol::{AGENT_SILENCE_MS, CgroupSupport, RunId};
 use crate::metrics::Metrics;
@@ -118,6 +119,8 @@ pub struct Parts {
     pub launches: mpsc::Sender<LaunchOrder>,
     /// Answers to those.
     pub launched: mpsc::Receiver<LaunchDone>,
+    /// Where it is written down what may not be launched.
+    pub audit: Audit,
     /// The other runtime, where probes run.
     pub main_runtime: tokio::runtime::Handle,
     /// The powers of the keeper that was met last, for joining and for what this host says of itself.
@@ -270,6 +273,10 @@ impl Supervisor {
             self.notice_stall();
             more = self.hear_sockets();
             self.pass_time();
+            if more {
+                // Else the runtime would hardly look whether the keeper says something while sockets are flooded.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

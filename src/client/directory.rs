@@ -41,6 +41,7 @@ mod blocking;
 mod entry;
 mod exchange;
 mod follow;
+mod stream;
 #[cfg(feature = "client-tls")]
 pub mod trust;
 

@@ -1,19 +1,22 @@
 //! Mutual TLS between agents: every certificate is of the cluster's own CA and names its host.
 //!
 //! Owns the certificates and the rules by which they are checked: TLS 1.3 only, both sides show one, and
-//! the name in it is the host's. They are read at the start and again on a reload; who was let in by a CA that counts no
-//! more is put out ([`Tls::distrusts`]). Never decides whom a host may be. [`issue`] makes them. Called by `wire`; the
+//! the name in it is the host's. They are read at the start and again on a reload, and this host's own is judged as the
+//! others will judge it; who was let in by a CA that counts no more is put out ([`Tls::distrusts`]). Never decides whom a host may be. [`issue`] makes them. Called by `wire`; the
 //! API, which shows a certificate of its own, reads files by the same functions.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -51,6 +54,29 @@ pub enum TlsError {
         path: PathBuf,
         /// This host.
         host: HostName,
+    },
+    /// The other hosts would not take it.
+    #[error("no other host would take the certificate {path}: {advice}")]
+    Distrusted {
+        /// Which.
+        path: PathBuf,
+        /// What to do.
+        advice: String,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// Its time is over, or has not come.
+    #[error(
+        "the certificate {path} holds from {from} until {until}, which is not now: put another one there, or set this \
+         machine's clock right"
+    )]
+    Dates {
+        /// Which.
+        path: PathBuf,
+        /// Its first moment.
+        from: String,
+        /// Its last one.
+        until: String,
     },
 }
 
@@ -155,6 +181,11 @@ impl Read {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|error| unfit(error.into()))?;
+        judge(&certificates, host, &*verifier, &roots).map_err(|source| TlsError::Distrusted {
+            path: files.cert.clone(),
+            advice: advice(&source, host, &files.ca),
+            source,
+        })?;
         let server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .and_then(|config| {
@@ -173,6 +204,40 @@ impl Read {
             (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
         Ok(Read { connector, acceptor, roots, certificates })
     }
+}
+
+/// What the others will find: when this host dials them, and when it is dialled.
+fn judge(
+    certificates: &[CertificateDer<'_>],
+    host: &HostName,
+    verifier: &dyn ClientCertVerifier,
+    roots: &Arc<RootCertStore>,
+) -> Result<(), rustls::Error> {
+    let general = |error: &dyn std::fmt::Display| rustls::Error::General(error.to_string());
+    let (own, between) = certificates.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    let now = UnixTime::now();
+    verifier.verify_client_cert(own, between, now)?;
+    let provider = Arc::new(ring::default_provider());
+    let dialled = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider).build();
+    let name = ServerName::try_from(host.as_str()).map_err(|error| general(&error))?;
+    dialled.map_err(|error| general(&error))?.verify_server_cert(own, between, &name, &[], now).map(drop)
+}
+
+fn advice(error: &rustls::Error, host: &HostName, ca: &Path) -> String {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let dates = match error {
+        rustls::Error::InvalidCertificate(why) => {
+            matches!(why, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+        }
+        _ => false,
+    };
+    if dates {
+        return format!("issue another with `bigbrother ca issue {host}`, or set this machine's clock right");
+    }
+    format!(
+        "issue one with `bigbrother ca issue {host}` by a CA of {}, or write the certificate of its CA there, too",
+        ca.display()
+    )
 }
 
 pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

@@ -79,25 +79,20 @@ impl Audit {
         self.ledger.settled().await;
     }
 
-    /// What a game process launches, or may not. A crowd of refusals fills no disk: some are counted only. What was
-    /// launched the replicated state bounds.
-    pub async fn launched(
-        &self,
-        host: &HostName,
-        by: &InstanceId,
-        launch: &Launch,
-        refused: Option<AskError>,
-    ) {
-        if refused.is_some() && !self.launches.allows(by, Instant::now()) {
+    /// What a game process has launched; comes back when that is written down. The replicated state bounds it.
+    pub async fn launched(&self, host: &HostName, by: &InstanceId, launch: &Launch) {
+        self.write(launching(host, by, launch), StatusCode::CREATED, None, None).await;
+    }
+
+    /// What a game process may not launch, or cannot. Nobody waits for that, and a crowd of refusals fills no disk: some
+    /// are counted only.
+    pub fn not_launched(&self, host: &HostName, by: &InstanceId, launch: &Launch, refused: AskError) {
+        if !self.launches.allows(by, Instant::now()) {
             self.missed.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let request = serde_json::to_vec(launch).ok().and_then(|json| readable(&json.into()));
-        let asked = Asked::beside(host, format!("instance {by}"), "launch", request);
-        match refused.map(Refusal::from) {
-            Some(refusal) => self.write(asked, refusal.status(), Some(refusal.said()), None).await,
-            None => self.write(asked, StatusCode::CREATED, None, None).await,
-        }
+        let refusal = Refusal::from(refused);
+        self.note(launching(host, by, launch), &refusal);
     }
 
     /// SIGHUP, and what came of it.
@@ -117,7 +112,11 @@ impl Audit {
             return;
         }
         let what = format!("{} {}", request.method(), request.uri().path());
-        let asked = Asked { host: host.clone(), caller: caller.clone(), what, request: None };
+        self.note(Asked { host: host.clone(), caller: caller.clone(), what, request: None }, refusal);
+    }
+
+    /// Something was refused; nobody waits for that to be written down.
+    fn note(&self, asked: Asked, refusal: &Refusal) {
         let entry = asked.entry(refusal.status().as_u16(), Some(refusal.said()), None, self.missed());
         self.count(&entry, self.ledger.note(&entry));
     }
@@ -173,6 +172,11 @@ impl Asked {
             missed,
         }
     }
+}
+
+fn launching(host: &HostName, by: &InstanceId, launch: &Launch) -> Asked {
+    let request = serde_json::to_vec(launch).ok().and_then(|json| readable(&json.into()));
+    Asked::beside(host, format!("instance {by}"), "launch", request)
 }
 
 /// Carries a change out and writes down what came of it, also when the asker goes away meanwhile.
@@ -351,7 +355,7 @@ mod tests {
         let turn_away = || audit.refused(&host, &caller, &request, &Refusal::timeout());
         turn_away();
         assert_eq!(audit.missed.load(Ordering::Relaxed), 0, "the first one tells of those before");
-        for _ in 1..file::QUEUE + 3 {
+        for _ in 1..file::NOTES + 3 {
             turn_away();
         }
         assert_eq!(audit.missed.load(Ordering::Relaxed), 3);

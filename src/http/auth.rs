@@ -74,9 +74,16 @@ struct Admitted {
     role: Option<Role>,
 }
 
-/// Whose share something is.
+/// Whose share something is. What monitoring reads is one apart: on plain loopback all are one address, and who reads
+/// many lists there takes nothing of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Share {
+struct Share {
+    of: Reader,
+    monitoring: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reader {
     Token(TokenName),
     Address(IpAddr),
 }
@@ -87,9 +94,12 @@ pub(super) struct Gate {
     strangers: Pace<IpAddr>,
     /// Changes, of each token.
     changes: Pace<TokenName>,
-    /// What lists and the like have given, in pieces of [`PIECE`], to each token, or to each address without one.
+    /// What lists and the like have given, in pieces of [`PIECE`].
     given: Pace<Share>,
 }
+
+/// What is asked for every few seconds, whatever else goes on.
+const MONITORING: [&str; 2] = ["/metrics", "/v1/prometheus/targets"];
 
 /// What counts as one, in bytes: an answer that has less counts as much.
 const PIECE: u64 = 4 << 10;
@@ -150,13 +160,12 @@ pub(super) async fn admit(api: &Api, request: Request, next: Next) -> Response {
 fn share(asker: &Asker, request: &Request) -> Option<Share> {
     let path = request.extensions().get::<MatchedPath>()?.as_str();
     let large = !path.contains('{') && path != rights::OPEN;
-    match asker {
-        Asker::Came(Origin::Tcp { .. }, Some(token)) if large => Some(Share::Token(token.clone())),
-        Asker::Came(Origin::Tcp { address, .. }, None) if large => {
-            Some(Share::Address(neighbourhood(*address)))
-        }
-        _ => None,
-    }
+    let of = match asker {
+        Asker::Came(Origin::Tcp { .. }, Some(token)) if large => Reader::Token(token.clone()),
+        Asker::Came(Origin::Tcp { address, .. }, None) if large => Reader::Address(neighbourhood(*address)),
+        _ => return None,
+    };
+    Some(Share { of, monitoring: MONITORING.contains(&path) })
 }
 
 impl Api {

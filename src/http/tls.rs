@@ -1,7 +1,8 @@
 //! TLS of the API: it shows a certificate of its own, and knows those who ask by their tokens.
 //!
 //! Owns the reading of that certificate, at the start of the agent and on a reload; a connection goes on with the one
-//! that it was shown. TLS 1.3 only, as between agents.
+//! that it was shown. Who has issued it is the business of those who ask; that it holds now is looked at here. TLS 1.3
+//! only, as between agents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::certificate::Validity;
+use x509_parser::parse_x509_certificate;
 
 use crate::cluster::tls::{TlsError, certificates, key};
 use crate::config::ApiTls;
@@ -34,13 +37,19 @@ pub struct Read {
 impl Shown {
     /// Reads certificate and key.
     pub(super) fn load(files: &ApiTls) -> Result<Shown, TlsError> {
-        let read = Arc::new(watch::channel(Read::from(files)?).0);
+        let read = Read::from(files)?;
+        // The games need the agent, whoever asks it.
+        if let Err(error) = read.holds_now(files) {
+            tracing::warn!(%error, "the API shows a certificate that nobody should trust");
+        }
+        let read = Arc::new(watch::channel(read).0);
         Ok(Shown { files: Arc::new(files.clone()), read })
     }
 
     /// Reads the files again; nothing changes by that.
     pub fn read_again(&self) -> Result<Read, TlsError> {
-        Read::from(&self.files)
+        let read = Read::from(&self.files)?;
+        read.holds_now(&self.files).map(|()| read)
     }
 
     /// This is shown on every connection from now on. False: it is what was shown before.
@@ -77,5 +86,20 @@ impl Read {
         let mut config = config.map_err(unfit)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Read { acceptor: TlsAcceptor::from(Arc::new(config)), certificates })
+    }
+
+    fn holds_now(&self, files: &ApiTls) -> Result<(), TlsError> {
+        let path = || files.cert.clone();
+        let own = self.certificates.first().map_or(&[][..], |own| own);
+        let (_, own) = parse_x509_certificate(own)
+            .map_err(|error| TlsError::Unfit { path: path(), source: error.to_string().into() })?;
+        let Validity { not_before, not_after } = own.validity();
+        match own.validity().is_valid() {
+            true => Ok(()),
+            false => {
+                let (from, until) = (not_before.to_string(), not_after.to_string());
+                Err(TlsError::Dates { path: path(), from, until })
+            }
+        }
     }
 }

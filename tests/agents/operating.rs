@@ -223,6 +223,10 @@ fn a_drained_host_is_emptied_and_an_undrained_one_is_not_refilled() {
 fn without_a_quorum_changes_are_refused_and_reads_go_on() {
     let mut cluster = Cluster::start(zones);
     cluster.ready(0, &ZONES);
+    until("alpha's copy has them all", || {
+        let listed = cluster.hosts[0].get("/v1/directory")?;
+        expect(listed.as_array().is_some_and(|listed| listed.len() == 6), listed)
+    });
     for lost in [1, 2] {
         cluster.hosts[lost].kill_agent();
     }

@@ -7,18 +7,19 @@ use std::time::Duration;
 use bigbrother::cluster::tls::{Tls, issue};
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    DialError, Dialer, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target, decode, encode,
+    CallError, DialError, Dialer, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
+    decode, encode, parcel,
 };
 use bigbrother::config::TlsFiles;
 use bigbrother::spec::HostName;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::peers::name;
 
@@ -139,6 +140,24 @@ async fn only_a_certificate_of_the_ca_that_holds_now_and_is_a_hosts_own_is_heard
     assert_eq!(decode::<Refusal>(&refused[22..]).unwrap(), Refusal::Certificate(name("gamma")));
 }
 
+/// Somebody who shows this certificate to whoever comes, as no agent would; where that is.
+async fn somebody([cert, key]: &[PathBuf; 2]) -> String {
+    let cert = CertificateDer::from_pem_file(cert).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], PrivateKeyDer::from_pem_file(key).unwrap())
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        TlsAcceptor::from(Arc::new(config)).accept(socket).await
+    });
+    address
+}
+
 #[tokio::test]
 async fn who_dials_wants_a_certificate_that_holds_as_well() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,8 +166,7 @@ async fn who_dials_wants_a_certificate_that_holds_as_well() {
     let beta = files(folder, issue::issue(folder, &name("beta"), folder).unwrap());
     let tls = Arc::new(Tls::load(&beta, &name("beta")).unwrap());
     let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls));
-    let expired = valid_in(folder, "alpha", (2019, 2020));
-    let (address, _agent) = agent(&files(folder, expired)).await;
+    let address = somebody(&valid_in(folder, "alpha", (2019, 2020))).await;
     let target = Target { host: name("alpha"), id: None, address };
     let Err(DialError::Tls { source, .. }) = dialer.dial(&target, Purpose::Urgent).await.map(drop) else {
         panic!("an expired certificate is trusted");
@@ -158,6 +176,44 @@ async fn who_dials_wants_a_certificate_that_holds_as_well() {
     let (address, _agent) = agent(&files(folder, own)).await;
     let target = Target { address, ..target };
     assert!(dialer.dial(&target, Purpose::Urgent).await.is_ok());
+}
+
+#[test]
+fn what_no_other_host_would_take_is_not_taken_at_the_start_nor_later() {
+    let (dir, other, own) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for folder in [dir.path(), other.path()] {
+        issue::init(folder, "pirates").unwrap();
+    }
+    let folder = dir.path();
+    let alpha = name("alpha");
+    let file = |file: &str| own.path().join(file);
+    let alphas = TlsFiles { ca: file("ca.pem"), cert: file("alpha.pem"), key: file("alpha.key") };
+    let good = issue::issue(folder, &alpha, folder).unwrap();
+    replace(&alphas, folder, good.clone());
+    let tls = Tls::load(&alphas, &alpha).unwrap();
+    for (what, issued, why, advice) in [
+        ("expired", valid_in(folder, "alpha", (2019, 2020)), "expired", "clock right"),
+        ("to come", valid_in(folder, "alpha", (4000, 4090)), "not valid yet", "clock right"),
+        ("another CA's", issue::issue(other.path(), &alpha, other.path()).unwrap(), "", "by a CA of"),
+        (
+            "the API's",
+            issue::issue_api(folder, &alpha, &["alpha".to_owned()], folder).unwrap(),
+            "",
+            "bigbrother ca issue alpha",
+        ),
+    ] {
+        replace(&alphas, folder, issued);
+        for refused in [Tls::load(&alphas, &alpha).err(), tls.read_again().err()] {
+            let refused = refused.unwrap_or_else(|| panic!("{what} is taken"));
+            let said = refused.to_string();
+            assert!(said.contains(alphas.cert.to_str().unwrap()) && said.contains(advice), "{what}: {said}");
+            let source = std::error::Error::source(&refused).expect("a reason").to_string();
+            assert!(source.contains(why), "{what}: {source}");
+        }
+    }
+    replace(&alphas, folder, good);
+    assert!(!tls.renew(tls.read_again().unwrap()), "what counted all the time");
 }
 
 /// Two CAs in one file, so that one follows the other without a stop.
@@ -255,4 +311,51 @@ async fn who_dialled_leaves_those_that_a_lost_ca_has_let_in() {
     replace(&betas, new.path(), issue::issue(new.path(), &name("beta"), new.path()).unwrap());
     assert!(tls.renew(tls.read_again().unwrap()));
     assert!(ask().await.is_err(), "alpha is asked although its CA counts no more");
+}
+
+/// Takes a snapshot, and never comes to an end with it.
+struct Slow(tokio::sync::mpsc::Sender<()>);
+
+impl Service for Slow {
+    fn ours(&self) -> Ours {
+        ours("alpha")
+    }
+
+    fn peerage(&self, _: &HostName) -> Peerage {
+        Peerage::Peer
+    }
+
+    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        Ok(body)
+    }
+
+    async fn take_snapshot(&self, _: &Hello, _: Vec<u8>, _: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.0.send(()).await.unwrap();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_under_way_ends_with_the_ca_that_let_it_begin() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&old, &new] {
+        issue::init(dir.path(), "pirates").unwrap();
+    }
+    let issued = |host: &str| files(old.path(), issue::issue(old.path(), &name(host), old.path()).unwrap());
+    let alpha = Arc::new(Tls::load(&issued("alpha"), &name("alpha")).unwrap());
+    let server = Server::bind("127.0.0.1:0", Some(alpha)).await.unwrap();
+    let address = server.address().unwrap().to_string();
+    let (taking, mut taken) = tokio::sync::mpsc::channel(1);
+    let _serving = tokio::spawn(server.run(Arc::new(Slow(taking))));
+    let betas = issued("beta");
+    let tls = Arc::new(Tls::load(&betas, &name("beta")).unwrap());
+    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls.clone()));
+    let target = Target { host: name("alpha"), id: None, address };
+    let sending =
+        tokio::spawn(async move { parcel::send(&dialer, &target, vec![1], &[2; 1000], 6 * PATIENCE).await });
+    tokio::time::timeout(PATIENCE, taken.recv()).await.expect("all of it is there").unwrap();
+    replace(&betas, new.path(), issue::issue(new.path(), &name("beta"), new.path()).unwrap());
+    assert!(tls.renew(tls.read_again().unwrap()));
+    let sent = tokio::time::timeout(PATIENCE, sending).await.expect("it is given up").unwrap();
+    assert_eq!(sent, Err(CallError::Broken));
 }

@@ -304,6 +304,11 @@ async fn a_certificate_that_was_read_again_is_shown_from_then_on() {
     let mut staying = follow(&secured, READER).await;
     std::fs::write(secured.server.dir.path().join("alpha-api.key"), "nothing").unwrap();
     assert!(shown.read_again().is_err());
+    for years in [(2019, 2020), (4000, 4090)] {
+        valid_in(secured.server.dir.path(), years);
+        let said = shown.read_again().map(drop).unwrap_err().to_string();
+        assert!(said.contains("alpha-api.pem") && said.contains(&years.1.to_string()), "{said}");
+    }
     assert_eq!(certificate().await, first, "what cannot be used changes nothing");
     valid_in(secured.server.dir.path(), (2019, 4090));
     assert!(shown.renew(shown.read_again().unwrap()));

@@ -1,6 +1,7 @@
 //! Instances on demand: launched by an operator and by a game process, gone when done.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -120,9 +121,12 @@ fn a_game_process_launches_over_its_socket() {
         host.ready(dungeon);
         assert_eq!(map_of(&host, dungeon), "sewers");
     }
-    // Who has launched what is in the audit trail, as what operators do is.
-    let trail = host.ok(&["audit", "--json"]).out;
-    let trail: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    // Who has launched what is in the audit trail, as what operators do is; what was refused soon after.
+    let trail: Vec<Value> = until("the last of it is in the audit trail", || {
+        let trail = host.ok(&["audit", "--json"]).out;
+        let entries = trail.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        if trail.contains("raid") { Ok(entries) } else { Err(trail) }
+    });
     let asked = |entry: &Value| {
         let (process, key) = (&entry["request"]["process"], &entry["request"]["key"]);
         (entry["status"].as_u64(), process.as_str().map(str::to_owned), key.as_str().map(str::to_owned))
@@ -146,6 +150,114 @@ fn a_game_process_launches_over_its_socket() {
     host.ok(&["stop", "lobby"]);
     assert_eq!(host.instance("lobby.0")["last_exit"]["code"], 0);
     host.ready(first);
+}
+
+/// Asks for nothing but what it may not launch, and writes down what it was told.
+const ROGUE: &str = r#"
+import json, os, socket
+agent = socket.socket(socket.AF_UNIX)
+agent.connect(os.environ["BIGBROTHER_SOCKET"])
+lines = agent.makefile("r")
+agent.sendall(b'{"jsonrpc":"2.0","method":"ready"}\n')
+codes = []
+for _ in range(20):
+    # No more than are heard at once.
+    agent.sendall(b'{"jsonrpc":"2.0","id":1,"method":"launch","params":{"process":"raid"}}\n' * 15)
+    open("asked", "w").close()
+    codes += [json.loads(next(lines))["error"]["code"] for _ in range(15)]
+with open("codes.new", "w") as file: json.dump(codes, file)
+os.rename("codes.new", "codes")
+for line in lines: pass
+"#;
+
+/// Launches what it may once the rogue asks, and writes down what came of it and how long that took.
+const LATE_LOBBY: &str = r#"
+import json, os, socket, time
+agent = socket.socket(socket.AF_UNIX)
+agent.connect(os.environ["BIGBROTHER_SOCKET"])
+agent.sendall(b'{"jsonrpc":"2.0","method":"ready"}\n')
+while not os.path.exists("../rogue.0/asked"): time.sleep(0.02)
+begun = time.monotonic()
+launch = {"process": "dungeon", "args": {"map": "sewers"}, "key": "a"}
+agent.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "launch", "params": launch}).encode() + b"\n")
+for line in agent.makefile("r"):
+    answer = json.loads(line)
+    if answer.get("id") == 1:
+        answer["seconds"] = time.monotonic() - begun
+        with open("answer.new", "w") as file: json.dump(answer, file)
+        os.rename("answer.new", "answer")
+"#;
+
+/// What the lobby heard beside rogues of this kind, with these other processes, once `prepared` has seen to its host.
+fn beside((rogue, count): (&str, u32), others: &str, prepared: impl FnOnce(&Host)) -> (Host, Value) {
+    let game = |name: &str, script: &str, more: &str| {
+        let ready = "ready = { mode = \"native\" }\nheartbeat = { mode = \"none\" }\n";
+        format!("\n[process.{name}]\n{}{more}{ready}", python(script))
+    };
+    let raid = format!("\n[process.raid]\n{}on_demand = {{ max = 1 }}\n", zone(&[]));
+    let lobby = game("lobby", LATE_LOBBY, "launch = [\"dungeon\"]\n");
+    let rogue = game("rogue", rogue, &format!("count = {count}\n"));
+    let mut host = Host::prepare(&format!("{DUNGEON}{raid}{rogue}{lobby}{others}"));
+    prepared(&host);
+    host.start_agent();
+    let answer: Value = until("the lobby has its answer", || {
+        let text = fs::read(host.data("lobby.0").join("answer")).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&text).map_err(|e| e.to_string())
+    });
+    assert!(answer["result"]["instance"].is_string(), "{answer}");
+    (host, answer)
+}
+
+/// Asks more and more on as many connections as there may be, and never reads an answer.
+const FLOOD: &str = r#"
+import os, socket
+def connect():
+    agent = socket.socket(socket.AF_UNIX)
+    agent.connect(os.environ["BIGBROTHER_SOCKET"])
+    agent.setblocking(False)
+    return agent
+all = [connect() for _ in range(8)]
+all[0].send(b'{"jsonrpc":"2.0","method":"ready"}\n')
+many = b'{"jsonrpc":"2.0","id":1,"method":"find","params":{"process":"raid"}}\n' * 200
+while True:
+    for n in range(8):
+        try: all[n].send(many)
+        except BlockingIOError: pass
+        except OSError:
+            try: all[n] = connect()
+            except OSError: pass
+    open("asked", "w").close()
+"#;
+
+#[test]
+fn a_flood_of_questions_holds_up_no_launch_no_start_and_no_probe() {
+    let judged = "\n[process.judged]\ncommand = [\"/bin/sleep\", \"inf\"]\nafter = [\"rogue\"]\n\
+                  heartbeat = { mode = \"exec\", command = [\"/bin/true\"] }\n";
+    let (host, answer) = beside((FLOOD, 4), judged, |_| {});
+    assert!(answer["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{answer}");
+    let since = Instant::now();
+    host.ready(answer["result"]["instance"].as_str().expect("a name"));
+    host.ready("judged.0");
+    // The keeper is heard as soon as ever: both are started and judged within a second.
+    assert!(since.elapsed() < Duration::from_secs(9), "after {:?}: {}", since.elapsed(), host.story());
+}
+
+#[test]
+fn what_one_may_not_launch_holds_up_no_launch_of_others_whatever_the_disk_does() {
+    let (host, answer) = beside((ROGUE, 1), "", |host| {
+        // A disk on which the audit trail hangs: nobody reads at the other end.
+        let folder = host.data("lobby.0");
+        fs::create_dir_all(&folder).expect("a folder");
+        let data = folder.join("../..").canonicalize().expect("the data folder");
+        nix::unistd::mkfifo(&data.join("audit.jsonl"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    });
+    // Its own entry is waited for, and no other.
+    assert!(answer["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{answer}");
+    let codes: Vec<i64> = until("the rogue has its answers", || {
+        let text = fs::read(host.data("rogue.0").join("codes")).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&text).map_err(|e| e.to_string())
+    });
+    assert_eq!(codes, [-32001; 300]);
 }
 
 #[test]

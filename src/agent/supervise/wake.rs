@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{LaunchDone, Parts, Supervisor, moment};
+use super::{KEEPER_BATCH, LaunchDone, Parts, Supervisor, moment};
 use crate::agent::handle::HostRequest;
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup;
@@ -62,7 +62,7 @@ impl Supervisor {
     }
 
     /// The keeper comes first, and where programs end at once and are started again it always has something to
-    /// say: whoever else asks is heard as often as this.
+    /// say, and so have sockets that are flooded: whoever else asks is heard as often as this.
     pub(super) fn attend_others(&mut self) {
         let now = moment();
         if now.since(self.attended) < OTHERS {
@@ -72,6 +72,14 @@ impl Supervisor {
         for _ in 0..QUESTIONS {
             let Ok(request) = self.parts.requests.try_recv() else { break };
             self.answer(request);
+        }
+        for _ in 0..KEEPER_BATCH {
+            let Ok(answer) = self.found.try_recv() else { break };
+            self.hear_look_up(answer);
+        }
+        for _ in 0..KEEPER_BATCH {
+            let Ok(result) = self.answers.try_recv() else { break };
+            self.hear_answer(result);
         }
         // Exclusive runs live by these.
         while let Ok(confirm) = self.parts.attended.confirms.try_recv() {
@@ -83,6 +91,13 @@ impl Supervisor {
         for _ in 0..QUESTIONS {
             let Ok(run) = self.parts.settled.try_recv() else { break };
             self.carry_out(vec![Action::Acknowledge { run }]);
+        }
+        for _ in 0..QUESTIONS {
+            let Ok(done) = self.parts.launched.try_recv() else { break };
+            self.launched(done);
+        }
+        if self.parts.settings.has_changed().unwrap_or(false) {
+            self.take_settings();
         }
         if !self.open && self.parts.gate.try_recv().is_ok() {
             self.open_gate();

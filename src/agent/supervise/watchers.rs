@@ -22,7 +22,7 @@ use crate::spec::{HeartbeatMode, InstanceId, ProcessName};
 use crate::state::{Command, Rejected, Response, State};
 use crate::status::Summary;
 
-/// A launch on its way to the replicated state.
+/// A launch, which the process may ask for, on its way to the replicated state.
 #[derive(Debug)]
 pub struct LaunchOrder {
     /// Who asked, and on which connection.
@@ -31,8 +31,6 @@ pub struct LaunchOrder {
     pub id: Option<Id>,
     /// What.
     pub launch: Launch,
-    /// `launch` of its process lists it.
-    pub may: bool,
 }
 
 /// What came of a [`LaunchOrder`].
@@ -219,10 +217,16 @@ impl Supervisor {
 
     // ---- launch
 
+    /// What a process may not launch goes no further: however much it asks for, it takes no place of the others.
     fn order_launch(&mut self, instance: &InstanceId, conn: ConnId, id: Option<Id>, launch: Launch) {
         let process = self.host.instance(instance).and_then(|known| known.process.as_ref());
-        let may = process.is_some_and(|process| process.launch.contains(&launch.process));
-        let order = LaunchOrder { by: (instance.clone(), conn), id, launch, may };
+        if !process.is_some_and(|process| process.launch.contains(&launch.process)) {
+            let refused = AskError::NotAllowed;
+            let why = format!("{} may not launch {}: {refused}", instance.process, launch.process);
+            self.parts.audit.not_launched(&self.parts.name, instance, &launch, refused);
+            return self.reply(instance, conn, id, |id| Outgoing::refused(id, Fault::NOT_ALLOWED, why));
+        }
+        let order = LaunchOrder { by: (instance.clone(), conn), id, launch };
         if let Err(refused) = self.parts.launches.try_send(order) {
             let order = refused.into_inner();
             let why = "too many launches are under way; try again";
@@ -245,20 +249,18 @@ pub async fn carry_launches(
     mut orders: mpsc::Receiver<LaunchOrder>,
     done: mpsc::Sender<LaunchDone>,
 ) {
-    while let Some(LaunchOrder { by, id, launch, may }) = orders.recv().await {
-        let launched = match may {
-            true => propose(&handle, launch.clone()).await,
-            false => Err(AskError::NotAllowed),
-        };
-        let result = match &launched {
-            Ok(instance) => Ok(instance.clone()),
+    while let Some(LaunchOrder { by, id, launch }) = orders.recv().await {
+        let result = match propose(&handle, launch.clone()).await {
+            Ok(instance) => {
+                handle.audit.launched(&handle.host, &by.0, &launch).await;
+                Ok(instance)
+            }
             Err(error) => {
-                let words = format!("{} may not launch {}: {error}", by.0.process, launch.process);
-                let words = if may { error.to_string() } else { words };
-                Err(Fault::new(code(error), words))
+                let fault = Fault::new(code(&error), error.to_string());
+                handle.audit.not_launched(&handle.host, &by.0, &launch, error);
+                Err(fault)
             }
         };
-        handle.audit.launched(&handle.host, &by.0, &launch, launched.err()).await;
         if done.send(LaunchDone { by, id, result }).await.is_err() {
             return;
         }

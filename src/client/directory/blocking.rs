@@ -2,17 +2,16 @@
 //!
 //! Owns a connection a question, and one a watch. No threads of its own.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
 use super::follow::Follow;
+use super::stream::Stream;
 use super::{
     Address, Agents, Change, DirectoryError, Found, Interest, Leader, PATIENCE, Query, Reading, SILENCE,
-    Trusting, WholeAnswer, chance, is_sound, leading, no_tls, silent,
+    Trusting, WholeAnswer, chance, is_sound, leading, silent,
 };
 use crate::spec::ProcessName;
 
@@ -67,7 +66,7 @@ impl Directory {
         is_sound(self.agents.token.as_deref())?;
         let mut why = DirectoryError::NoAgent;
         for (at, agent) in self.agents.in_turn() {
-            let said = exchange(agent, &self.agents, path);
+            let said = exchange(agent, &self.agents, path, Instant::now() + PATIENCE);
             match self.agents.heard((at, agent), said) {
                 Ok(answer) => return answer,
                 Err(reason) => why = reason,
@@ -77,15 +76,18 @@ impl Directory {
     }
 }
 
-/// One question and its whole answer.
-fn exchange(agent: &Address, agents: &Agents, path: &str) -> io::Result<WholeAnswer> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut stream = Stream::connect(agent, &agents.trusting)?;
+/// One question and its whole answer, by then.
+pub(super) fn exchange(
+    agent: &Address,
+    agents: &Agents,
+    path: &str,
+    until: Instant,
+) -> io::Result<WholeAnswer> {
+    let mut stream = Stream::connect(agent, &agents.trusting, until)?;
     stream.write(&agents.question(agent, path))?;
     let (mut reading, mut bytes) = (Reading::default(), [0; 16 * 1024]);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let read = stream.read(&mut bytes, left)?.ok_or_else(silent)?;
+        let read = stream.read(&mut bytes, until)?.ok_or_else(silent)?;
         if let Some(said) = reading.take(&bytes[..read])? {
             return Ok(said);
         }
@@ -143,7 +145,7 @@ impl Watch {
             return Ok(());
         };
         let mut bytes = [0; 16 * 1024];
-        let heard = match stream.read(&mut bytes, allowed.min(left)) {
+        let heard = match stream.read(&mut bytes, Instant::now() + allowed.min(left)) {
             Ok(Some(read @ 1..)) => self.follow.hear(&bytes[..read]),
             Ok(None) if Instant::now() < self.until => return Ok(()),
             Ok(_) | Err(_) => {
@@ -162,7 +164,7 @@ impl Watch {
     }
 
     fn begin(&mut self, agent: &Address) -> io::Result<()> {
-        let mut stream = Stream::connect(agent, &self.trusting)?;
+        let mut stream = Stream::connect(agent, &self.trusting, Instant::now() + PATIENCE)?;
         stream.write(&self.follow.begin())?;
         (self.stream, self.until) = (Some(stream), Instant::now() + SILENCE);
         Ok(())
@@ -187,94 +189,4 @@ impl Iterator for Watch {
             }
         }
     }
-}
-
-#[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-    #[cfg(feature = "client-tls")]
-    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>),
-}
-
-trait Bytes: Read + Write {}
-
-impl<T: Read + Write> Bytes for T {}
-
-impl Stream {
-    fn connect(agent: &Address, trusting: &Trusting) -> io::Result<Stream> {
-        match agent {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_write_timeout(Some(PATIENCE))?;
-                Ok(Stream::Unix(stream))
-            }
-            Address::Http(host) => Ok(Stream::Tcp(dial(host)?)),
-            Address::Https(host) => Stream::secure(host, trusting),
-        }
-    }
-
-    #[cfg(feature = "client-tls")]
-    fn secure(host: &str, trusting: &Trusting) -> io::Result<Stream> {
-        let (rules, name) = trusting.0.as_ref().ok_or_else(no_tls)?.rules(host)?;
-        let mut socket = dial(host)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        let mut session = rustls::ClientConnection::new(rules, name).map_err(io::Error::other)?;
-        while session.is_handshaking() {
-            session.complete_io(&mut socket)?;
-        }
-        Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(session, socket))))
-    }
-
-    #[cfg(not(feature = "client-tls"))]
-    fn secure(_: &str, _: &Trusting) -> io::Result<Stream> {
-        Err(no_tls())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes().write_all(bytes)?;
-        self.bytes().flush()
-    }
-
-    fn bytes(&mut self) -> &mut dyn Bytes {
-        match self {
-            Stream::Unix(stream) => stream,
-            Stream::Tcp(stream) => stream,
-            #[cfg(feature = "client-tls")]
-            Stream::Tls(stream) => stream,
-        }
-    }
-
-    /// What comes within this time; `None`: nothing. 0 bytes: the other end is closed.
-    fn read(&mut self, bytes: &mut [u8], wait: Duration) -> io::Result<Option<usize>> {
-        if wait.is_zero() {
-            return Ok(None);
-        }
-        match self {
-            Stream::Unix(stream) => stream.set_read_timeout(Some(wait))?,
-            Stream::Tcp(stream) => stream.set_read_timeout(Some(wait))?,
-            #[cfg(feature = "client-tls")]
-            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(wait))?,
-        }
-        match self.bytes().read(bytes) {
-            Ok(read) => Ok(Some(read)),
-            Err(e) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&e.kind()) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-}
-
-fn dial(host: &str) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let mut connect = |address| match TcpStream::connect_timeout(&address, PATIENCE) {
-        Ok(stream) => Some(stream),
-        Err(error) => {
-            failed = error;
-            None
-        }
-    };
-    let stream = host.to_socket_addrs()?.find_map(&mut connect).ok_or(failed)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
 }

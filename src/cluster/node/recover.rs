@@ -17,7 +17,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::identity::Identity;
+use crate::cluster::raft::log_store::cache::Marks;
 use crate::cluster::raft::log_store::disk::{Disk, FILE, Key, Op, OpenError, Record};
+use crate::cluster::raft::machine::DiskShelf;
 use crate::cluster::raft::{Change, Entry, LeaderId, LogId, Peer, Vote};
 use crate::cluster::wire::{DecodeError, EncodeError, decode, encode};
 use crate::spec::HostName;
@@ -57,13 +59,17 @@ pub enum RecoverError {
     /// One that is to be written.
     #[error("a record cannot be made")]
     Encode(#[from] EncodeError),
+    /// A part of it.
+    #[error("the copy cannot be read to its end: take another one")]
+    Read(#[source] io::Error),
     /// The disk.
     #[error("the copy cannot be changed; run this again when the disk takes something")]
     Disk(#[from] io::Error),
 }
 
 /// Makes the copy in `data_dir` that of a cluster with this one of the peers; gives the last entry that it has. The
-/// agent that is started next is its primary, and takes in whoever has no copy.
+/// agent that is started next is its primary, and takes in whoever has no copy. Refused while another peer's agent
+/// answers: one of the file's `peers`, or of those that the copy knows.
 pub async fn recover(
     data_dir: &Path,
     host: &HostName,
@@ -74,13 +80,16 @@ pub async fn recover(
     if !folder.join(FILE).exists() {
         return Err(RecoverError::NoCopy { folder });
     }
-    let disk = Disk::open(&folder)?;
+    let disk = Arc::new(Disk::open(&folder)?);
     let marks = disk.load()?.marks();
     let identity = disk.get(Key::Identity)?.as_deref().map(decode).transpose()?;
     let (Some(Identity::Peer { id, .. }), Some(last)) = (identity, marks.last) else {
         return Err(RecoverError::NoCopy { folder });
     };
-    if let Some((host, address)) = living(host, peers).await {
+    let recorded =
+        recorded(&DiskShelf::new(&folder, disk.clone()), &disk, &marks).map_err(RecoverError::Read)?;
+    let known = peers.clone().into_iter().chain(recorded).filter(|(other, _)| other != host).collect();
+    if let Some((host, address)) = living(known).await {
         return Err(RecoverError::Alive { host, address });
     }
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
@@ -107,14 +116,28 @@ pub async fn recover(
     Ok(last.index)
 }
 
-/// Another peer of which the agent listens.
-async fn living(host: &HostName, peers: &BTreeMap<HostName, String>) -> Option<(HostName, String)> {
+/// The peers as the copy has written them down last.
+fn recorded(shelf: &DiskShelf, disk: &Disk, marks: &Marks) -> io::Result<Vec<(HostName, String)>> {
+    let snapshot = shelf.described()?;
+    let mut last = snapshot.map(|meta| meta.last_membership.membership().clone());
+    let after = |log: Option<LogId>| log.map_or(0, |log| log.index + 1);
+    disk.read(after(marks.purged)..after(marks.last), |record| {
+        if let EntryPayload::Membership(membership) = decode::<Entry>(record)?.payload {
+            last = Some(membership);
+        }
+        Ok(true)
+    })?;
+    let peers = last.iter().flat_map(Membership::nodes);
+    Ok(peers.filter_map(|(_, peer)| Some((peer.name.parse().ok()?, peer.address.clone()))).collect())
+}
+
+/// One of them whose agent listens.
+async fn living(peers: BTreeSet<(HostName, String)>) -> Option<(HostName, String)> {
     let mut asked = JoinSet::new();
-    for (other, address) in peers.iter().filter(|(other, _)| *other != host) {
-        let (other, address) = (other.clone(), address.clone());
+    for (host, address) in peers {
         asked.spawn(async move {
             let dialled = tokio::time::timeout(QUESTION, TcpStream::connect(&address)).await;
-            dialled.is_ok_and(|dialled| dialled.is_ok()).then_some((other, address))
+            dialled.is_ok_and(|dialled| dialled.is_ok()).then_some((host, address))
         });
     }
     asked.join_all().await.into_iter().flatten().next()

@@ -1,5 +1,6 @@
 //! Sending a snapshot: a connection of its own, in parts, so that it can be broken off at any moment and
-//! nothing else waits behind it. Owns nothing that lasts. Called by `raft::network`.
+//! nothing else waits behind it. It is broken off, too, when a CA counts no more: whoever may still have it is sent it
+//! again. Owns nothing that lasts. Called by `raft::network`.
 
 use std::time::Duration;
 
@@ -7,12 +8,28 @@ use super::dial::{Dialer, Target};
 use super::frame::{Frame, Kind};
 use super::hello::Purpose;
 use super::line::CallError;
+use super::serve::distrust;
 
 /// Bytes of one part.
 const PART: usize = 256 * 1024;
 
 /// Sends head and bytes and waits for the answer; `ttl` is for each step.
 pub async fn send(
+    dialer: &Dialer,
+    target: &Target,
+    head: Vec<u8>,
+    bytes: &[u8],
+    ttl: Duration,
+) -> Result<Vec<u8>, CallError> {
+    // From before it is dialled: what counts no more by the end of that is seen, too.
+    let mut distrusts = dialer.tls().map(|tls| tls.distrusts());
+    tokio::select! {
+        sent = carry(dialer, target, head, bytes, ttl) => sent,
+        () = distrust(&mut distrusts) => Err(CallError::Broken),
+    }
+}
+
+async fn carry(
     dialer: &Dialer,
     target: &Target,
     head: Vec<u8>,

@@ -26,17 +26,22 @@ const FILES: u32 = 5;
 /// The most that is read of them for one answer, in bytes: less than fits into the answer to another agent.
 const MOST_READ: usize = 4 << 20;
 /// Entries that wait to be written.
-pub(super) const QUEUE: usize = 1_024;
+const QUEUE: usize = 1_024;
+/// Of these, such as nobody waits for: what was refused leaves room for what was done.
+pub(super) const NOTES: usize = QUEUE / 2;
 /// Entries that are kept while the disk takes nothing.
 const MOST_KEPT: usize = 1_024;
 /// How long an answer waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// An entry as it is written, or nothing; who waits for it to be on disk.
+type Line = (String, Option<oneshot::Sender<()>>);
+
 /// The writing and reading end. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Ledger {
     path: Arc<PathBuf>,
-    lines: mpsc::Sender<(String, oneshot::Sender<()>)>,
+    lines: mpsc::Sender<Line>,
 }
 
 /// The ledger in this file, and the work behind it, which ends when the last writing end is gone.
@@ -47,11 +52,7 @@ pub(super) fn open(path: PathBuf, metrics: Arc<Metrics>) -> (Ledger, impl Future
     (Ledger { path: Arc::new(path), lines }, work)
 }
 
-async fn write_all(
-    path: PathBuf,
-    mut saving: Saving,
-    mut lines: mpsc::Receiver<(String, oneshot::Sender<()>)>,
-) {
+async fn write_all(path: PathBuf, mut saving: Saving, mut lines: mpsc::Receiver<Line>) {
     let (mut batch, mut unwritten) = (Vec::new(), VecDeque::new());
     loop {
         tokio::select! {
@@ -60,10 +61,13 @@ async fn write_all(
             },
             () = saving.retry() => {}
         }
-        let (new, waiting): (Vec<String>, Vec<_>) = batch.drain(..).unzip();
-        unwritten.extend(new);
-        unwritten.drain(..unwritten.len().saturating_sub(MOST_KEPT));
-        let (to, text) = (path.clone(), unwritten.iter().map(String::as_str).collect::<String>());
+        let mut waiting = Vec::new();
+        for (line, waits) in batch.drain(..) {
+            unwritten.push_back((line, waits.is_some()));
+            waiting.extend(waits);
+        }
+        make_room(&mut unwritten);
+        let (to, text) = (path.clone(), unwritten.iter().map(|(line, _)| line.as_str()).collect::<String>());
         // Else the agent is ending.
         if let Ok(written) = tokio::task::spawn_blocking(move || append(&to, text.as_bytes())).await {
             if written.is_ok() {
@@ -77,13 +81,24 @@ async fn write_all(
     }
 }
 
+/// Of too many that are kept those go first that nobody waited for, and then the oldest.
+fn make_room(kept: &mut VecDeque<(String, bool)>) {
+    let mut over = kept.len().saturating_sub(MOST_KEPT);
+    kept.retain(|(_, waited_for)| {
+        let goes = over > 0 && !waited_for;
+        over -= usize::from(goes);
+        !goes
+    });
+    kept.drain(..over);
+}
+
 impl Ledger {
     /// Writes an entry; comes back when it is on disk, or the disk takes too long. False: it will never be there.
     pub(super) async fn write(&self, entry: &AuditView) -> bool {
         let Some((line, told)) = line(entry) else { return false };
         let (reply, written) = oneshot::channel();
         let deadline = Instant::now() + PATIENCE;
-        let taken = self.lines.send_timeout((line, reply), PATIENCE).await.is_ok();
+        let taken = self.lines.send_timeout((line, Some(reply)), PATIENCE).await.is_ok();
         if !taken || tokio::time::timeout_at(deadline, written).await.is_err() {
             tracing::error!(target: "bigbrother::audit", entry = told, "the audit trail is not written in time");
         }
@@ -92,14 +107,15 @@ impl Ledger {
 
     /// Writes an entry that nobody waits for. False: it will never be there.
     pub(super) fn note(&self, entry: &AuditView) -> bool {
-        line(entry).is_some_and(|(line, _)| self.lines.try_send((line, oneshot::channel().0)).is_ok())
+        let room = self.lines.capacity() > QUEUE - NOTES;
+        room && line(entry).is_some_and(|(line, _)| self.lines.try_send((line, None)).is_ok())
     }
 
     /// Comes back when all is on disk that came before, or the disk takes too long.
     pub(super) async fn settled(&self) {
         let (reply, written) = oneshot::channel();
         let settling = async {
-            if self.lines.send((String::new(), reply)).await.is_ok() {
+            if self.lines.send((String::new(), Some(reply))).await.is_ok() {
                 let _ = written.await;
             }
         };
@@ -254,5 +270,20 @@ mod tests {
         ledger.write(&entry(2, 0)).await;
         assert!(unsaved(0));
         assert_eq!(whos(&ledger.read("", 10).unwrap()), ["token t1", "token t2"]);
+    }
+
+    #[test]
+    fn of_what_is_kept_for_later_the_refused_goes_first_and_then_the_oldest() {
+        let kept = |entries: Vec<(usize, bool)>| {
+            let mut kept = entries.into_iter().map(|(n, waited)| (n.to_string(), waited)).collect();
+            make_room(&mut kept);
+            kept.into_iter().map(|(n, _)| n.parse::<usize>().unwrap()).collect::<Vec<_>>()
+        };
+        // Every second one was waited for.
+        let all = kept((0..MOST_KEPT + 2).map(|n| (n, n % 2 == 0)).collect());
+        assert_eq!((all.len(), &all[..4]), (MOST_KEPT, &[0, 2, 4, 5][..]));
+        let all = kept((0..MOST_KEPT + 2).map(|n| (n, n != 7)).collect());
+        assert_eq!((all.len(), all[0], all.contains(&7)), (MOST_KEPT, 1, false));
+        assert_eq!(kept(vec![(1, false), (2, true)]), [1, 2]);
     }
 }

@@ -259,6 +259,24 @@ async fn lists_have_a_pace_by_their_size_and_what_is_about_one_thing_has_none() 
 }
 
 #[tokio::test]
+async fn who_reads_many_lists_keeps_no_monitoring_out_nor_the_other_way_round() {
+    // So few a second that nothing is forgotten meanwhile.
+    for (many, other) in
+        [("/v1/directory", "/v1/prometheus/targets"), ("/v1/prometheus/targets", "/v1/directory")]
+    {
+        let server = start(Limits { given: (4, 1), ..Limits::DEFAULT }).await;
+        let until = Instant::now() + Duration::from_secs(60);
+        while asked(&server, many).await != "429 later" {
+            assert!(Instant::now() < until, "{many} has no pace");
+        }
+        // With the whole of its share left.
+        for n in 0..3 {
+            assert_eq!(asked(&server, other).await, "200", "{n} of {other}, after many {many}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_long_poll_waits_although_it_does_not_say_how_long() {
     let server = start(Limits { request: Duration::from_millis(50), ..Limits::DEFAULT }).await;
     for path in ["/v1/directory?index=7", "/v1/hosts?index=7", "/v1/spec?index=7&consistent"] {

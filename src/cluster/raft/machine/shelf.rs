@@ -36,6 +36,11 @@ impl DiskShelf {
         DiskShelf { folder: folder.to_owned(), disk }
     }
 
+    /// Of what the newest one is.
+    pub fn described(&self) -> io::Result<Option<SnapshotMeta>> {
+        Ok(self.label()?.map(|label| label.meta))
+    }
+
     fn label(&self) -> io::Result<Option<Label>> {
         Ok(self.disk.get(Key::Snapshot)?.as_deref().map(decode).transpose()?)
     }
