@@ -2,8 +2,9 @@
 //!
 //! Owns the certificates and the rules by which they are checked: TLS 1.3 only, both sides show one, and
 //! the name in it is the host's. They are read at the start and again on a reload, and this host's own is judged as the
-//! others will judge it; who was let in by a CA that counts no more is put out ([`Tls::distrusts`]). Never decides whom a host may be. [`issue`] makes them. Called by `wire`; the
-//! API, which shows a certificate of its own, reads files by the same functions.
+//! others will judge it; who was let in by a CA that counts no more is put out ([`Tls::distrusts`]). Never decides whom a
+//! host may be. [`issue`] makes them. Called by `wire`; the API, which shows a certificate of its
+//! own, reads files by the same functions.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,6 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
@@ -113,15 +113,22 @@ impl Certificate {
 }
 
 impl Tls {
-    /// Reads the certificates of this host.
+    /// Reads the certificates of this host. One that the others will not take is told of, and leaves the host cut off.
     pub fn load(files: &TlsFiles, host: &HostName) -> Result<Tls, TlsError> {
-        let read = watch::channel(Read::from(files, host)?).0;
+        let read = Read::from(files, host)?;
+        // The games need the agent, whoever talks to it.
+        if let Err(error) = read.judge(files, host) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "this host is cut off until it has another certificate and is reloaded");
+        }
+        let read = watch::channel(read).0;
         Ok(Tls { files: files.clone(), host: host.clone(), read, distrusts: watch::channel(0).0 })
     }
 
     /// Reads the files again; nothing changes by that.
     pub fn read_again(&self) -> Result<Read, TlsError> {
-        Read::from(&self.files, &self.host)
+        let read = Read::from(&self.files, &self.host)?;
+        read.judge(&self.files, &self.host).map(|()| read)
     }
 
     /// This counts for every connection from now on. False: it is what counted before.
@@ -181,11 +188,6 @@ impl Read {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|error| unfit(error.into()))?;
-        judge(&certificates, host, &*verifier, &roots).map_err(|source| TlsError::Distrusted {
-            path: files.cert.clone(),
-            advice: advice(&source, host, &files.ca),
-            source,
-        })?;
         let server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .and_then(|config| {
@@ -204,20 +206,28 @@ impl Read {
             (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
         Ok(Read { connector, acceptor, roots, certificates })
     }
+
+    /// As the others will.
+    fn judge(&self, files: &TlsFiles, host: &HostName) -> Result<(), TlsError> {
+        judge(&self.certificates, host, &self.roots).map_err(|source| TlsError::Distrusted {
+            path: files.cert.clone(),
+            advice: advice(&source, host, &files.ca),
+            source,
+        })
+    }
 }
 
 /// What the others will find: when this host dials them, and when it is dialled.
 fn judge(
     certificates: &[CertificateDer<'_>],
     host: &HostName,
-    verifier: &dyn ClientCertVerifier,
     roots: &Arc<RootCertStore>,
 ) -> Result<(), rustls::Error> {
     let general = |error: &dyn std::fmt::Display| rustls::Error::General(error.to_string());
     let (own, between) = certificates.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
-    let now = UnixTime::now();
-    verifier.verify_client_cert(own, between, now)?;
-    let provider = Arc::new(ring::default_provider());
+    let (now, provider) = (UnixTime::now(), Arc::new(ring::default_provider()));
+    let dials = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
+    dials.map_err(|error| general(&error))?.verify_client_cert(own, between, now)?;
     let dialled = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider).build();
     let name = ServerName::try_from(host.as_str()).map_err(|error| general(&error))?;
     dialled.map_err(|error| general(&error))?.verify_server_cert(own, between, &name, &[], now).map(drop)
