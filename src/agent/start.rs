@@ -235,7 +235,8 @@ async fn until_end(
 async fn log_stopped(handle: &Handle, probe: PathBuf) -> AgentError {
     loop {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        let Some(why) = handle.ring.standing().and_then(|standing| standing.broken) else { continue };
+        let standing = handle.ring.standing().filter(|standing| !standing.removed);
+        let Some(why) = standing.and_then(|standing| standing.broken) else { continue };
         let path = probe.clone();
         let taken = tokio::task::spawn_blocking(move || {
             let taken = super::disk::replace(&path, &vec![0; ROOM]);

@@ -21,6 +21,7 @@ pub mod identity;
 mod peerage;
 mod propose;
 pub mod recover;
+mod seat;
 mod service;
 mod settle;
 mod soft;
@@ -48,6 +49,10 @@ use crate::plan::Liveness;
 use crate::spec::HostName;
 use crate::state::State;
 use identity::Identity;
+
+/// Told when a removed peer begins anew.
+const AWAY: &str = "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, with the \
+                    state of the others; what it had lies in raft.removed";
 
 /// How a peer is opened.
 #[derive(Clone, Debug)]
@@ -84,6 +89,23 @@ pub enum OpenError {
     Listen {
         /// `host:port`.
         address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Its number is nobody's any more; [`Node::open`] itself goes on as a newcomer then.
+    #[error("the number {id} of this peer is void")]
+    Void {
+        /// Which.
+        id: u64,
+    },
+    /// What is left of a peer that was removed.
+    #[error(
+        "this host is no peer any more, and to come back as a new one {path} has to be moved away, which is refused: \
+         move it away and start the agent again"
+    )]
+    Aside {
+        /// Which folder.
+        path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -125,6 +147,8 @@ struct Shared {
     standing: watch::Sender<Standing>,
     /// The peers, for attached hosts.
     known: watch::Sender<Members>,
+    /// The number is nobody's any more.
+    removed: watch::Sender<bool>,
     /// Serves attached hosts.
     desk: Desk,
     heard: watch::Sender<Option<Heard>>,
@@ -218,6 +242,7 @@ impl Node {
             feed,
             standing: watch::channel(Standing::default()).0,
             known: watch::channel(Members::default()).0,
+            removed: watch::channel(false).0,
             desk: Desk::new(trail_seen),
             heard: watch::channel(None).0,
             quorum: watch::channel(false).0,
@@ -237,14 +262,27 @@ impl Node {
         node.tasks.spawn(standing::watch(shared.clone()));
         node.tasks.spawn(standing::reconnect(shared.clone(), connections));
         node.tasks.spawn(standing::tidy(shared.clone()));
+        node.tasks.spawn(seat::watch(shared.clone()));
         node.tasks.spawn(soft::hear_peers(shared.clone()));
         node.tasks.spawn(vigil::watch(shared.clone(), asks));
         let settler = settle::Settler::new(shared, Outlets { states, applies, trail, feed: recorder });
         // A peer that has its number is up when this returns; a newcomer looks around first.
-        if let Some(settler) = settler.resume().await? {
-            node.tasks.spawn(settler.run());
+        match settler.resume().await {
+            Ok(None) => Ok(node),
+            Ok(Some(settler)) => {
+                node.tasks.spawn(settler.run());
+                Ok(node)
+            }
+            Err(OpenError::Void { id }) => {
+                let settings = node.shared.settings.clone();
+                node.tasks.shutdown().await;
+                drop(node);
+                set_aside(&folder)?;
+                tracing::warn!(number = id, "{AWAY}");
+                Box::pin(Node::open(settings)).await
+            }
+            Err(error) => Err(error),
         }
-        Ok(node)
     }
 
     /// Where it listens; `None`: a host alone.
@@ -367,6 +405,16 @@ impl Shared {
     fn shelf(&self) -> DiskShelf {
         DiskShelf::new(&self.settings.data_dir.join("raft"), self.disk.clone())
     }
+}
+
+/// Its votes count no more; whoever wonders later what it had finds it there.
+fn set_aside(folder: &std::path::Path) -> Result<(), OpenError> {
+    let aside = folder.with_extension("removed");
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(folder, &aside),
+    };
+    moved.map_err(|source| OpenError::Aside { path: folder.to_owned(), source })
 }
 
 fn ours_of(settings: &Settings, identity: &Identity) -> Ours {

@@ -13,7 +13,7 @@ use super::identity::{Identity, Probed};
 use super::propose::{PATIENCE, PeersError, stamped};
 use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
-use crate::cluster::raft::{Change, Outcome, SnapshotMeta, Types, Vote};
+use crate::cluster::raft::{Change, Outcome, PeerId, SnapshotMeta, Types, Vote};
 use crate::cluster::wire::hello::Ours;
 use crate::cluster::wire::{Hello, Kind, Peerage, Purpose, Service, decode, encode};
 use crate::spec::HostName;
@@ -66,6 +66,10 @@ impl Service for Answers {
             Kind::Probe => {
                 let identity = self.shared.identity.borrow().clone();
                 encode(&Probed { identity, peers: self.shared.settings.peers.clone() }).map_err(words)
+            }
+            Kind::Seat => {
+                let id: PeerId = decode(&body).map_err(words)?;
+                encode(&self.shared.seat(id).await).map_err(words)
             }
             Kind::Join => {
                 let (host, address): (HostName, String) = decode(&body).map_err(words)?;

@@ -57,11 +57,12 @@ impl Settler {
         Settler { shared, outlets: Some(outlets), said: String::new() }
     }
 
-    /// Starts Raft if this disk has a number, and founds at once where nobody else is asked. `None`: done.
+    /// Starts Raft if this disk has a number that counts, and founds at once where nobody else is asked. `None`: done.
     pub(super) async fn resume(mut self) -> Result<Option<Settler>, OpenError> {
         let identity = self.shared.identity.borrow().clone();
         let alone = self.shared.settings.peers.len() <= 1;
         match identity {
+            Identity::Peer { id, .. } if self.shared.is_void(id).await => return Err(OpenError::Void { id }),
             Identity::Peer { .. } => self.start().await?,
             Identity::Fresh { .. } if alone => {
                 let Decision::Found(founding) = self.decide(&BTreeMap::new(), Duration::ZERO) else {

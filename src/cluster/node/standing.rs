@@ -29,6 +29,9 @@ pub(super) const FRESH: Duration = Duration::from_millis(2 * ELECTION_MS.1);
 const PANICKED: &str = "this peer's log does not go with that of the others, or the program has a fault: the agent's log \
                         says more; if this comes again, move the folder `raft` away";
 
+/// What a peer is told of which the number is nobody's any more.
+pub(super) const REMOVED: &str = "this host is no peer any more: it was removed, or replaced when it was away for long. Start its                        agent again to bring it back as a new peer; take it out of `peers` in its own cluster.toml before                        that, and it attaches to the others";
+
 /// How the cluster stands, as far as this peer knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -40,8 +43,10 @@ pub struct Standing {
     pub index: u64,
     /// A primary with a quorum was heard just now.
     pub quorum: bool,
-    /// This peer's log stopped, and why: nothing changes here until the agent is started again.
+    /// Nothing changes here until the agent is started again, and why: this peer's log stopped, or it was removed.
     pub broken: Option<String>,
+    /// It was removed.
+    pub removed: bool,
 }
 
 /// Keeps [`Standing`] as it is.
@@ -98,12 +103,14 @@ fn standing(shared: &Shared, raft: &Raft, ended: bool) -> Standing {
     });
     let broken = metrics.running_state.as_ref().err().map(ToString::to_string);
     let broken = broken.or_else(|| ended.then(|| PANICKED.to_owned()));
+    let removed = *shared.removed.borrow();
+    let broken = broken.or_else(|| removed.then(|| REMOVED.to_owned()));
     let quorum = quorum && broken.is_none();
     shared.quorum.send_if_modified(|known| std::mem::replace(known, leads && quorum) != (leads && quorum));
     let primary = metrics.current_leader.filter(|_| quorum);
     let primary = primary.and_then(|id| membership.get_node(&id)?.name.parse().ok());
     let index = metrics.last_applied.map_or(0, |log| log.index);
-    Standing { primary, term: metrics.current_term, index, quorum, broken }
+    Standing { primary, term: metrics.current_term, index, quorum, broken, removed }
 }
 
 /// Ends the waiting for a peer as soon as it can be reached again.

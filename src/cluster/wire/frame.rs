@@ -91,6 +91,8 @@ kinds! {
     Status = 44,
     /// What the runs of other hosts say, once there is more than the asker has.
     Statuses = 45,
+    /// Whether a number is still that of a peer, from the primary.
+    Seat = 46,
 }
 
 /// One message.
@@ -240,7 +242,10 @@ mod tests {
         let numbers: Vec<u16> = Kind::ALL.iter().map(|kind| *kind as u16).collect();
         assert_eq!(
             numbers,
-            [1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45]
+            [
+                1, 2, 3, 4, 5, 16, 17, 18, 19, 20, 21, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44,
+                45, 46
+            ]
         );
         assert!(Kind::ALL.iter().all(|kind| Kind::from_number(*kind as u16) == Some(*kind)));
     }
