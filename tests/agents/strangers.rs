@@ -103,7 +103,7 @@ fn speeches() -> Vec<Vec<u8>> {
 }
 
 /// The cluster does all that a cluster does, beside a stranger who talks to all of its agents.
-fn works_beside_a_stranger(cluster: &Cluster) {
+fn works_beside_a_stranger(cluster: &mut Cluster) {
     let before = cluster.ready(0, &ZONES);
     let pids: Vec<i32> = cluster.hosts.iter().map(|host| host.agent_pid()).collect();
     let memory = |host: usize| resident(cluster.hosts[host].agent_pid());
@@ -129,9 +129,17 @@ fn works_beside_a_stranger(cluster: &Cluster) {
         let now = memory(host);
         assert!(now < before + (64 << 10), "{}: {before} KiB, then {now} KiB", NAMES[host]);
     }
+    assert_eq!(cluster.hosts.iter().map(|host| host.agent_pid()).collect::<Vec<_>>(), pids);
+    // Until now they had their connections. One that comes anew is let in as if nobody else were there.
+    cluster.hosts[1].kill_agent();
+    cluster.hosts[1].start();
+    until("it is one of them again", || {
+        let status = cluster.status(1)?;
+        expect(status.starting.is_none() && status.quorum && status.hosts.up == 3, (status, cluster.logs()))
+    });
+    stranger.goes_on(150);
     println!("{:?} connections", stranger.said);
     drop(stranger);
-    assert_eq!(cluster.hosts.iter().map(|host| host.agent_pid()).collect::<Vec<_>>(), pids);
     let now = cluster.ps(0);
     let plays_on = |was: &bigbrother::http::view::InstanceView| {
         now.iter().any(|now| (&now.instance, &now.host, now.run) == (&was.instance, &was.host, was.run))
@@ -151,16 +159,16 @@ fn resident(pid: i32) -> u64 {
 
 #[test]
 fn with_certificates_a_stranger_disturbs_nobody() {
-    let cluster = Cluster::secured(3, zones);
-    works_beside_a_stranger(&cluster);
+    let mut cluster = Cluster::secured(3, zones);
+    works_beside_a_stranger(&mut cluster);
     let log = std::fs::read_to_string(cluster.hosts[0].root.join("agent.log")).unwrap();
     assert!(!log.contains("set cluster.tls"), "{log}");
 }
 
 #[test]
 fn in_plain_on_loopback_a_stranger_disturbs_nobody_either_and_the_agent_says_what_is_open() {
-    let cluster = Cluster::start(zones);
-    works_beside_a_stranger(&cluster);
+    let mut cluster = Cluster::start(zones);
+    works_beside_a_stranger(&mut cluster);
     for host in &cluster.hosts {
         let log = std::fs::read_to_string(host.root.join("agent.log")).unwrap();
         assert!(log.contains("may read the API at 127.0.0.1:"), "{log}");
