@@ -15,6 +15,11 @@ use crate::host::{expect, until};
 /// Between two speeches: enough of them to disturb, and not to take the whole of a small machine.
 const BREATH: Duration = Duration::from_millis(20);
 
+/// Those who say nothing, and stay: together more than any agent has room for before it knows who somebody is.
+const SILENT: usize = 8;
+/// As many connections of each stay.
+const STAY: usize = 400;
+
 /// Somebody who speaks to these addresses again and again, until dropped.
 struct Stranger {
     done: Arc<AtomicBool>,
@@ -41,7 +46,7 @@ impl Stranger {
                     let _ = stream.read(&mut [0; 64]);
                     said.fetch_add(1, Ordering::Relaxed);
                     silent.push_back(stream);
-                    if silent.len() > 150 {
+                    if silent.len() > STAY {
                         silent.pop_front();
                     }
                 }
@@ -86,8 +91,7 @@ fn speeches() -> Vec<Vec<u8>> {
     let mut endless = frame(Kind::Hello, vec![7; 100]);
     // Of its length only: the largest body there may be, which never comes.
     endless.truncate(20);
-    vec![
-        Vec::new(),
+    let something = vec![
         noise(2_654_435_761),
         b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
         vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3],
@@ -99,7 +103,8 @@ fn speeches() -> Vec<Vec<u8>> {
         [hello("test", Purpose::HostBulk), frame(Kind::Propose, noise(3_266_489_917))].concat(),
         [hello("test", Purpose::Api), frame(Kind::Tunnel, noise(668_265_263)[..900].to_vec())].concat(),
         [hello("test", Purpose::Snapshot), frame(Kind::SnapshotPart, noise(374_761_393))].concat(),
-    ]
+    ];
+    std::iter::repeat_n(Vec::new(), SILENT).chain(something).collect()
 }
 
 /// The cluster does all that a cluster does, beside a stranger who talks to all of its agents.
