@@ -237,6 +237,36 @@ mod tests {
         }
     }
 
+    /// What stands in the document as it is to be typed: between backticks, or on a line of its own.
+    fn commands(doc: &str) -> Vec<String> {
+        let spans = doc.split('`').skip(1).step_by(2).map(str::to_owned);
+        let lines = doc.lines().filter(|line| !line.contains('`')).map(|line| {
+            let typed = line.trim().trim_start_matches("$ ").split(" #").next();
+            typed.unwrap_or_default().trim_start_matches("target/release/").to_owned()
+        });
+        let all = spans.chain(lines).map(|typed| typed.split_whitespace().collect::<Vec<_>>().join(" "));
+        // Pictures are not typed.
+        all.filter(|typed| typed.starts_with("bigbrother ") && typed.is_ascii()).collect()
+    }
+
+    #[test]
+    fn every_command_of_the_manual_works_as_it_is_typed() {
+        for (doc, at_least) in [
+            (include_str!("../docs/operations.md"), 30),
+            (include_str!("../README.md"), 5),
+            (include_str!("../cluster.toml.example"), 2),
+        ] {
+            let commands = commands(doc);
+            assert!(commands.len() >= at_least, "only {commands:#?} were found");
+            for typed in commands {
+                // What stands for a name is none.
+                let words = typed.split(' ').map(|word| word.trim_matches('"').to_lowercase());
+                let parsed = definition().try_get_matches_from(words);
+                assert!(parsed.is_ok(), "{typed}\n{}", parsed.unwrap_err());
+            }
+        }
+    }
+
     #[test]
     fn every_command_option_and_exit_code_is_documented() {
         let doc = include_str!("../docs/cli.md");

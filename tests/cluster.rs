@@ -6,6 +6,8 @@
 mod attach;
 #[path = "cluster/certificates.rs"]
 mod certificates;
+#[path = "cluster/finding.rs"]
+mod finding;
 #[path = "cluster/formation.rs"]
 mod formation;
 #[path = "cluster/hosts.rs"]
@@ -22,5 +24,7 @@ mod peers;
 mod recovery;
 #[path = "cluster/statuses.rs"]
 mod statuses;
+#[path = "cluster/ways.rs"]
+mod ways;
 #[path = "cluster/wire.rs"]
 mod wire;

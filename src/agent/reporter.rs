@@ -301,6 +301,15 @@ mod tests {
             reply.send(Ok(Response::Incarnation(incarnation))).unwrap();
         }
 
+        /// The number of the first of the events that the host proposes next, and how many they are.
+        async fn is_told(&mut self) -> (u64, usize) {
+            let asked = tokio::time::timeout(WAIT, self.proposals.recv()).await.expect("a proposal");
+            let Proposal { command, reply } = asked.unwrap();
+            let Command::Events { first_seq, events, .. } = command else { panic!("{command:?}") };
+            reply.send(Ok(Response::Done)).unwrap();
+            (first_seq, events.len())
+        }
+
         /// The state shows this life of the host.
         fn shows(&self, incarnation: u64, up: bool) {
             let facts = HostFacts::default();
@@ -361,6 +370,28 @@ mod tests {
         cluster.shows(9, true);
         let again = tokio::time::timeout(Duration::from_millis(300), cluster.proposals.recv()).await;
         assert!(again.is_err(), "it joins again at once: {:?}", again.map(|asked| asked.map(|a| a.command)));
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn what_happens_at_once_is_one_command_and_each_event_has_its_number() {
+        let (handle, mut cluster) = cluster();
+        let mut reporter = Reporter::new(handle, mpsc::channel(1).0, watch::channel(0).0);
+        let (reports, reported) = mpsc::channel(128);
+        let task = tokio::spawn(async move {
+            reporter.join(HostFacts::default()).await.unwrap();
+            reporter.run(reported).await;
+        });
+        cluster.joins(5).await;
+        for (first, burst) in [(1, 100), (101, 3), (104, 1)] {
+            for _ in 0..burst {
+                let instance = "zone.0".parse().unwrap();
+                reports
+                    .try_send(Report::Event(Event { instance, run: RunId(1), kind: EventKind::Ready }))
+                    .unwrap();
+            }
+            assert_eq!(cluster.is_told().await, (first, burst));
+        }
         task.abort();
     }
 }

@@ -137,13 +137,20 @@ impl Fence {
         self.deadline.is_some_and(|deadline| now < deadline)
     }
 
+    /// Takes out what would start by a state from before this life of the host: what that places here may be elsewhere
+    /// by now. One that has not joined goes by its own copy.
+    pub fn hold_back(&self, wants: &mut BTreeMap<InstanceId, Want>, state: &State, fleet: &Host) {
+        if self.incarnation > 0 && !self.is_seen_in(state) {
+            wants.retain(|id, _| lives(fleet, id));
+        }
+    }
+
     /// Takes out what may not run here now. Past the deadline nothing exclusive does; before it, what lives
     /// goes on, and a new one starts only by a state that shows this life of the host: an older one may name a
     /// placement that was given back since.
     pub fn trim(&self, wants: &mut BTreeMap<InstanceId, Want>, state: &State, fleet: &Host, now: Boot) {
         let (holds, sees_itself) = (self.holds(now), self.is_seen_in(state));
-        let lives = |id: &InstanceId| fleet.instance(id).is_some_and(|instance| instance.run.is_some());
-        wants.retain(|id, want| !want.process.exclusive() || holds && (sees_itself || lives(id)));
+        wants.retain(|id, want| !want.process.exclusive() || holds && (sees_itself || lives(fleet, id)));
     }
 
     /// What the host gives back: claims on instances that are placed elsewhere or nowhere, and of which it has no
@@ -174,6 +181,10 @@ impl Fence {
     pub fn is_seen_in(&self, state: &State) -> bool {
         state.hosts.get(&self.host).is_some_and(|host| host.up && host.incarnation == self.incarnation)
     }
+}
+
+fn lives(fleet: &Host, id: &InstanceId) -> bool {
+    fleet.instance(id).is_some_and(|instance| instance.run.is_some())
 }
 
 #[cfg(test)]

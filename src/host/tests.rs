@@ -1,6 +1,7 @@
 //! Tests of the host core. This file is their rig: one host, a clock that the test turns, and what a run
-//! would say; `table` is every phase against every happening, `stories` are lives, `meeting` is the keeper's
-//! table, `model` is chance against a keeper in memory.
+//! would say; `table` is every phase against every happening, `stories` are lives, `hanging` those that fall
+//! silent, `fenced` is what the fence lets be wanted, `meeting` the keeper's table, `model` chance against a keeper
+//! in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use crate::spec::fingerprint::spec_hash;
 use crate::spec::{InstanceId, Process};
 use crate::state::{Ended, EventKind};
 
+mod fenced;
+mod hanging;
 mod meeting;
 mod model;
 mod stories;

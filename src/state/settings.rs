@@ -121,3 +121,18 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loss_that_is_borne_is_as_declared_or_the_larger_of_one_host_and_30_percent() {
+        let of = |max_lost, hosts| Settings { max_lost, ..Settings::default() }.bearable(hosts);
+        let by_default = [(1, 1), (3, 1), (6, 1), (7, 2), (9, 2), (10, 3), (13, 3), (14, 4), (100, 30)];
+        for (hosts, borne) in by_default {
+            assert_eq!(of(None, hosts), borne, "of {hosts} hosts");
+        }
+        assert_eq!((of(Some(2), 3), of(Some(2), 100)), (2, 2));
+    }
+}

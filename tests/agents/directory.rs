@@ -197,6 +197,10 @@ fn each_change_is_told_once_while_agents_die_and_come_back() {
             expect(watcher.hear() == ["6 runs, reset false"], (watcher.name, &watcher.told))
         });
     }
+    // One that does not look meanwhile has lost its agent with all that came since, and goes on at another.
+    let mut sleeper = Directory::of(agents(&cluster, &three)).watch(&Interest::default());
+    let slept = sleeper.next_within(PATIENCE).unwrap().expect("a snapshot");
+    assert_eq!(line(&slept), "6 runs, reset false");
     // One that has a single agent is told anew what it missed.
     let mut single = Directory::of([agent(&cluster, 0)]).watch(&Interest::default());
     let mut known = BTreeMap::new();
@@ -238,6 +242,14 @@ fn each_change_is_told_once_while_agents_die_and_come_back() {
         });
         assert_eq!(watcher.changes(), witness.changes(), "{}", watcher.name);
     }
+    let mut told = Vec::new();
+    until("the sleeper is told all", || {
+        while let Some(change) = sleeper.next_within(Duration::from_millis(50)).unwrap() {
+            told.push(line(&change));
+        }
+        expect(told.len() >= witness.changes().len(), &told)
+    });
+    assert_eq!(told, witness.changes(), "the sleeper's");
     until("the single one knows all", || {
         while let Some(change) = single.next_within(Duration::from_millis(50)).unwrap() {
             change.apply_to(&mut known);

@@ -66,6 +66,12 @@ fn instances_are_operated_wherever_they_are() {
     // Scaling and rolling go through the state anyway.
     cluster.ok(1, &["scale", "zone", "3"]);
     cluster.ready(2, &ZONES[..3]);
+    // It is shown, and lasts as long as the file says the same.
+    let file = cluster.hosts[1].config();
+    let planned = cluster.run(0, &["plan", file.to_str().unwrap()]);
+    assert!(planned.code == Some(0) && planned.out.contains("zone is scaled to 3"), "{planned:?}");
+    cluster.ok(0, &["apply", file.to_str().unwrap()]);
+    cluster.ready(2, &ZONES[..3]);
     cluster.ok(2, &["restart", "--rolling", "zone", "--timeout", "60s"]);
     let rolled = cluster.ready(0, &ZONES[..3]);
     assert!(rolled.iter().zip(&after).all(|(now, was)| now.run > was.run), "{rolled:?}");

@@ -15,6 +15,11 @@ use crate::host::{expect, until};
 /// Between two speeches: enough of them to disturb, and not to take the whole of a small machine.
 const BREATH: Duration = Duration::from_millis(20);
 
+/// Those who say nothing, and stay: together more than any agent has room for before it knows who somebody is.
+const SILENT: usize = 8;
+/// As many connections of each stay.
+const STAY: usize = 400;
+
 /// Somebody who speaks to these addresses again and again, until dropped.
 struct Stranger {
     done: Arc<AtomicBool>,
@@ -41,7 +46,7 @@ impl Stranger {
                     let _ = stream.read(&mut [0; 64]);
                     said.fetch_add(1, Ordering::Relaxed);
                     silent.push_back(stream);
-                    if silent.len() > 150 {
+                    if silent.len() > STAY {
                         silent.pop_front();
                     }
                 }
@@ -86,8 +91,7 @@ fn speeches() -> Vec<Vec<u8>> {
     let mut endless = frame(Kind::Hello, vec![7; 100]);
     // Of its length only: the largest body there may be, which never comes.
     endless.truncate(20);
-    vec![
-        Vec::new(),
+    let something = vec![
         noise(2_654_435_761),
         b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
         vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3],
@@ -99,11 +103,12 @@ fn speeches() -> Vec<Vec<u8>> {
         [hello("test", Purpose::HostBulk), frame(Kind::Propose, noise(3_266_489_917))].concat(),
         [hello("test", Purpose::Api), frame(Kind::Tunnel, noise(668_265_263)[..900].to_vec())].concat(),
         [hello("test", Purpose::Snapshot), frame(Kind::SnapshotPart, noise(374_761_393))].concat(),
-    ]
+    ];
+    std::iter::repeat_n(Vec::new(), SILENT).chain(something).collect()
 }
 
 /// The cluster does all that a cluster does, beside a stranger who talks to all of its agents.
-fn works_beside_a_stranger(cluster: &Cluster) {
+fn works_beside_a_stranger(cluster: &mut Cluster) {
     let before = cluster.ready(0, &ZONES);
     let pids: Vec<i32> = cluster.hosts.iter().map(|host| host.agent_pid()).collect();
     let memory = |host: usize| resident(cluster.hosts[host].agent_pid());
@@ -129,9 +134,17 @@ fn works_beside_a_stranger(cluster: &Cluster) {
         let now = memory(host);
         assert!(now < before + (64 << 10), "{}: {before} KiB, then {now} KiB", NAMES[host]);
     }
+    assert_eq!(cluster.hosts.iter().map(|host| host.agent_pid()).collect::<Vec<_>>(), pids);
+    // Until now they had their connections. One that comes anew is let in as if nobody else were there.
+    cluster.hosts[1].kill_agent();
+    cluster.hosts[1].start();
+    until("it is one of them again", || {
+        let status = cluster.status(1)?;
+        expect(status.starting.is_none() && status.quorum && status.hosts.up == 3, (status, cluster.logs()))
+    });
+    stranger.goes_on(150);
     println!("{:?} connections", stranger.said);
     drop(stranger);
-    assert_eq!(cluster.hosts.iter().map(|host| host.agent_pid()).collect::<Vec<_>>(), pids);
     let now = cluster.ps(0);
     let plays_on = |was: &bigbrother::http::view::InstanceView| {
         now.iter().any(|now| (&now.instance, &now.host, now.run) == (&was.instance, &was.host, was.run))
@@ -151,16 +164,16 @@ fn resident(pid: i32) -> u64 {
 
 #[test]
 fn with_certificates_a_stranger_disturbs_nobody() {
-    let cluster = Cluster::secured(3, zones);
-    works_beside_a_stranger(&cluster);
+    let mut cluster = Cluster::secured(3, zones);
+    works_beside_a_stranger(&mut cluster);
     let log = std::fs::read_to_string(cluster.hosts[0].root.join("agent.log")).unwrap();
     assert!(!log.contains("set cluster.tls"), "{log}");
 }
 
 #[test]
 fn in_plain_on_loopback_a_stranger_disturbs_nobody_either_and_the_agent_says_what_is_open() {
-    let cluster = Cluster::start(zones);
-    works_beside_a_stranger(&cluster);
+    let mut cluster = Cluster::start(zones);
+    works_beside_a_stranger(&mut cluster);
     for host in &cluster.hosts {
         let log = std::fs::read_to_string(host.root.join("agent.log")).unwrap();
         assert!(log.contains("may read the API at 127.0.0.1:"), "{log}");

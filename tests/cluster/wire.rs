@@ -25,6 +25,8 @@ const MUCH: usize = 15 << 20;
 #[derive(Default)]
 struct Echo {
     snapshots: AtomicUsize,
+    /// Requests that take their time, and have come.
+    slow: AtomicUsize,
 }
 
 impl Service for Echo {
@@ -44,6 +46,7 @@ impl Service for Echo {
         match kind {
             Kind::Join => Err("no".to_owned()),
             Kind::Transfer => {
+                self.slow.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 Ok(body)
             }
@@ -98,10 +101,26 @@ async fn each_request_gets_its_own_answer_or_its_deadline() {
     assert_eq!(slow, Err(CallError::Late(Duration::from_millis(300))));
 }
 
-/// Each purpose has a connection of its own: what nobody takes on one holds up nothing on another.
+/// Each purpose has a connection of its own: what is not answered or not taken on one holds up nothing on another.
 #[tokio::test]
 async fn votes_and_reports_overtake_all_that_waits() {
     let wire = wire(ours("beta", "pirates")).await;
+    // More than are at work at once, and none is answered: as it is while statuses wait for news.
+    let mut waiting = tokio::task::JoinSet::new();
+    for purpose in [Purpose::Status, Purpose::Bulk, Purpose::HostBulk] {
+        for _ in 0..100 {
+            let (exchange, target) = (wire.exchange.clone(), wire.target.clone());
+            waiting.spawn(async move {
+                exchange.call(&target, purpose, Kind::Transfer, Vec::new(), Duration::from_secs(60)).await
+            });
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Of each connection, as many as it may have at work.
+    while wire.echo.slow.load(Ordering::Relaxed) < 3 * 64 {
+        assert!(Instant::now() < deadline, "{:?} at work only", wire.echo.slow);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     for (much, little, kind) in [
         (Purpose::Status, Purpose::Urgent, Kind::Vote),
         (Purpose::Bulk, Purpose::Urgent, Kind::Report),
@@ -117,7 +136,8 @@ async fn votes_and_reports_overtake_all_that_waits() {
             let asked = wire.exchange.call(&wire.target, little, kind, body.clone(), Duration::from_secs(5));
             assert_eq!(asked.await.unwrap(), body, "{kind:?} behind {much:?}");
         }
-        // It was under way all the time.
+        // They were under way all the time.
+        assert!(waiting.try_join_next().is_none(), "what was to wait is answered");
         let first = reader.next().await.unwrap();
         assert_eq!((first.kind, first.body.len()), (Kind::Answer, MUCH));
     }

@@ -43,10 +43,12 @@ fn the_fence_holds_over_a_restart_of_the_keeper() {
         spawn(&agent, request);
         spawn(&agent, host.spawn_of(2, "zone.2", &["/bin/sleep", "1000"]));
         let (pid, other) = (agent.spawned(1), agent.spawned(2));
-        let deadline_ns = boottime_ns() + 100_000_000;
+        // Far enough for a busy machine to kill the keeper before.
+        let deadline_ns = boottime_ns() + 1_000_000_000;
         agent.send(&Request::Fence { deadline_ns });
         agent.hello();
         host.kill_keeper();
+        assert!(boottime_ns() < deadline_ns, "the keeper was to be killed before");
         assert!(alive(pid), "killed too early");
         until_true("the deadline passes", || boottime_ns() > deadline_ns);
         let mut agent = host.start();

@@ -172,13 +172,8 @@ impl Supervisor {
         self.guard.look = true;
         let Some(fence) = self.guard.fence.as_ref().filter(|_| !self.is_alone()) else { return wants };
         if !fence.is_planned_in(state) {
-            let host = &self.host;
-            let lives = |id: &InstanceId| host.instance(id).is_some_and(|instance| instance.run.is_some());
-            // It has joined and goes by a state from before: what that places here may be elsewhere by now.
-            if fence.incarnation() > 0 && !fence.is_seen_in(state) {
-                wants.retain(|id, _| lives(id));
-            }
-            let held = host.instances().filter_map(|i| Some((i.id.clone(), i.want.clone()?)));
+            fence.hold_back(&mut wants, state, &self.host);
+            let held = self.host.instances().filter_map(|i| Some((i.id.clone(), i.want.clone()?)));
             for (id, want) in held.filter(|(_, want)| !want.process.exclusive()) {
                 wants.entry(id).or_insert(want);
             }
