@@ -189,6 +189,42 @@ fn a_voter_that_is_dead_for_long_is_replaced_by_a_learner() {
     wait_for(&peers, &all, "omega");
     primary(&peers);
     let place = peers.iter().position(|peer| *peer.name() == name("beta")).unwrap();
-    peers.remove(place).kill();
+    let beta = peers.remove(place).kill();
     wait_for(&peers, &[votes("alpha", 1), votes("gamma", 3), votes("omega", 0)], "omega");
+    // It is back, with the log and the votes of one that is no peer any more.
+    peers.push(Peer::start(&beta));
+    let names = |roll: &[(String, u64, bool)]| roll.iter().map(|(host, ..)| host.clone()).collect::<Vec<_>>();
+    until("it is a learner", || {
+        let roll = roll(&peers[0]);
+        let back = names(&roll) == ["alpha", "beta", "gamma", "omega"] && !roll[1].2;
+        if back { Ok(()) } else { Err(roll) }
+    });
+    let beta_again = peers.last().unwrap();
+    until("it hears the primary, under a number of its own", || {
+        let standing = beta_again.standing();
+        let heard = standing.quorum && beta_again.node().id().is_some_and(|id| id > 4);
+        if heard { Ok(()) } else { Err((standing, beta_again.node().id())) }
+    });
+    assert!(beta.data_dir.join("raft.removed").exists(), "what it had");
+    agreed(&peers);
+}
+
+/// Removed while it lives, it goes on as it is and says so: what it is to be is in its file, read at the next start.
+#[test]
+fn a_living_peer_that_is_removed_says_so_and_is_a_new_one_after_a_restart() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    let place = peers.iter().position(|peer| *peer.name() == name("beta")).unwrap();
+    let beta = peers.remove(place);
+    peers[0].run(peers[0].node().remove_peer(name("beta"))).unwrap();
+    let standing = until("it knows", || {
+        let standing = beta.standing();
+        if standing.removed { Ok(standing) } else { Err(standing) }
+    });
+    let said = standing.broken.unwrap();
+    assert!(said.contains("removed") && said.contains("again") && !standing.quorum, "{said}");
+    assert_eq!(beta.node().id(), Some(2));
+    peers.push(Peer::start(&beta.kill()));
+    let all = [entry("alpha", 1, true), entry("beta", 0, false), entry("gamma", 3, true)];
+    wait_for(&peers, &all, "beta");
+    agreed(&peers);
 }
