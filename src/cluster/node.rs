@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 mod hosts;
 pub mod identity;
+mod opening;
 mod peerage;
 mod propose;
 pub mod recover;
@@ -28,19 +29,20 @@ mod soft;
 mod standing;
 mod vigil;
 
+pub use opening::OpenError;
 pub use propose::{NotPrimary, PeersError, Primary, ProposeError};
 pub use standing::Standing;
 pub use vigil::Watched;
 
 use super::feed::{self, Feed};
-use super::raft::log_store::{Disk, OpenError as LogError};
+use super::raft::log_store::Disk;
 use super::raft::machine::{Applied, DiskShelf};
 use super::raft::membership::{Member, Raft, members};
 use super::session::desk::Desk;
 use super::session::message::Members;
 use super::session::trail::{self, Recorder};
 use super::statuses::Statuses;
-use super::tls::{Tls, TlsError};
+use super::tls::Tls;
 use super::tunnel::Entrance;
 use super::wire::hello::Ours;
 use super::wire::{Dialer, Exchange, Server, Target};
@@ -49,10 +51,7 @@ use crate::plan::Liveness;
 use crate::spec::HostName;
 use crate::state::State;
 use identity::Identity;
-
-/// Told when a removed peer begins anew.
-const AWAY: &str = "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, with the \
-                    state of the others; what it had lies in raft.removed";
+use settle::Settler;
 
 /// How a peer is opened.
 #[derive(Clone, Debug)]
@@ -73,56 +72,6 @@ pub struct Settings {
     pub dead_voter_after: Duration,
     /// Entries between two snapshots ([`super::raft::SNAPSHOT_EVERY`]).
     pub snapshot_every: u64,
-}
-
-/// Why a peer cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The certificates.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The listener.
-    #[error("cannot listen on {address} for the other peers; set host.listen to an address of this machine")]
-    Listen {
-        /// `host:port`.
-        address: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Its number is nobody's any more; [`Node::open`] itself goes on as a newcomer then.
-    #[error("the number {id} of this peer is void")]
-    Void {
-        /// Which.
-        id: u64,
-    },
-    /// What is left of a peer that was removed.
-    #[error(
-        "this host is no peer any more, and to come back as a new one {path} has to be moved away, which is refused: \
-         move it away and start the agent again"
-    )]
-    Aside {
-        /// Which folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The record of who this peer is.
-    #[error("cannot read or write this peer's number")]
-    Identity(#[source] std::io::Error),
-    /// Raft found the log and the snapshot not to fit.
-    #[error(
-        "the cluster's log in {path} makes no sense: move the folder away and start the agent again, it then comes \
-         back as a new peer with the state of the others: {reason}"
-    )]
-    Raft {
-        /// The folder.
-        path: PathBuf,
-        /// Raft's words.
-        reason: String,
-    },
 }
 
 /// What was heard of the primary last.
@@ -204,6 +153,26 @@ impl Node {
     /// Opens the log, listens, and begins to look for the others. Returns at once: a cluster that is not
     /// formed yet forms in the background ([`Peer::standing`] shows it).
     pub async fn open(settings: Settings) -> Result<Node, OpenError> {
+        let (mut node, settler) = Node::begin(settings).await?;
+        // A peer that has its number is up when this returns; a newcomer looks around first.
+        match settler.resume().await {
+            Ok(None) => Ok(node),
+            Ok(Some(settler)) => {
+                node.tasks.spawn(settler.run());
+                Ok(node)
+            }
+            Err(OpenError::Void { id }) => {
+                let settings = node.shared.settings.clone();
+                node.tasks.shutdown().await;
+                drop(node);
+                opening::set_aside(&settings.data_dir.join("raft"), id)?;
+                Box::pin(Node::open(settings)).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn begin(settings: Settings) -> Result<(Node, Settler), OpenError> {
         let tls =
             settings.tls.as_ref().map(|files| Tls::load(files, &settings.host)).transpose()?.map(Arc::new);
         let folder = settings.data_dir.join("raft");
@@ -265,24 +234,8 @@ impl Node {
         node.tasks.spawn(seat::watch(shared.clone()));
         node.tasks.spawn(soft::hear_peers(shared.clone()));
         node.tasks.spawn(vigil::watch(shared.clone(), asks));
-        let settler = settle::Settler::new(shared, Outlets { states, applies, trail, feed: recorder });
-        // A peer that has its number is up when this returns; a newcomer looks around first.
-        match settler.resume().await {
-            Ok(None) => Ok(node),
-            Ok(Some(settler)) => {
-                node.tasks.spawn(settler.run());
-                Ok(node)
-            }
-            Err(OpenError::Void { id }) => {
-                let settings = node.shared.settings.clone();
-                node.tasks.shutdown().await;
-                drop(node);
-                set_aside(&folder)?;
-                tracing::warn!(number = id, "{AWAY}");
-                Box::pin(Node::open(settings)).await
-            }
-            Err(error) => Err(error),
-        }
+        let settler = Settler::new(shared, Outlets { states, applies, trail, feed: recorder });
+        Ok((node, settler))
     }
 
     /// Where it listens; `None`: a host alone.
@@ -405,16 +358,6 @@ impl Shared {
     fn shelf(&self) -> DiskShelf {
         DiskShelf::new(&self.settings.data_dir.join("raft"), self.disk.clone())
     }
-}
-
-/// Its votes count no more; whoever wonders later what it had finds it there.
-fn set_aside(folder: &std::path::Path) -> Result<(), OpenError> {
-    let aside = folder.with_extension("removed");
-    let moved = match std::fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => std::fs::rename(folder, &aside),
-    };
-    moved.map_err(|source| OpenError::Aside { path: folder.to_owned(), source })
 }
 
 fn ours_of(settings: &Settings, identity: &Identity) -> Ours {
