@@ -54,12 +54,14 @@ impl Beginning<'_> {
         let mut gate = Gate { closed: Some(gate), starting };
         let began = Instant::now();
         let patience = handle.state.borrow().settings.host_timeout;
+        let mut unsettled = handle.ring.unsettled();
         loop {
-            match reporter.join(facts.clone()).await {
+            match gate.telling(reporter.join(facts.clone()), &mut unsettled).await {
                 Ok(()) => break,
                 Err(AskError::Unanswered(error)) => {
-                    if gate.closed.is_some() {
-                        starting.send_replace(Some(format!("it cannot join: {error}")));
+                    // What keeps it from the cluster says more than that nobody took the join.
+                    if unsettled.borrow().is_none() {
+                        gate.say(format!("it cannot join: {error}"));
                     }
                     if began.elapsed() >= patience && gate.open() {
                         tracing::warn!(
@@ -72,9 +74,7 @@ impl Beginning<'_> {
                 Err(error) => return Err(error),
             }
         }
-        if gate.closed.is_some() {
-            starting.send_replace(Some("it compares what is wanted with what runs".to_owned()));
-        }
+        gate.say("it compares what is wanted with what runs".to_owned());
         {
             let file = async {
                 // The first plan must know what runs.
@@ -124,6 +124,33 @@ struct Gate<'a> {
 }
 
 impl Gate<'_> {
+    /// For people who ask, as long as the agent is not in force.
+    fn say(&self, waits: String) {
+        if self.closed.is_some() {
+            self.starting.send_replace(Some(waits));
+        }
+    }
+
+    /// Does the work, and says meanwhile what keeps this host from the cluster.
+    async fn telling<T>(
+        &self,
+        work: impl Future<Output = T>,
+        unsettled: &mut watch::Receiver<Option<String>>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut known = true;
+        while known {
+            if let Some(why) = unsettled.borrow_and_update().clone() {
+                self.say(format!("it joins the cluster: {why}"));
+            }
+            tokio::select! {
+                done = &mut work => return done,
+                changed = unsettled.changed() => known = changed.is_ok(),
+            }
+        }
+        work.await
+    }
+
     /// True when it was closed. The loop that waits behind it ends only with the agent.
     fn open(&mut self) -> bool {
         let Some(gate) = self.closed.take() else { return false };

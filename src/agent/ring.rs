@@ -3,6 +3,7 @@
 //! Owns nothing: it is how the rest of the agent reaches the replicated state, whichever way this host does.
 //! [`copy`] opens the way and owns its tasks. Cheap to clone; called by whoever has a [`super::Handle`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::handle::{AskError, Proposal};
 use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing, Watched};
+use crate::cluster::raft::PeerId;
 use crate::cluster::raft::membership::Member;
 use crate::cluster::session::Attached;
 use crate::cluster::statuses::Statuses;
@@ -123,6 +125,15 @@ impl Ring {
         }
     }
 
+    /// Why this host has no part in a cluster now, in words; `None`: nothing keeps it.
+    pub fn unsettled(&self) -> watch::Receiver<Option<String>> {
+        match self {
+            Ring::Alone(_) => watch::channel(None).1,
+            Ring::Peer(peer) => peer.unsettled(),
+            Ring::Attached(attached) => attached.trouble(),
+        }
+    }
+
     /// How many hosts are attached to this one.
     pub fn attached_here(&self) -> u64 {
         match self {
@@ -136,6 +147,14 @@ impl Ring {
         match self {
             Ring::Alone(_) | Ring::Attached(_) => None,
             Ring::Peer(peer) => Some(peer.peers()),
+        }
+    }
+
+    /// The other peers that do not answer this one, and why; only a peer finds that out.
+    pub async fn missing(&self) -> BTreeMap<PeerId, String> {
+        match self {
+            Ring::Alone(_) | Ring::Attached(_) => BTreeMap::new(),
+            Ring::Peer(peer) => peer.missing().await,
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use comfy_table::Color;
 
 use crate::http::view::{ExitView, HostCounts, InstanceView, PlanView, StatusView};
+use crate::spec::HostName;
 
 pub mod access;
 pub mod event;
@@ -182,11 +183,16 @@ pub fn complaints(status: &StatusView) -> Vec<String> {
     if let Some(why) = &status.broken {
         all.push(format!("nothing changes here until the agent is started again: {why}"));
     }
+    let names = |hosts: &[HostName]| hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if !status.quorum {
-        all.push("there is no quorum: nothing can be changed".to_owned());
+        let missing = match status.missing.as_slice() {
+            [] => String::new(),
+            missing => format!("; no answer from {} (`bigbrother peers` says why)", names(missing)),
+        };
+        all.push(format!("there is no quorum: nothing can be changed{missing}"));
     }
     if !status.brake.is_empty() {
-        let hosts = status.brake.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let hosts = names(&status.brake);
         all.push(format!(
             "so many hosts are silent that none is declared down: {hosts}; `bigbrother hosts declare-down HOST` \
              goes on by hand"

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 mod hosts;
 pub mod identity;
+mod missing;
 mod opening;
 mod peerage;
 mod propose;
@@ -90,6 +91,8 @@ struct Shared {
     ours: watch::Sender<Ours>,
     exchange: Exchange,
     raft: watch::Sender<Option<Raft>>,
+    /// Why this host is no member of a founded cluster yet; `None`: nothing keeps it, as far as it knows.
+    unsettled: watch::Sender<Option<String>>,
     states: watch::Receiver<Arc<State>>,
     applies: watch::Receiver<Applied>,
     feed: Feed,
@@ -206,6 +209,7 @@ impl Node {
             identity: watch::channel(identity).0,
             ours,
             raft: watch::channel(None).0,
+            unsettled: watch::channel(None).0,
             states: states_seen,
             applies: applies_seen,
             feed,
@@ -269,6 +273,11 @@ impl Peer {
     /// How the cluster stands, as far as this peer knows.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.shared.standing.subscribe()
+    }
+
+    /// Why this host is no member of a founded cluster yet, in words; `None`: nothing keeps it.
+    pub fn unsettled(&self) -> watch::Receiver<Option<String>> {
+        self.shared.unsettled.subscribe()
     }
 
     /// The last changes of the directory.

@@ -23,7 +23,7 @@ type Body = Result<Json<PeerRequest>, JsonRejection>;
 
 /// The peers
 ///
-/// As the primary sees them, if it answers.
+/// As the primary sees them, if it answers; otherwise as a peer does that asks all others.
 #[utoipa::path(get, path = "/v1/peers", tag = "Hosts and peers",
     responses((status = 200, description = "in order of their numbers", body = Vec<PeerView>),
         (status = 409, description = "this host is alone", body = Problem)))]
@@ -46,21 +46,30 @@ pub(super) async fn known(api: &Api) -> Vec<PeerView> {
         }
     }
     let members = ring.peers().unwrap_or_default();
-    members.into_iter().filter_map(|member| view(member, primary.as_ref())).collect()
+    // A primary hears them all the time.
+    let leads = primary.as_ref() == Some(&api.handle.host);
+    let mut missing = if leads { BTreeMap::new() } else { ring.missing().await };
+    let view = |member: Member| {
+        let unreachable = missing.remove(&member.id);
+        view(member, primary.as_ref(), unreachable)
+    };
+    members.into_iter().filter_map(view).collect()
 }
 
-fn view(member: Member, primary: Option<&HostName>) -> Option<PeerView> {
+fn view(member: Member, primary: Option<&HostName>, unreachable: Option<String>) -> Option<PeerView> {
     let host: HostName = member.peer.name.parse().ok()?;
     let role = match member.role {
         Role::Voter => "voter",
         Role::Learner => "learner",
     };
+    let silent = member.silent.or(unreachable.is_none().then_some(Duration::ZERO));
     Some(PeerView {
         primary: primary == Some(&host),
         address: member.peer.address.clone(),
         id: member.id,
         role: role.to_owned(),
-        silent_ms: member.silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        unreachable,
         index: member.matched,
         host,
     })

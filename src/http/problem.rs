@@ -66,8 +66,7 @@ impl Refusal {
 
     /// A change while nobody can make one.
     pub(super) fn no_quorum() -> Self {
-        let detail =
-            "the cluster has no quorum: `bigbrother status` and `bigbrother hosts` show who is missing";
+        let detail = "the cluster has no quorum: `bigbrother peers` shows who is missing";
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no-quorum", "no quorum", detail)
     }
 

@@ -236,7 +236,7 @@ pub(super) async fn answer(api: &Api, request: Request, next: Next) -> Response 
 /// forget the hosts, of none it keeps them.
 fn while_starting(path: &str) -> bool {
     let metrics = path.starts_with("/v1/hosts/") && path.ends_with("/metrics");
-    metrics || ["/v1/status", "/v1/healthz", "/v1/openapi.json", "/metrics"].contains(&path)
+    metrics || ["/v1/status", "/v1/peers", "/v1/healthz", "/v1/openapi.json", "/metrics"].contains(&path)
 }
 
 /// A web page can make its reader's browser send requests to loopback: directly, which shows in `Origin`,

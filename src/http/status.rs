@@ -12,13 +12,14 @@ use axum::response::{IntoResponse, Response};
 
 use super::elsewhere::Place;
 use super::instances::{On, path_of};
+use super::peers;
 use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::replica::wall_ms;
 use crate::cluster::node::{Standing, Watched};
 use crate::http::view::{HostCounts, Problem, StatusView};
 use crate::plan::{Liveness, plan};
-use crate::spec::InstanceId;
+use crate::spec::{HostName, InstanceId};
 use crate::state;
 
 /// How long the primary is waited for.
@@ -44,12 +45,13 @@ pub(super) async fn read(
     let snapshot = api.snapshots.get().await?;
     let state = api.handle.state.borrow().clone();
     let ring = &api.handle.ring;
-    let watched = ring.watched(PRIMARY).await.ok();
+    let standing = ring.standing().unwrap_or_else(|| alone(&api, &state));
+    let (watched, missing) = tokio::join!(ring.watched(PRIMARY), missing(&api, standing.quorum));
+    let watched = watched.ok();
     let mut instances = BTreeMap::new();
     for view in &snapshot.instances {
         *instances.entry(view.state.clone()).or_insert(0) += 1;
     }
-    let standing = ring.standing().unwrap_or_else(|| alone(&api, &state));
     let view = StatusView {
         cluster: api.handle.cluster.clone(),
         host: api.handle.host.clone(),
@@ -61,6 +63,7 @@ pub(super) async fn read(
         peer: ring.served_by(),
         hosts: count(&state, watched.as_ref(), ring.is_alone()),
         brake: watched.map(|watched| watched.brake).unwrap_or_default(),
+        missing,
         superseded: state.superseded.values().map(|runs| runs.len() as u64).sum(),
         unplaced: unplaced(state.clone()).await?,
         broken: standing.broken,
@@ -73,6 +76,15 @@ pub(super) async fn read(
         instances,
     };
     Ok(Json(view).into_response())
+}
+
+/// The peers that do not answer, where that may be why nothing can be changed.
+async fn missing(api: &Api, quorum: bool) -> Vec<HostName> {
+    if quorum {
+        return Vec::new();
+    }
+    let peers = peers::known(api).await;
+    peers.into_iter().filter(|peer| peer.unreachable.is_some()).map(|peer| peer.host).collect()
 }
 
 /// A host alone is its own primary and always has a quorum.

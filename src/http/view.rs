@@ -58,6 +58,9 @@ pub struct StatusView {
     /// So many hosts are silent at once that none is declared down: these.
     #[serde(default)]
     pub brake: Vec<HostName>,
+    /// Without a quorum: the peers that do not answer this host, or the peer that serves it.
+    #[serde(default)]
+    pub missing: Vec<HostName>,
     /// Runs that do not belong where they are: their host was cut off, and they end when they can.
     #[serde(default)]
     pub superseded: u64,

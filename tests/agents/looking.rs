@@ -3,7 +3,7 @@
 use bigbrother::http::view::InstanceView;
 
 use crate::cluster::{Cluster, NAMES, ZONES, zones};
-use crate::host::{expect, until};
+use crate::host::{Cgroups, Host, expect, until};
 
 /// What does not change from one look to the next.
 fn still(views: &[InstanceView]) -> Vec<String> {
@@ -126,4 +126,23 @@ fn a_host_that_is_no_peer_sees_and_is_seen() {
         assert!(now.run > theirs.run && now.host == theirs.host, "{now:?}");
         assert!(!cluster.ok(asked, &["logs", &theirs.instance.to_string()]).out.is_empty());
     }
+}
+
+#[test]
+fn an_agent_that_cannot_join_says_who_is_missing() {
+    let mut hosts = Host::cluster(&NAMES[..3], 3, Cgroups::Own);
+    hosts.iter().for_each(|host| host.write_config(""));
+    let beta = &mut hosts[1];
+    beta.launch_agent();
+    until("status says whom it waits for", || {
+        let starting = beta.status()?.starting.unwrap_or_default();
+        let whole = starting.contains("it joins the cluster: the cluster is founded by alpha")
+            && starting.contains("alpha: cannot connect to")
+            && starting.contains("gamma: cannot connect to");
+        expect(whole, starting)
+    });
+    // It knows no peers yet, and says so; all else is refused.
+    assert_eq!(beta.get("/v1/peers").unwrap(), serde_json::json!([]));
+    let refused = beta.get("/v1/instances").unwrap_err();
+    assert!(refused.contains("founded by alpha"), "{refused}");
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bigbrother::http::view::InstanceView;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, NAMES, ZONES, zones};
 use crate::host::{expect, until};
@@ -225,6 +225,26 @@ fn a_drained_host_is_emptied_and_an_undrained_one_is_not_refilled() {
     assert!(unknown.code == Some(4) && unknown.err.contains("did you mean gamma?"), "{unknown:?}");
 }
 
+/// What alpha says of beta and gamma, whose agents are gone.
+fn names_who_is_missing(cluster: &Cluster) {
+    let peers = cluster.json(0, &["peers"]);
+    let answers = peers.as_array().unwrap().iter().map(|peer| (peer["host"].as_str(), &peer["unreachable"]));
+    for (host, why) in answers {
+        let refused = why.as_str().is_some_and(|why| why.contains("cannot connect to 127.0.0.1"));
+        assert_eq!(refused, host != Some("alpha"), "{peers}");
+    }
+    // A primary of before counts on; any other peer knows only that there was no answer.
+    let lost = |row: &Value| row["silent_ms"].as_u64().is_none_or(|silent| silent > 1_000);
+    let hosts = cluster.json(0, &["hosts"]);
+    for list in [&peers, &hosts] {
+        let rows = list.as_array().unwrap();
+        assert!(rows.len() == 3 && rows[1..].iter().all(lost), "{list}");
+    }
+    assert_eq!(peers[0]["silent_ms"], 0, "{peers}");
+    let status = cluster.run(0, &["status"]);
+    assert!(status.out.contains("no answer from beta, gamma"), "{status:?}");
+}
+
 #[test]
 fn without_a_quorum_changes_are_refused_and_reads_go_on() {
     let mut cluster = Cluster::start(zones);
@@ -245,7 +265,9 @@ fn without_a_quorum_changes_are_refused_and_reads_go_on() {
         let refused = cluster.run(0, args);
         assert_eq!(refused.code, Some(4), "{refused:?}");
         assert!(refused.err.contains("no quorum") && refused.err.contains("no-quorum"), "{refused:?}");
+        assert!(refused.err.contains("`bigbrother peers` shows who is missing"), "{refused:?}");
     }
+    names_who_is_missing(&cluster);
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     let (status, head, _) =
         cluster.hosts[0].whole("POST", "/v1/scale", r#"{"process":"zone","count":3}"#).unwrap();

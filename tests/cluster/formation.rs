@@ -128,3 +128,47 @@ fn peers_with_certificates_form_a_cluster_and_hear_nobody_without() {
     peers.push(Peer::start(&settings));
     primary(&peers);
 }
+
+/// Waits until a peer gives this for not being settled.
+fn waits_for(peer: &Peer, parts: &[&str]) {
+    until("it says what it waits for", || {
+        let why = peer.node().unsettled().borrow().clone().unwrap_or_default();
+        if parts.iter().all(|part| why.contains(part)) { Ok(()) } else { Err(why) }
+    });
+}
+
+#[test]
+fn a_host_that_cannot_become_a_peer_says_who_is_missing_and_why() {
+    let (_folder, settings) = settings(&["alpha", "beta", "gamma"]);
+    let beta = Peer::start(&settings[1]);
+    waits_for(
+        &beta,
+        &["the cluster is founded by alpha", "alpha: cannot connect to", "gamma: cannot connect to"],
+    );
+    let alpha = Peer::start(&settings[0]);
+    let peers = [alpha, beta];
+    primary(&peers);
+    let kept = peers.iter().map(|peer| peer.node().unsettled().borrow().clone());
+    assert_eq!(kept.collect::<Vec<_>>(), [None, None]);
+}
+
+#[test]
+fn hosts_of_two_authorities_say_that_it_is_tls_that_keeps_them_apart() {
+    use bigbrother::cluster::tls::issue;
+    use bigbrother::config::TlsFiles;
+
+    let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    for settings in &mut all[..2] {
+        let own = folder.path().join(settings.host.as_str()).join("ca");
+        std::fs::create_dir_all(&own).unwrap();
+        issue::init(&own, "pirates").unwrap();
+        let [cert, key] = issue::issue(&own, &settings.host, &own).unwrap();
+        settings.tls = Some(TlsFiles { ca: own.join(issue::CA_CERT), cert, key });
+    }
+    // Beta takes alpha's certificate, and alpha not beta's: each end of a refusal says what it is.
+    let ca = |host: usize| std::fs::read_to_string(&all[host].tls.as_ref().unwrap().ca).unwrap();
+    std::fs::write(&all[1].tls.as_ref().unwrap().ca, ca(0) + &ca(1)).unwrap();
+    let peers: Vec<Peer> = all[..2].iter().map(Peer::start).collect();
+    waits_for(&peers[0], &["1 of the 3 founding peers", "beta: cannot agree on TLS with", "of one CA"]);
+    waits_for(&peers[1], &["is founded by alpha", "alpha: cannot agree on TLS with", "alert"]);
+}

@@ -38,7 +38,8 @@ pub fn hosts(list: &[HostView], page: &Page) -> String {
             cell(state.to_owned()).colour(Some(colour)),
             cell(host.role.clone()),
             cell(host.instances.to_string()),
-            cell(heard(host.silent_ms)),
+            // Without a primary it is only known who answered now.
+            cell(heard(host.silent_ms, host.up && host.version.is_none())),
             cell(host.address.clone()),
             cell(host.version.clone().unwrap_or_default()),
             cell(pairs(host.labels.iter())),
@@ -49,13 +50,14 @@ pub fn hosts(list: &[HostView], page: &Page) -> String {
     table.render(page)
 }
 
-const PEERS: [Column; 6] = [
+const PEERS: [Column; 7] = [
     Column { head: "HOST", weight: 100, least: 10, right: false },
     Column { head: "ROLE", weight: 95, least: 7, right: false },
     Column { head: "HEARD", weight: 90, least: 6, right: true },
     Column { head: "ADDRESS", weight: 80, least: 12, right: false },
     Column { head: "INDEX", weight: 70, least: 5, right: true },
     Column { head: "NUMBER", weight: 60, least: 6, right: true },
+    Column { head: "REASON", weight: 85, least: 16, right: false },
 ];
 
 /// `peers`
@@ -69,18 +71,20 @@ pub fn peers(list: &[PeerView], page: &Page) -> String {
         table.row(vec![
             cell(peer.host.to_string()),
             cell(role),
-            cell(heard(peer.silent_ms)),
+            cell(heard(peer.silent_ms, peer.unreachable.is_some())),
             cell(peer.address.clone()),
             cell(peer.index.map(|index| index.to_string()).unwrap_or_default()),
             cell(peer.id.to_string()),
+            cell(peer.unreachable.clone().unwrap_or_default()),
         ]);
     }
     table.render(page)
 }
 
 /// How long ago; a host that reports is never more than a moment away.
-fn heard(silent_ms: Option<u64>) -> String {
+fn heard(silent_ms: Option<u64>, no_answer: bool) -> String {
     match silent_ms {
+        None if no_answer => "no answer".to_owned(),
         None => String::new(),
         Some(..1_000) => "now".to_owned(),
         Some(ms) => age(Duration::from_millis(ms)),

@@ -83,6 +83,7 @@ pub fn status() -> StatusView {
         peer: None,
         hosts: HostCounts { up: 1, down: 0, silent: Some(0) },
         brake: vec![],
+        missing: vec![],
         superseded: 0,
         unplaced: BTreeMap::new(),
         broken: None,
@@ -152,6 +153,7 @@ pub fn peer() -> PeerView {
         role: "voter".to_owned(),
         primary: false,
         silent_ms: Some(2_500),
+        unreachable: None,
         index: Some(42),
     }
 }

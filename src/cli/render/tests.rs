@@ -1,7 +1,7 @@
 //! Tests of what tables and lines look like.
 
 use super::*;
-use crate::http::view::{HostCounts, HostView, StatusView};
+use crate::http::view::{HostCounts, HostView, PeerView, StatusView};
 
 fn page(width: Option<u16>) -> Page {
     let now = humantime::parse_rfc3339("2026-01-02T03:03:20Z").unwrap();
@@ -139,6 +139,29 @@ HOST  ROLE   HEARD  ADDRESS        INDEX  NUMBER
 beta  voter     2s  10.0.0.2:7600     42       3
 "
     );
+}
+
+#[test]
+fn without_a_primary_it_is_told_who_does_not_answer() {
+    let why = "cannot connect to 10.0.0.2:7600: Connection refused".to_owned();
+    let missing = PeerView { silent_ms: None, unreachable: Some(why), index: None, ..sample::peer() };
+    let there = PeerView { silent_ms: Some(0), index: None, id: 4, ..sample::peer() };
+    assert_eq!(
+        super::hosts::peers(&[missing, there], &page(None)),
+        "\
+HOST  ROLE       HEARD  ADDRESS        NUMBER  REASON
+beta  voter  no answer  10.0.0.2:7600       3  cannot connect to 10.0.0.2:7600: Connection refused
+beta  voter        now  10.0.0.2:7600       4
+"
+    );
+    let host = HostView { silent_ms: None, version: None, ..sample::host() };
+    let table = super::hosts::hosts(&[host], &page(None));
+    assert!(table.contains("no answer  10.0.0.1"), "{table}");
+    let beta = "beta".parse().unwrap();
+    let status = StatusView { quorum: false, missing: vec![beta], ..sample::status() };
+    let told =
+        "there is no quorum: nothing can be changed; no answer from beta (`bigbrother peers` says why)";
+    assert_eq!(complaints(&status), [told]);
 }
 
 #[test]

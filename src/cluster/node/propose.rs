@@ -42,7 +42,7 @@ pub enum ProposeError {
     Rejected(#[from] Rejected),
     /// No primary with a quorum in time: nothing was applied.
     #[error(
-        "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother status` shows who is missing"
+        "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother peers` shows who is missing"
     )]
     NoPrimary(Duration),
     /// A primary was given it, and its answer did not come: it is applied, will be, or never.
@@ -67,7 +67,7 @@ pub enum PeersError {
     Refused(#[from] PeersRefused),
     /// No primary with a quorum in time.
     #[error(
-        "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother status` shows who is missing"
+        "the cluster has no quorum: no primary took the change within {0:?}; `bigbrother peers` shows who is missing"
     )]
     NoPrimary(Duration),
 }

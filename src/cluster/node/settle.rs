@@ -30,6 +30,9 @@ const QUESTION: Duration = Duration::from_millis(1500);
 /// What the catching up of a newcomer may take.
 const ADMISSION: Duration = Duration::from_secs(150);
 
+/// Who does not answer, and why.
+type Silent = BTreeMap<HostName, String>;
+
 /// The record of the disk; a fresh disk is given one.
 pub(super) async fn identity(disk: &Arc<Disk>) -> io::Result<Identity> {
     if let Some(bytes) = disk.get(Key::Identity)? {
@@ -81,9 +84,9 @@ impl Settler {
     pub(super) async fn run(mut self) {
         let since = Instant::now();
         while self.shared.raft().is_none() {
-            let heard = self.look_around().await;
-            if let Err(error) = self.step(&heard, since.elapsed()).await {
-                self.say(&format!("cannot become a peer: {error}"));
+            let (heard, silent) = self.look_around().await;
+            if let Err(error) = self.step((&heard, &silent), since.elapsed()).await {
+                self.wait(&format!("cannot become a peer: {error}"), &silent);
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -99,16 +102,28 @@ impl Settler {
         }
     }
 
-    async fn step(&mut self, heard: &BTreeMap<HostName, Probed>, waited: Duration) -> Result<(), OpenError> {
+    /// Says why this host is no peer yet. Who is silent, and why, changes all the time: that is for whoever asks.
+    fn wait(&mut self, why: &str, silent: &Silent) {
+        self.say(why);
+        let silent: Vec<String> = silent.iter().map(|(host, why)| format!("{host}: {why}")).collect();
+        let silent = if silent.is_empty() { String::new() } else { format!(" ({})", silent.join("; ")) };
+        self.shared.unsettled.send_replace(Some(format!("{why}{silent}")));
+    }
+
+    async fn step(
+        &mut self,
+        (heard, silent): (&BTreeMap<HostName, Probed>, &Silent),
+        waited: Duration,
+    ) -> Result<(), OpenError> {
         match self.decide(heard, waited) {
-            Decision::Wait(why) => self.say(&why),
+            Decision::Wait(why) => self.wait(&why, silent),
             Decision::Take(id, founding) => self.become_peer(id, founding.history, Some(founding)).await?,
             Decision::Found(founding) => self.become_founder(founding).await?,
             Decision::Join(hosts) => {
                 for host in hosts {
                     match self.ask_for_a_number(&host).await {
                         Ok((id, history)) => return self.become_peer(id, history, None).await,
-                        Err(why) => self.say(&why),
+                        Err(why) => self.wait(&format!("{host} gives it no number: {why}"), silent),
                     }
                 }
             }
@@ -126,8 +141,8 @@ impl Settler {
         decide(&settings.host, token, peers, heard, waited, fastrand::u64(1..))
     }
 
-    /// What the other peers of the file answer.
-    async fn look_around(&self) -> BTreeMap<HostName, Probed> {
+    /// What the other peers of the file answer, or why they do not.
+    async fn look_around(&self) -> (BTreeMap<HostName, Probed>, Silent) {
         let settings = &self.shared.settings;
         let mut asked = JoinSet::new();
         for (host, address) in settings.peers.iter().filter(|(host, _)| **host != settings.host) {
@@ -135,10 +150,18 @@ impl Settler {
             let (exchange, host) = (self.shared.exchange.clone(), host.clone());
             asked.spawn(async move {
                 let answer = exchange.call(&target, Purpose::Probe, Kind::Probe, Vec::new(), QUESTION).await;
-                Some((host, decode(&answer.ok()?).ok()?))
+                let answer = answer.map_err(|error| error.to_string());
+                (host, answer.and_then(|answer| decode(&answer).map_err(|error| error.to_string())))
             });
         }
-        asked.join_all().await.into_iter().flatten().collect()
+        let (mut heard, mut silent) = (BTreeMap::new(), Silent::new());
+        for (host, answer) in asked.join_all().await {
+            match answer {
+                Ok(probed) => drop(heard.insert(host, probed)),
+                Err(why) => drop(silent.insert(host, why)),
+            }
+        }
+        (heard, silent)
     }
 
     async fn ask_for_a_number(&self, host: &HostName) -> Result<(u64, u64), String> {
@@ -169,6 +192,7 @@ impl Settler {
         let identity = Identity::Peer { id, history, founding };
         write(&self.shared.disk, &identity).await.map_err(OpenError::Identity)?;
         self.say(&format!("this host is peer {id} of the cluster"));
+        self.shared.unsettled.send_replace(None);
         self.shared.ours.send_modify(|ours| (ours.id, ours.history) = (Some(id), Some(history)));
         self.shared.identity.send_replace(identity);
         // Lines that were dialled without a number are not asked any more.
@@ -205,7 +229,7 @@ impl Settler {
             // The first founder founds; the others hear of it through the log.
             Some(founding) if founding.members.keys().next() == Some(&id) => {
                 if let Err(error) = raft.initialize(founding.peers()).await {
-                    self.say(&format!("cannot found the cluster: {error}"));
+                    self.wait(&format!("cannot found the cluster: {error}"), &Silent::new());
                 }
                 false
             }
@@ -213,8 +237,11 @@ impl Settler {
             None => {
                 let change = PeersChange::Admit { id };
                 match self.shared.change_peers(&change, ADMISSION).await {
-                    Ok(_) => self.say("admitted to the cluster"),
-                    Err(error) => self.say(&format!("not admitted yet: {error}")),
+                    Ok(_) => {
+                        self.say("admitted to the cluster");
+                        self.shared.unsettled.send_replace(None);
+                    }
+                    Err(error) => self.wait(&format!("not admitted yet: {error}"), &Silent::new()),
                 }
                 false
             }

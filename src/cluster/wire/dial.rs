@@ -41,8 +41,10 @@ pub enum DialError {
         /// Why.
         source: std::io::Error,
     },
-    /// TLS.
-    #[error("cannot agree on TLS with {address}: {source}")]
+    /// TLS: this side finds the other's certificate wanting, or the other this one's.
+    #[error(
+        "cannot agree on TLS with {address} ({source}): are the certificates of both hosts of one CA, and dated right?"
+    )]
     Tls {
         /// `host:port`.
         address: String,
@@ -59,7 +61,9 @@ pub enum DialError {
         address: String,
     },
     /// What came is no handshake.
-    #[error("{address} answers with something else")]
+    #[error(
+        "{address} answers with something else ({source}): is that the agent of that host, and has it `tls`, too?"
+    )]
     Garbled {
         /// `host:port`.
         address: String,
@@ -113,9 +117,16 @@ impl Dialer {
         let (mut reader, mut writer) = split(socket);
         let hello = encode(&self.ours.borrow().hello(&to.host, to.id, purpose))?;
         let hello = Frame { kind: Kind::Hello, request: 0, ttl_ms: 0, body: hello };
-        writer.send(&[hello]).await.map_err(connect)?;
-        let answer =
-            reader.next().await.map_err(|source| DialError::Garbled { address: address(), source })?;
+        // A certificate is refused only after the one that shows it takes TLS for agreed on.
+        let refused = |source| match &self.tls {
+            Some(_) => DialError::Tls { address: address(), source },
+            None => connect(source),
+        };
+        writer.send(&[hello]).await.map_err(refused)?;
+        let answer = reader.next().await.map_err(|error| match error {
+            ReadError::Io(source) => refused(source),
+            source => DialError::Garbled { address: address(), source },
+        })?;
         match answer.kind {
             Kind::Welcome => {
                 reader.greeted();

@@ -60,8 +60,12 @@ pub struct PeerView {
     pub role: String,
     /// It is the primary.
     pub primary: bool,
-    /// For how long it has not answered the primary; null when no primary answers.
+    /// For how long it has not answered the primary, or without one the peer that was asked; null when that one does
+    /// not know.
     pub silent_ms: Option<u64>,
+    /// Why it does not answer the peer that was asked; null when it does, or a primary tells.
+    #[serde(default)]
+    pub unreachable: Option<String>,
     /// The last entry that it is known to have; null when that is not known.
     pub index: Option<u64>,
 }
