@@ -90,13 +90,18 @@ impl Listeners {
         tcp: Option<&str>,
         tls: Option<&ApiTls>,
     ) -> Result<Listeners, ListenError> {
-        // The address first: an error there must not cost anybody the socket.
+        // An agent that lives here is told of before the port that it has taken.
+        lies_stale(socket)?;
+        // Then the address: an error there must not cost anybody the socket.
         let tls = tls.map(Shown::load).transpose()?;
         let tcp = match tcp {
             Some(address) => Some(bind_tcp(address, tls.is_some()).await?),
             None => None,
         };
-        clear_stale(socket)?;
+        if lies_stale(socket)? {
+            let failed = |source| ListenError::Socket { path: socket.to_owned(), source };
+            std::fs::remove_file(socket).map_err(failed)?;
+        }
         let unix = bind_unix(socket, mode)
             .and_then(UnixListener::from_std)
             .map_err(|source| ListenError::Socket { path: socket.to_owned(), source })?;
@@ -131,18 +136,18 @@ async fn bind_tcp(address: &str, tls: bool) -> Result<TcpListener, ListenError> 
     TcpListener::bind(first).await.map_err(|source| ListenError::Tcp { address: first, source })
 }
 
-/// Removes a socket file whose server is gone.
-fn clear_stale(path: &Path) -> Result<(), ListenError> {
+/// True when a socket file lies there whose server is gone.
+fn lies_stale(path: &Path) -> Result<bool, ListenError> {
     let failed = |source| ListenError::Socket { path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(failed(e)),
         Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
         Ok(_) => {}
     }
     match StdUnixStream::connect(path) {
         Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         Err(e) => Err(failed(e)),
     }
 }
@@ -178,6 +183,19 @@ mod tests {
         drop(first);
         Listeners::bind(&path, 0o600, None, None).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_second_agent_in_the_folder_is_told_of_the_first_and_not_of_its_port() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let first = Listeners::bind(&path, 0o600, Some("127.0.0.1:0"), None).await.unwrap();
+        let address = first.tcp_address().unwrap().to_string();
+        let second = Listeners::bind(&path, 0o600, Some(&address), None).await.err().unwrap();
+        assert!(matches!(second, ListenError::InUse(_)), "{second}");
+        // With a folder of its own it is the port that is in its way.
+        let other = Listeners::bind(&dir.path().join("b.sock"), 0o600, Some(&address), None).await;
+        assert!(matches!(other.err().unwrap(), ListenError::Tcp { .. }));
     }
 
     #[tokio::test]
