@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::keeper::protocol::{End, RunId};
 use crate::spec::fingerprint::SpecHash;
-use crate::spec::{HostName, InstanceId, ProcessName, Spec, TokenName};
+use crate::spec::{HostName, InstanceId, Population, Process, ProcessName, Spec, TokenName};
 
 pub mod access;
 mod apply;
@@ -104,6 +104,13 @@ pub struct Scale {
     pub count: u32,
     /// The spec's count when it was set.
     pub declared: u32,
+}
+
+impl Scale {
+    /// True while the process, as the spec has it, still has the count beside which this was set.
+    pub fn lasts(&self, process: Option<&Process>) -> bool {
+        process.is_some_and(|process| process.population == Population::Count(self.declared))
+    }
 }
 
 /// What an operator has stopped.

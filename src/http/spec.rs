@@ -179,7 +179,51 @@ fn parse(text: &str, api: &Api) -> Result<Spec, Refusal> {
     config.map(|config| config.spec).map_err(|faults| Refusal::faults(faults.render(false)))
 }
 
+/// What another spec changes, and what becomes of the overrides by it.
 fn difference(state: &state::State, new: &Spec) -> PlanView {
-    let scaled = state.scales.iter().map(|(name, scale)| (name.clone(), scale.count)).collect();
-    PlanView { revision: state.revision, scaled, ..config::difference::difference(&state.spec, new) }
+    let mut plan = PlanView { revision: state.revision, ..config::difference::difference(&state.spec, new) };
+    for (name, scale) in &state.scales {
+        match new.processes.get(name) {
+            process if scale.lasts(process.map(|process| &**process)) => {
+                plan.scaled.insert(name.clone(), scale.count);
+            }
+            Some(_) => drop(plan.unscaled.insert(name.clone(), scale.count)),
+            // It goes as a whole.
+            None => {}
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Scale, State};
+
+    fn spec(text: &str) -> Spec {
+        let context = Context { hostname: "alpha".to_owned(), host_override: None };
+        config::parse(text, "t", &context).unwrap().spec
+    }
+
+    #[test]
+    fn a_plan_tells_which_overrides_last_and_which_end() {
+        let zone = |count: u32| format!("[process.zone]\ncommand = ['/z']\ncount = {count}\n");
+        let per_host = "[process.zone]\ncommand = ['/z']\nper_host = true\n";
+        let mut state = State { spec: spec(&zone(4)), ..State::default() };
+        state.scales.insert("zone".parse().unwrap(), Scale { count: 7, declared: 4 });
+        let lasts = "  zone is scaled to 7 (`bigbrother scale zone default` takes that back)\n";
+        let ends = "  zone is not scaled to 7 any more: its count in the file is another\n";
+        for (new, last_line) in [
+            (zone(4), lasts),
+            (zone(4) + "user = 'games'\n", lasts),
+            (zone(5), ends),
+            (per_host.to_owned(), ends),
+            (String::new(), "- zone\n"),
+        ] {
+            let told = difference(&state, &spec(&new)).to_string();
+            let told = told.strip_suffix("nothing would change (spec revision 0)\n").unwrap_or(&told);
+            assert!(told.ends_with(last_line), "{new}: {told}");
+            assert_eq!(told.matches("scaled").count(), last_line.matches("scaled").count(), "{new}: {told}");
+        }
+    }
 }

@@ -109,9 +109,7 @@ impl State {
         self.revision += 1;
         self.basis += 1;
         let processes = &self.spec.processes;
-        self.scales.retain(|name, scale| {
-            processes.get(name).is_some_and(|p| p.population == Population::Count(scale.declared))
-        });
+        self.scales.retain(|name, scale| scale.lasts(processes.get(name).map(|process| &**process)));
         self.launches.retain(|id, _| {
             processes.get(&id.process).is_some_and(|p| matches!(p.population, Population::OnDemand { .. }))
         });

@@ -108,7 +108,8 @@ pub fn plan() -> PlanView {
             restarts: true,
             changes: vec![("count".to_owned(), "40".to_owned(), "60".to_owned())],
         }],
-        scaled: BTreeMap::from([("zone".parse().unwrap(), 80)]),
+        scaled: BTreeMap::from([("login".parse().unwrap(), 2)]),
+        unscaled: BTreeMap::from([("zone".parse().unwrap(), 80)]),
     }
 }
 

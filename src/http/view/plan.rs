@@ -19,8 +19,11 @@ pub struct PlanView {
     pub removed: Vec<ProcessName>,
     /// Processes that differ.
     pub changed: Vec<ChangedView>,
-    /// `scale` overrides in force.
+    /// `scale` overrides that stay in force.
     pub scaled: BTreeMap<ProcessName, u32>,
+    /// Those that end, since the count in the file becomes another.
+    #[serde(default)]
+    pub unscaled: BTreeMap<ProcessName, u32>,
 }
 
 /// A process that differs.
@@ -79,6 +82,9 @@ impl fmt::Display for PlanView {
         for (process, count) in &self.scaled {
             let back = format!("`bigbrother scale {process} default` takes that back");
             writeln!(f, "  {process} is scaled to {count} ({back})")?;
+        }
+        for (process, count) in &self.unscaled {
+            writeln!(f, "  {process} is not scaled to {count} any more: its count in the file is another")?;
         }
         if !self.changes_something() {
             writeln!(f, "nothing would change (spec revision {})", self.revision)?;
