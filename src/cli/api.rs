@@ -66,6 +66,14 @@ pub enum ApiError {
         /// What happened to the connection.
         source: hyper::Error,
     },
+    /// Something came that is no HTTP.
+    #[error("what answers at {address} speaks no HTTP: if it speaks TLS, as an API with `api_tls` does, ask https://{}", .address.host())]
+    NoHttp {
+        /// Where.
+        address: Address,
+        /// What is wrong with what came.
+        source: hyper::Error,
+    },
     /// A stream that should not end has ended.
     #[error("the agent at {address} has ended the stream: has it just been stopped?")]
     Ended {
@@ -249,7 +257,13 @@ impl Api {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ApiError> {
-        let broke_off = |source| ApiError::BrokeOff { address: self.address.clone(), source };
+        let broke_off = |source: hyper::Error| {
+            let address = self.address.clone();
+            match source.is_parse() {
+                true => ApiError::NoHttp { address, source },
+                false => ApiError::BrokeOff { address, source },
+            }
+        };
         let result = match &self.address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|e| self.unreachable(e))?;
@@ -339,5 +353,39 @@ impl Stream {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What a request over plain HTTP comes to where this is answered.
+    async fn asked(answer: &'static [u8]) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read_u8().await.unwrap();
+            socket.write_all(answer).await.unwrap();
+            socket.shutdown().await.unwrap();
+            // A socket with bytes that nobody read would reset the connection, and the answer with it.
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        });
+        let api = Api::new(format!("http://{address}").parse().unwrap());
+        let error = api.get::<serde_json::Value>("/v1/status").await.unwrap_err();
+        error.to_string().replace(&address.to_string(), "HERE")
+    }
+
+    #[tokio::test]
+    async fn plain_http_to_a_port_that_speaks_tls_is_told_as_such() {
+        // A TLS alert: unexpected message.
+        let told = asked(b"\x15\x03\x03\x00\x02\x02\x0a").await;
+        assert!(told.starts_with("what answers at http://HERE speaks no HTTP"), "{told}");
+        assert!(told.ends_with("ask https://HERE"), "{told}");
+        let told = asked(b"").await;
+        assert!(told.contains("broke off"), "{told}");
     }
 }

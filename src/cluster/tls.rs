@@ -7,6 +7,7 @@
 //! own, reads files by the same functions.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -252,12 +253,24 @@ fn advice(error: &rustls::Error, host: &HostName, ca: &Path) -> String {
 
 pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let file = |source| TlsError::File { what: "key", path: path.to_owned(), source };
-    PrivateKeyDer::from_pem_file(path).map_err(file)
+    let key = PrivateKeyDer::from_pem_file(path).map_err(file)?;
+    exposed(path).inspect(|warning| tracing::warn!("{warning}"));
+    Ok(key)
+}
+
+/// What to say of a key that its owner does not have for himself.
+fn exposed(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let path = path.display();
+    let warning =
+        format!("others than its owner may read the key {path} (mode {mode:03o}): chmod 600 {path}");
+    (mode & 0o077 != 0).then_some(warning)
 }
 
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let file = |source| TlsError::File { what: "certificate", path: path.to_owned(), source };
-    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(file)
+    let all: Vec<_> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(file)?;
+    if all.is_empty() { Err(file(rustls::pki_types::pem::Error::NoItemsFound)) } else { Ok(all) }
 }
 
 pub(crate) fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {

@@ -4,7 +4,7 @@
 //! for their owner's eyes only, and nothing is ever overwritten. Called by `cli::ca`.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,9 @@ pub enum IssueError {
         /// Why.
         source: std::io::Error,
     },
+    /// There is nowhere to write.
+    #[error("there is no folder {0}: make it, for nobody but you, with `install -d -m 700 {0}`")]
+    NoFolder(PathBuf),
     /// The CA cannot be read.
     #[error("cannot read {path}: make a CA with `bigbrother ca init`")]
     Read {
@@ -121,8 +124,10 @@ fn signed(
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), IssueError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|source| IssueError::Write { path: path.to_owned(), source })
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|source| match path.parent() {
+        Some(folder) if source.kind() == ErrorKind::NotFound => IssueError::NoFolder(folder.to_owned()),
+        _ => IssueError::Write { path: path.to_owned(), source },
+    })
 }
 
 #[cfg(test)]
@@ -194,11 +199,34 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_others_may_read_and_a_file_without_certificates_are_told_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        init(folder.path(), "pirates").unwrap();
+        let key = folder.path().join(CA_KEY);
+        for (mode, told) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o620, true)] {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let warning = super::super::exposed(&key).unwrap_or_default();
+            assert_eq!(warning.contains(&format!("(mode {mode:03o}): chmod 600 ")), told, "{warning}");
+        }
+        let junk = folder.path().join("junk.pem");
+        std::fs::write(&junk, "junk\n").unwrap();
+        let error = super::super::certificates(&junk).unwrap_err().to_string();
+        assert!(error.contains("junk.pem: make one with `bigbrother ca`"), "{error}");
+    }
+
+    #[test]
     fn nothing_is_replaced_and_keys_are_for_their_owner() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         init(folder.path(), "pirates").unwrap();
         assert!(matches!(init(folder.path(), "pirates"), Err(IssueError::Write { .. })));
+        let nowhere = folder.path().join("nowhere");
+        for error in [init(&nowhere, "pirates"), issue(folder.path(), &name("alpha"), &nowhere)] {
+            let (said, wanted) =
+                (error.unwrap_err().to_string(), format!("no folder {}:", nowhere.display()));
+            assert!(said.contains(&wanted), "{said}");
+        }
         let mode = std::fs::metadata(folder.path().join(CA_KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
