@@ -139,13 +139,19 @@ fn threads(report: &mut String, pid: i32) {
     }
 }
 
+/// The last lines that fit; of a line that does not fit alone, its end.
 fn tail(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL))).ok()?;
+    let before = length.saturating_sub(LOG_TAIL);
+    // One byte more shows whether a line begins right there.
+    file.seek(SeekFrom::Start(before.saturating_sub(1))).ok()?;
     let mut bytes = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut bytes).ok()?;
-    if bytes.is_empty() { None } else { Some(String::from_utf8_lossy(&bytes).into_owned()) }
+    file.take(LOG_TAIL + 1).read_to_end(&mut bytes).ok()?;
+    let begins = bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
+    let begins = begins.filter(|begins| before > 0 && *begins < bytes.len()).unwrap_or(0);
+    let lines = &bytes[begins..];
+    if lines.is_empty() { None } else { Some(String::from_utf8_lossy(lines).into_owned()) }
 }
 
 #[cfg(test)]
@@ -183,6 +189,27 @@ mod tests {
         assert!(report.contains("no heartbeat for 5s") && report.len() < 100_000, "{report}");
         assert!(report.contains(&format!("thread {pid}")), "{report}");
         assert_eq!(evidence.report(&id("zone.0")), Some(report), "and it stays so");
+    }
+
+    #[test]
+    fn the_end_of_a_log_begins_at_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdout.log");
+        let most = usize::try_from(LOG_TAIL).unwrap();
+        let (fits, long) = ("y".repeat(most - 1), "x".repeat(5_000));
+        let last = &long[..most + 1];
+        for (log, shown) in [
+            (String::new(), None),
+            ("all\nof it\n".to_owned(), Some("all\nof it\n")),
+            (format!("{long}\nlast words\n"), Some("last words\n")),
+            // Exactly the last bytes are a line, and one byte more than they is none.
+            (format!("before\n{fits}\n"), Some(format!("{fits}\n").as_str())),
+            (format!("before\ny{fits}\nlast\n"), Some("last\n")),
+            (long.clone(), Some(last)),
+        ] {
+            std::fs::write(&path, &log).unwrap();
+            assert_eq!(tail(&path).as_deref(), shown, "of {} bytes", log.len());
+        }
     }
 
     #[test]

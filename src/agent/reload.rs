@@ -158,7 +158,9 @@ impl Reloader {
 fn changes(view: &PlanView) -> String {
     let names = |list: &[ProcessName]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let changed: Vec<_> = view.changed.iter().map(|changed| changed.process.clone()).collect();
-    format!("added: {}; removed: {}; changed: {}", names(&view.added), names(&view.removed), names(&changed))
+    let lists = [("added", &view.added), ("removed", &view.removed), ("changed", &changed)];
+    let some = lists.into_iter().filter(|(_, list)| !list.is_empty());
+    some.map(|(what, list)| format!("{what}: {}", names(list))).collect::<Vec<_>>().join("; ")
 }
 
 /// An error and its causes.
@@ -199,6 +201,25 @@ fn reconcile(before: &HostSettings, file: &HostSettings) -> (HostSettings, Vec<&
 mod tests {
     use super::*;
     use crate::agent::ring::{Alone, Ring};
+
+    #[test]
+    fn of_what_changes_only_what_there_is_is_named() {
+        let names = |text: &str| text.split_whitespace().map(|name| name.parse().unwrap()).collect();
+        let change = |process| crate::http::view::ChangedView { process, restarts: false, changes: vec![] };
+        let of = |added, removed, changed| {
+            let changed: Vec<_> = names(changed);
+            let changed = changed.into_iter().map(change).collect();
+            changes(&PlanView {
+                added: names(added),
+                removed: names(removed),
+                changed,
+                ..PlanView::default()
+            })
+        };
+        assert_eq!(of("a b", "", ""), "added: a, b");
+        assert_eq!(of("", "c", "d"), "removed: c; changed: d");
+        assert_eq!(of("a", "c", "d"), "added: a; removed: c; changed: d");
+    }
 
     #[tokio::test]
     async fn what_a_new_keeper_can_do_is_told_without_a_reload() {

@@ -206,6 +206,9 @@ pub fn complaints(status: &StatusView) -> Vec<String> {
     all
 }
 
+/// How many instances that fit nowhere `status` names.
+const UNPLACED: usize = 10;
+
 /// `status`
 pub fn status(status: &StatusView, page: &Page) -> String {
     let mut text = String::new();
@@ -243,8 +246,11 @@ pub fn status(status: &StatusView, page: &Page) -> String {
         "instances",
         if states.is_empty() { "0".to_owned() } else { format!("{total}: {}", states.join(", ")) },
     );
-    for (instance, why) in &status.unplaced {
+    for (instance, why) in status.unplaced.iter().take(UNPLACED) {
         line("unplaced", format!("{instance}: {why}"));
+    }
+    if status.unplaced.len() > UNPLACED {
+        line("unplaced", format!("{} more (`bigbrother ps` shows all)", status.unplaced.len() - UNPLACED));
     }
     if status.superseded > 0 {
         line(

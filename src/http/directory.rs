@@ -15,7 +15,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
-use super::names::{Id, Name};
+use super::names::{self, Id, Name};
 use super::problem::Refusal;
 use super::reading::{Copy, Label, Part, Switch, link_next};
 use super::router::Api;
@@ -201,7 +201,7 @@ pub(super) async fn one(Id(id): Id, shown: Shown) -> Result<Response, Refusal> {
 #[utoipa::path(get, path = "/v1/directory/{id}/leader", tag = "Directory",
     params(("id" = ProcessName, Path, description = "a process, such as zone"), How),
     responses((status = 200, description = "the run", body = LeaderView),
-        (status = 404, description = "none is ready", body = Problem)))]
+        (status = 404, description = "none is ready, or there is no such process", body = Problem)))]
 pub(super) async fn leader(Name(process): Name, shown: Shown) -> Result<Response, Refusal> {
     shown.answer(|state| {
         let leader = state.leaders.get(&process);
@@ -210,7 +210,10 @@ pub(super) async fn leader(Name(process): Name, shown: Shown) -> Result<Response
             Some((leader, entry)) => {
                 Ok(LeaderView { token: leader.token, entry: shown.view(&leader.instance, entry) })
             }
-            None => Err(Refusal::nothing_there(format!("no run of {process} is ready, so none leads"))),
+            None => {
+                names::process(state, &process)?;
+                Err(Refusal::nothing_there(format!("no run of {process} is ready, so none leads")))
+            }
         }
     })
 }

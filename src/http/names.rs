@@ -9,7 +9,7 @@ use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::HostSnapshot;
 use crate::spec::{HostName, InstanceId, ProcessName};
-use crate::state::{State, Target};
+use crate::state::{State, Target, of_process};
 
 /// Names less alike than this are not what was meant (0 to 1, Jaro-Winkler).
 const ALIKE: f64 = 0.75;
@@ -110,6 +110,16 @@ pub(super) fn names(target: &Target, id: &InstanceId) -> bool {
         Target::Process(name) => id.process == *name,
         Target::Instance(wanted) => id == wanted,
     }
+}
+
+/// Refuses a process that is not declared and of which nothing runs, by the replicated state.
+pub(super) fn process(state: &State, name: &ProcessName) -> Result<(), Refusal> {
+    let declared = &state.spec.processes;
+    if declared.contains_key(name) || of_process(&state.directory, name).next().is_some() {
+        return Ok(());
+    }
+    let known = declared.keys().map(ToString::to_string);
+    Err(Refusal::unknown("process", name.as_str(), nearest(name.as_str(), known).as_deref()))
 }
 
 /// Refuses a host that nobody knows; `own` is always known.

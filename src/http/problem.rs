@@ -249,8 +249,7 @@ impl Refusal {
 
     /// A token that is to hold for no time, or for too long.
     pub(super) fn bad_span() -> Self {
-        let detail =
-            "a token holds for some time, ten years at most, or without an end: leave expires_in_ms out";
+        let detail = "a token holds for some time, ten years at most, or without an end: leave out --expires (expires_in_ms)";
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-span", "not that long", detail)
     }
 

@@ -192,7 +192,7 @@ impl Seat {
             let Some(capacity) = self.host.facts.capacity.get(resource) else { continue };
             let used = self.used.get(resource).copied().unwrap_or(0);
             if used + u128::from(*need) > u128::from(*capacity) {
-                return Some(format!("has {used} of {capacity} {resource} in use"));
+                return Some(format!("has {used} of {capacity} {resource} in use, and it needs {need}"));
             }
         }
         let holder = view.ports.iter().find_map(|port| self.ports.get(port)?.first());

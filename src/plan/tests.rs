@@ -200,7 +200,7 @@ fn capacity_and_max_per_host_are_kept_and_the_first_ordinals_stay_when_they_shri
     state.join_with("a", slots(35));
     let plan = state.plan_out();
     assert_eq!(state.on("a"), ["zone.0", "zone.1", "zone.2"]);
-    assert!(plan.unplaced[&id("zone.3")].contains("30 of 35 slots"), "{plan:?}");
+    assert!(plan.unplaced[&id("zone.3")].contains("30 of 35 slots in use, and it needs 10"), "{plan:?}");
     state.hosts.get_mut(&host("a")).unwrap().facts.capacity.insert("slots".to_owned(), 20);
     state.plan_out();
     assert_eq!(state.on("a"), ["zone.0", "zone.1"]);

@@ -55,6 +55,11 @@ async fn one_run_the_leader_and_the_processes_are_found() {
     for path in ["/v1/directory/zone.7", "/v1/directory/login/leader", "/v1/directory/nobody/leader"] {
         assert_eq!(server.get(path).await.problem().status, 404, "{path}");
     }
+    let unknown = server.get("/v1/directory/zoen/leader").await.problem();
+    assert_eq!((unknown.kind.as_str(), unknown.status), ("no-process", 404));
+    assert!(unknown.detail.contains("did you mean zone?"), "{unknown:?}");
+    let unled = server.get("/v1/directory/login/leader").await.problem();
+    assert!(unled.detail.contains("no run of login is ready"), "{unled:?}");
     let processes = server.get("/v1/processes").await.json();
     let zone = processes.as_array().unwrap().iter().find(|one| one["process"] == "zone").unwrap();
     let seen =

@@ -115,6 +115,22 @@ fn a_host_of_a_cluster_says_how_that_stands() {
 }
 
 #[test]
+fn of_many_instances_that_fit_nowhere_the_first_ten_are_named() {
+    let told = |count: u32| {
+        let of = |n| (format!("zone.{n}").parse().unwrap(), "no host has room".to_owned());
+        let many = StatusView { unplaced: (0..count).map(of).collect(), ..sample::status() };
+        let text = status(&many, &page(None));
+        let lines = text.lines().filter(|line| line.starts_with("unplaced"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(told(0).len(), 0);
+    assert_eq!(told(10).len(), 10);
+    assert!(told(10)[9].starts_with("unplaced   zone.9: "), "{:?}", told(10));
+    let more = told(13);
+    assert_eq!((more.len(), more[10].as_str()), (11, "unplaced   3 more (`bigbrother ps` shows all)"));
+}
+
+#[test]
 fn hosts_and_peers_are_tables() {
     let down = HostView {
         host: "beta".parse().unwrap(),
@@ -199,7 +215,8 @@ fn a_plan_is_told_by_process() {
 - arena
 ~ zone (restarts its instances)
     count: 40 -> 60
-  zone is scaled to 80 (`bigbrother scale zone default` takes that back)
+  login is scaled to 2 (`bigbrother scale login default` takes that back)
+  zone is not scaled to 80 any more: its count in the file is another
 "
     );
     assert!(sample::plan().changes_something());
@@ -333,6 +350,7 @@ fn every_json_field_is_documented() {
                     | "instances"
                     | "status"
                     | "scaled"
+                    | "unscaled"
                     | "unplaced"
                     | "labels"
                     | "capacity"
