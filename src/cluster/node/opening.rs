@@ -9,8 +9,8 @@ use crate::cluster::raft::log_store::OpenError as LogError;
 use crate::cluster::tls::TlsError;
 
 /// Told when a removed peer begins anew.
-const AWAY: &str = "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, with the \
-                    state of the others; what it had lies in raft.removed";
+const AWAY: &str = "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, \
+                    with the state of the others; what it had lies in raft.removed";
 
 /// Why a peer cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -17,9 +17,9 @@ use crate::cluster::raft::PeerId;
 use crate::cluster::wire::{Kind, Purpose, Target, decode, encode};
 
 /// What all answers together may take: an agent that starts waits for them.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the primary may take to be confirmed.
-const ROUND: Duration = Duration::from_millis(400);
+const ROUND: Duration = Duration::from_millis(800);
 /// How often it is asked while no primary is heard.
 const AGAIN: Duration = Duration::from_secs(2);
 

@@ -30,7 +30,9 @@ const PANICKED: &str = "this peer's log does not go with that of the others, or 
                         says more; if this comes again, move the folder `raft` away";
 
 /// What a peer is told of which the number is nobody's any more.
-pub(super) const REMOVED: &str = "this host is no peer any more: it was removed, or replaced when it was away for long. Start its                        agent again to bring it back as a new peer; take it out of `peers` in its own cluster.toml before                        that, and it attaches to the others";
+pub(super) const REMOVED: &str = "this host is no peer any more: it was removed, or replaced when it was away for long. \
+                                  Start its agent again to bring it back as a new peer; take it out of `peers` in its \
+                                  own cluster.toml before that, and it attaches to the others";
 
 /// How the cluster stands, as far as this peer knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
