@@ -1,6 +1,6 @@
 //! As many descriptors as a full host wants, for agent and keeper.
 //!
-//! Owns nothing but the process's limit. Room in the table is made at once: Linux enlarges the table as it
+//! Owns nothing but the process's limit; knows also how a process keeps a file to itself. Room in the table is made at once: Linux enlarges the table as it
 //! fills, and when several threads share it each enlargement waits until no processor can still be reading the
 //! old one (synchronize_rcu in fs/file.c): 10 ms and more, in the middle of a start of hundreds of instances.
 //! Called by agent and keeper at their start, before they have threads.
@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -30,6 +31,24 @@ pub fn make_room() -> io::Result<()> {
     let number = fcntl(&null, FcntlArg::F_DUPFD_CLOEXEC(i32::try_from(last).unwrap_or(i32::MAX)))?;
     nix::unistd::close(number)?;
     Ok(())
+}
+
+/// Locks a file for as long as it is open and this process lives; `None`: another one has it. No second descriptor of the
+/// same file may be closed meanwhile, which would end the lock.
+pub fn lock(file: File) -> io::Result<Option<File>> {
+    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Ok(_) => Ok(Some(file)),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Makes everything that is open now but 0, 1 and 2 close-on-exec.
