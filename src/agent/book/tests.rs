@@ -86,7 +86,7 @@ fn thousands_that_find_no_port_cost_no_search_each_and_what_is_given_back_is_fou
     let pair: BTreeMap<String, PortRequest> = [udp(), udp()]
         .into_iter()
         .zip(["game", "query"])
-        .map(|(ports, name)| (name.to_owned(), ports["game"].clone()))
+        .map(|(ports, name)| (name.to_owned(), ports["game"]))
         .collect();
     let began = Instant::now();
     let got: Vec<InstanceId> = (0..20_000)

@@ -180,7 +180,10 @@ impl Supervisor {
         self.guard.look = true;
         self.guard.withheld.clear();
         let Some(fence) = self.guard.fence.as_ref().filter(|_| !self.is_alone()) else { return wants };
-        let (now, placed) = (Boot(boottime_ns()), wants.keys().cloned().collect::<Vec<_>>());
+        let now = Boot(boottime_ns());
+        let why = |want: &Want| if want.process.exclusive() && !fence.holds(now) { FENCED } else { UNSEEN };
+        let mut withheld: BTreeMap<InstanceId, &str> =
+            wants.iter().map(|(id, want)| (id.clone(), why(want))).collect();
         if !fence.is_planned_in(state) {
             fence.hold_back(&mut wants, state, &self.host);
             let held = self.host.instances().filter_map(|i| Some((i.id.clone(), i.want.clone()?)));
@@ -189,9 +192,8 @@ impl Supervisor {
             }
         }
         fence.trim(&mut wants, state, &self.host, now);
-        let why = if fence.holds(now) { UNSEEN } else { FENCED };
-        let withheld = placed.into_iter().filter(|id| !wants.contains_key(id)).map(|id| (id, why));
-        self.guard.withheld = withheld.collect();
+        withheld.retain(|id, _| !wants.contains_key(id));
+        self.guard.withheld = withheld;
         wants
     }
 
