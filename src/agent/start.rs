@@ -134,10 +134,9 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     // Before all else: it refuses a second agent, which would take the keeper from the first.
     let socket = config.host.runtime_dir.join("api.sock");
     let (api, tls) = (config.host.api.as_deref(), config.host.api_tls.as_ref());
-    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?;
-    let _held = folders::hold(&config.host.data_dir).await?;
     let (entrance, tunnelled) = Entrance::new();
-    let listeners = listeners.with_tunnel(tunnelled);
+    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?.with_tunnel(tunnelled);
+    let _held = folders::hold(&config.host.data_dir).await?;
     let (handle, tasks, parts) = assemble(options, &config, entrance, listeners.shown()).await?;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);

@@ -1,3 +1,5 @@
+//! The book by itself, with ports of this machine.
+
 use super::*;
 
 fn id(text: &str) -> InstanceId {
