@@ -10,6 +10,7 @@ pub mod book;
 pub mod chronicle;
 pub mod disk;
 pub mod evidence;
+pub mod folders;
 pub mod handle;
 pub mod keeper_link;
 pub mod lookup;

@@ -37,6 +37,8 @@ pub mod http;
 #[cfg(feature = "host")]
 pub mod keeper;
 #[cfg(feature = "host")]
+pub mod lock;
+#[cfg(feature = "host")]
 pub mod metrics;
 #[cfg(feature = "host")]
 pub mod plan;

@@ -8,6 +8,8 @@
 #[path = "support/host.rs"]
 mod host;
 
+#[path = "bad_input/crowd.rs"]
+mod crowd;
 #[path = "bad_input/file_server.rs"]
 mod file_server;
 #[path = "bad_input/full_disk.rs"]

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -21,6 +22,9 @@ use crate::spec::{InstanceId, PortRequest, Protocol};
 /// Run numbers are reserved in blocks, so that the file is not written for each run. A keeper's table is the
 /// surer source; this one counts after a reboot.
 const RUN_BLOCK: u64 = 1_000;
+
+/// How long a range that was found full passes for full: what another program holds in it may be let go any time.
+const FULL: Duration = Duration::from_secs(1);
 
 /// Why the book could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,11 @@ pub struct Book {
     /// Numbers that some process of the spec asks for by name, here or on another host.
     fixed: BTreeSet<(Protocol, u16)>,
     next: u16,
+    /// At most so many were free, and until when that holds: a search through the whole range is not repeated for
+    /// each of thousands that want a port.
+    left: BTreeMap<Protocol, (usize, Instant)>,
+    /// The page differs from what was published.
+    changed: bool,
     out: watch::Sender<Vec<u8>>,
 }
 
@@ -94,7 +103,17 @@ impl Book {
         let (out, changes) = watch::channel(bytes);
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
         Ok((
-            Book { page, last_run, range, taken, fixed: BTreeSet::new(), next: range.0, out },
+            Book {
+                page,
+                last_run,
+                range,
+                taken,
+                fixed: BTreeSet::new(),
+                next: range.0,
+                left: BTreeMap::new(),
+                changed: false,
+                out,
+            },
             Writer { saving, changes },
         ))
     }
@@ -108,7 +127,7 @@ impl Book {
     pub fn use_run(&mut self, run: u64) {
         if run + RUN_BLOCK / 2 > self.page.runs {
             self.page.runs = run + RUN_BLOCK;
-            self.publish();
+            self.changed = true;
         }
     }
 
@@ -116,11 +135,15 @@ impl Book {
     pub fn set_range(&mut self, range: (u16, u16)) {
         self.range = range;
         self.next = range.0;
+        self.left.clear();
     }
 
     /// The fixed ports of the spec: never given out as free ones.
     pub fn keep_off(&mut self, fixed: BTreeSet<(Protocol, u16)>) {
-        self.fixed = fixed;
+        if self.fixed != fixed {
+            self.fixed = fixed;
+            self.left.clear();
+        }
     }
 
     /// The ports of an instance as given out before.
@@ -137,14 +160,18 @@ impl Book {
         cold: bool,
     ) -> Result<Ports, NoPort> {
         let held = self.page.ports.get(instance).cloned();
+        let kept = |name: &String, request: &PortRequest| {
+            held.as_ref().and_then(|held| held.get(name)).copied().filter(|(protocol, number)| {
+                *protocol == request.protocol && request.fixed.is_none_or(|fixed| fixed == *number)
+            })
+        };
+        self.may_suffice(requests.iter().filter(|(name, r)| r.fixed.is_none() && kept(name, r).is_none()))?;
         let mut ports = Ports::new();
         for (name, request) in requests {
-            let kept = held.as_ref().and_then(|held| held.get(name)).filter(|(protocol, number)| {
-                *protocol == request.protocol && request.fixed.is_none_or(|fixed| fixed == *number)
-            });
+            let kept = kept(name, request);
             let number = match (request.fixed, kept) {
                 (Some(fixed), _) => fixed,
-                (None, Some((protocol, number))) if !cold || !is_taken((*protocol, *number)) => *number,
+                (None, Some((protocol, number))) if !cold || !is_taken((protocol, number)) => number,
                 (None, _) => self.free(name, request.protocol, &ports)?,
             };
             ports.insert(name.clone(), (request.protocol, number));
@@ -153,7 +180,7 @@ impl Book {
             self.release(instance);
             self.taken.extend(ports.values().copied());
             self.page.ports.insert(instance.clone(), ports.clone());
-            self.publish();
+            self.changed = true;
         }
         Ok(ports)
     }
@@ -163,7 +190,7 @@ impl Book {
         if !ports.is_empty() && !self.page.ports.contains_key(instance) {
             self.taken.extend(ports.values().copied());
             self.page.ports.insert(instance.clone(), ports);
-            self.publish();
+            self.changed = true;
         }
     }
 
@@ -172,9 +199,27 @@ impl Book {
         if let Some(ports) = self.page.ports.remove(instance) {
             for port in ports.values() {
                 self.taken.remove(port);
+                self.left.remove(&port.0);
             }
-            self.publish();
+            self.changed = true;
         }
+    }
+
+    /// Refuses at once what a search a moment ago showed not to be there.
+    fn may_suffice<'a>(
+        &self,
+        missing: impl Iterator<Item = (&'a String, &'a PortRequest)>,
+    ) -> Result<(), NoPort> {
+        let mut wanted: BTreeMap<Protocol, usize> = BTreeMap::new();
+        for (name, PortRequest { protocol, .. }) in missing {
+            let wanted = wanted.entry(*protocol).or_default();
+            *wanted += 1;
+            let left = self.left.get(protocol).filter(|(_, until)| Instant::now() < *until);
+            if left.is_some_and(|(most, _)| *wanted > *most) {
+                return Err(self.no_port(name, *protocol));
+            }
+        }
+        Ok(())
     }
 
     fn free(&mut self, name: &str, protocol: Protocol, also: &Ports) -> Result<u16, NoPort> {
@@ -189,11 +234,29 @@ impl Book {
                 return Ok(number);
             }
         }
-        Err(NoPort { protocol, low, high, name: name.to_owned() })
+        let found = also.values().filter(|(of, _)| *of == protocol).count();
+        self.left.insert(protocol, (found, Instant::now() + FULL));
+        Err(self.no_port(name, protocol))
     }
 
-    fn publish(&self) {
-        self.out.send_replace(encode(&self.page));
+    fn no_port(&self, name: &str, protocol: Protocol) -> NoPort {
+        let (low, high) = self.range;
+        NoPort { protocol, low, high, name: name.to_owned() }
+    }
+
+    /// Hands what has changed to the writer: all changes of a turn together, since a page is as long as the host is
+    /// full.
+    pub fn publish(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.out.send_replace(encode(&self.page));
+        }
+    }
+}
+
+/// The last changes are not lost with it.
+impl Drop for Book {
+    fn drop(&mut self) {
+        self.publish();
     }
 }
 
@@ -241,84 +304,4 @@ impl Writer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(text: &str) -> InstanceId {
-        text.parse().unwrap()
-    }
-
-    fn udp() -> BTreeMap<String, PortRequest> {
-        [("game".to_owned(), PortRequest { protocol: Protocol::Udp, fixed: None })].into()
-    }
-
-    #[tokio::test]
-    async fn ports_stay_with_their_instance_over_restarts_and_run_numbers_never_come_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut book, writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
-        let task = tokio::spawn(writer.run(Arc::new(Metrics::new())));
-        let first = book.assign(&id("zone.0"), &udp(), false).unwrap();
-        let second = book.assign(&id("zone.1"), &udp(), false).unwrap();
-        assert_ne!(first, second);
-        assert_eq!(book.assign(&id("zone.0"), &udp(), false).unwrap(), first);
-        book.use_run(RUN_BLOCK * 3);
-        // Of a run that an agent before has started; what the book knows itself it knows better.
-        book.learn(&id("zone.2"), [("game".to_owned(), (Protocol::Udp, 41002))].into());
-        book.learn(&id("zone.0"), [("game".to_owned(), (Protocol::Udp, 41003))].into());
-        drop(book);
-        task.await.unwrap();
-        let (mut book, _writer) = Book::open(dir.path(), (41000, 41999)).unwrap();
-        assert_eq!(book.assign(&id("zone.1"), &udp(), false).unwrap(), second);
-        assert_eq!(book.ports(&id("zone.2"))["game"], (Protocol::Udp, 41002));
-        assert_eq!(book.ports(&id("zone.0")), first);
-        assert!(book.last_run() >= RUN_BLOCK * 3, "{}", book.last_run());
-    }
-
-    #[test]
-    fn a_full_range_and_foreign_holders_are_respected() {
-        let dir = tempfile::tempdir().unwrap();
-        let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let number = holder.local_addr().unwrap().port();
-        let (mut book, _writer) = Book::open(dir.path(), (number, number)).unwrap();
-        let error = book.assign(&id("zone.0"), &udp(), false).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("no free udp port in {number}-{number} for ports.game; widen `host.ports`")
-        );
-        drop(holder);
-        assert_eq!(book.assign(&id("zone.0"), &udp(), false).unwrap()["game"], (Protocol::Udp, number));
-        assert!(book.assign(&id("zone.1"), &udp(), false).is_err());
-        book.release(&id("zone.0"));
-        book.keep_off([(Protocol::Udp, number)].into());
-        assert!(book.assign(&id("zone.1"), &udp(), false).is_err());
-        book.keep_off(BTreeSet::new());
-        assert!(book.assign(&id("zone.1"), &udp(), false).is_ok());
-    }
-
-    #[test]
-    fn a_port_that_somebody_took_while_its_instance_was_down_is_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut book, _writer) = Book::open(dir.path(), (42000, 42999)).unwrap();
-        let first = book.assign(&id("zone.0"), &udp(), true).unwrap();
-        assert_eq!(book.assign(&id("zone.0"), &udp(), true).unwrap(), first, "nobody has it");
-        let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, first["game"].1)).unwrap();
-        assert_eq!(
-            book.assign(&id("zone.0"), &udp(), false).unwrap(),
-            first,
-            "a restart at once asks nobody"
-        );
-        let second = book.assign(&id("zone.0"), &udp(), true).unwrap();
-        assert_ne!(second, first);
-        drop(holder);
-        assert_eq!(book.assign(&id("zone.0"), &udp(), true).unwrap(), second, "and that it keeps");
-        let number = first["game"].1;
-        let fixed =
-            [("game".to_owned(), PortRequest { protocol: Protocol::Udp, fixed: Some(number) })].into();
-        let _holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).unwrap();
-        assert_eq!(
-            book.assign(&id("zone.2"), &fixed, true).unwrap(),
-            first,
-            "whoever wants this one gets it"
-        );
-    }
-}
+mod tests;

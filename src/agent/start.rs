@@ -7,7 +7,7 @@
 //! From the first step on the API answers, and says what is waited for. Nothing is started or stopped before the gate opens, so a slow start never takes a living game for an
 //! unwanted one. At the end the games stay; only `stop` ends games.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -17,6 +17,7 @@ use super::attendance::Carrier;
 use super::beginning::Beginning;
 use super::book::{Book, BookError};
 use super::chronicle::{Chronicle, rfc3339};
+use super::folders::{self, FolderError};
 use super::handle::{AskError, Handle, HostRequest};
 use super::keeper_link::{KeeperSource, start_first};
 use super::replica::wall_ms;
@@ -70,15 +71,8 @@ pub enum AgentError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A folder.
-    #[error("cannot make the folder {path}; set host.{key} to a folder that you may write to")]
-    Folder {
-        /// Which key of the file.
-        key: &'static str,
-        /// Which folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The ports and run numbers.
     #[error(transparent)]
     Book(#[from] BookError),
@@ -112,18 +106,14 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
     descriptors::raise_limit()?;
     descriptors::make_room()?;
-    make_folder("data_dir", &config.host.data_dir)?;
-    make_folder("runtime_dir", &config.host.runtime_dir)?;
+    folders::make("data_dir", &config.host.data_dir)?;
+    folders::make("runtime_dir", &config.host.runtime_dir)?;
     config.open_doors().iter().for_each(|door| tracing::warn!("{door}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(serve(options, config));
     // A probe or a disk that hangs must not keep a stopped agent alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
-}
-
-fn make_folder(key: &'static str, path: &Path) -> Result<(), AgentError> {
-    std::fs::create_dir_all(path).map_err(|source| AgentError::Folder { key, path: path.to_owned(), source })
 }
 
 /// The channels' far ends that tasks of the second runtime hold.
@@ -144,9 +134,9 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     // Before all else: it refuses a second agent, which would take the keeper from the first.
     let socket = config.host.runtime_dir.join("api.sock");
     let (api, tls) = (config.host.api.as_deref(), config.host.api_tls.as_ref());
-    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?;
     let (entrance, tunnelled) = Entrance::new();
-    let listeners = listeners.with_tunnel(tunnelled);
+    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?.with_tunnel(tunnelled);
+    let _held = folders::hold(&config.host.data_dir).await?;
     let (handle, tasks, parts) = assemble(options, &config, entrance, listeners.shown()).await?;
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);

@@ -235,6 +235,7 @@ impl Supervisor {
             let wait = if more { Duration::ZERO } else { self.wait() };
             self.expected = moment().after(wait);
             let wake = self.wake(wait).await;
+            self.orders.begin_turn(moment());
             self.catch_up();
             match wake {
                 Wake::End => {
@@ -263,6 +264,7 @@ impl Supervisor {
                 Wake::Sockets | Wake::Time => {}
             }
             self.attend_others();
+            self.go_on();
             // Runs were started: they get the processors, and the rest its turn. Not for ever: where programs
             // end at once and are started again, there is a start in every turn.
             let now = moment();
@@ -273,6 +275,8 @@ impl Supervisor {
             self.notice_stall();
             more = self.hear_sockets();
             self.pass_time();
+            more |= self.is_behind();
+            self.parts.book.publish();
             if more {
                 // Else the runtime would hardly look whether the keeper says something while sockets are flooded.
                 tokio::task::yield_now().await;
@@ -331,6 +335,8 @@ impl Supervisor {
             self.strike_out_ended();
             self.repeat_lost_reports();
             self.look_up_again(now);
+            let host = &self.host;
+            self.parts.chronicle.prune(|id| host.instance(id).is_some());
         }
         self.tell_status(now);
         self.stand_guard();
@@ -356,11 +362,11 @@ impl Supervisor {
         let grounds = Grounds::of(&state);
         // Most changes are this host's own events, after which nothing else is wanted.
         if self.grounds.as_ref() != Some(&grounds) {
-            self.grounds = Some(grounds);
             self.parts.book.keep_off(state.spec.fixed_ports().collect());
             let wants = self.may_run(wants(&state, &self.parts.name), &state);
             let spared = self.spared(&wants, &state);
-            let actions = self.host.desire_but(wants, &spared, self.now());
+            let (actions, more) = self.host.desire_but(wants, &spared, self.now());
+            self.grounds = (!more).then_some(grounds);
             self.carry_out(actions);
         }
         for instance in std::mem::take(&mut self.unclaimed) {

@@ -205,20 +205,21 @@ fn policy(section: &Section<'_>) -> HostPolicy {
     HostPolicy { users: users.unwrap_or_default(), programs: programs.unwrap_or_default() }
 }
 
+/// `host:port`, an IPv6 address in brackets.
+pub fn is_endpoint(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        let bare = !host.is_empty() && !host.contains(|c: char| c == ':' || c == '/' || c.is_whitespace());
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        (bracketed && host_of(text).parse::<IpAddr>().is_ok() || bare)
+            && digits
+            && port.parse::<u16>().is_ok()
+    })
+}
+
 impl Item<'_> {
     /// `host:port`, an IPv6 address in brackets.
     pub(super) fn endpoint(&self, wanted: &str) -> Option<String> {
-        let good = |text: &&str| {
-            text.rsplit_once(':').is_some_and(|(host, port)| {
-                let bracketed = host.starts_with('[') && host.ends_with(']');
-                let bare =
-                    !host.is_empty() && !host.contains(|c: char| c == ':' || c == '/' || c.is_whitespace());
-                let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-                (bracketed && host_of(text).parse::<IpAddr>().is_ok() || bare)
-                    && digits
-                    && port.parse::<u16>().is_ok()
-            })
-        };
-        self.as_str().filter(good).map(str::to_owned).or_else(|| self.wanted(wanted))
+        self.as_str().filter(|text| is_endpoint(text)).map(str::to_owned).or_else(|| self.wanted(wanted))
     }
 }

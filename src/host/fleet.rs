@@ -13,6 +13,11 @@ use crate::keeper::protocol::{RunId, Stage};
 use crate::spec::InstanceId;
 use crate::state::{Rest, RunFact};
 
+mod desire;
+
+/// As many instances are looked at in one tick; the others are still due after it.
+const AT_ONCE: usize = 1_000;
+
 /// A run in the keeper's table, with what the agent has found out about it.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -69,35 +74,6 @@ impl Host {
         self.instances.get(self.runs.get(&run)?)
     }
 
-    /// What is wanted on this host, all of it.
-    pub fn desire(&mut self, wants: BTreeMap<InstanceId, Want>, now: Now) -> Vec<Action> {
-        self.desire_but(wants, &BTreeSet::new(), now)
-    }
-
-    /// The same, while of these instances it is not known whether they are wanted: they stay as they are.
-    pub fn desire_but(
-        &mut self,
-        mut wants: BTreeMap<InstanceId, Want>,
-        spared: &BTreeSet<InstanceId>,
-        now: Now,
-    ) -> Vec<Action> {
-        let mut out = Vec::new();
-        let known: Vec<InstanceId> =
-            self.instances.keys().filter(|id| !spared.contains(*id)).cloned().collect();
-        for id in known {
-            let want = wants.remove(&id);
-            let news = |i: &Instance| i.want != want || want.is_none() || i.unheeded;
-            if self.instances.get(&id).is_some_and(news) {
-                self.step(&id, Happening::Wanted(want), now, &mut out);
-            }
-        }
-        for (id, want) in wants {
-            self.instances.insert(id.clone(), Instance::new(id.clone()));
-            self.step(&id, Happening::Wanted(Some(want)), now, &mut out);
-        }
-        out
-    }
-
     /// Something happened to an instance.
     pub fn on(&mut self, id: &InstanceId, happening: Happening, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
@@ -127,8 +103,8 @@ impl Host {
     /// Time has passed.
     pub fn tick(&mut self, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
-        let due: Vec<InstanceId> =
-            self.schedule.iter().take_while(|(at, _)| *at <= now.at).map(|(_, id)| id.clone()).collect();
+        let due = self.schedule.iter().take_while(|(at, _)| *at <= now.at).take(AT_ONCE);
+        let due: Vec<InstanceId> = due.map(|(_, id)| id.clone()).collect();
         for id in due {
             self.unschedule(&id);
             self.step(&id, Happening::Tick, now, &mut out);

@@ -13,6 +13,7 @@ use super::router::{Api, Transport};
 use crate::agent::ring::RingError;
 use crate::cluster::raft::membership::{Member, Role};
 use crate::cluster::tunnel::Asked;
+use crate::config::host::is_endpoint;
 use crate::http::view::{DoneView, PeerRequest, PeerView, Problem};
 use crate::spec::HostName;
 
@@ -81,10 +82,13 @@ fn view(member: Member, primary: Option<&HostName>, unreachable: Option<String>)
 #[utoipa::path(post, path = "/v1/peers/add", tag = "Hosts and peers", request_body = PeerRequest,
     responses((status = 200, description = "it is so", body = DoneView),
         (status = 409, description = "the peers stay as they are", body = Problem),
-        (status = 422, description = "an address is missing", body = Problem)))]
+        (status = 422, description = "the address is missing or has no port", body = Problem)))]
 pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, address }) = body?;
     let address = address.ok_or_else(|| Refusal::no_address(&host))?;
+    if !is_endpoint(&address) {
+        return Err(Refusal::bad_address(&host, &address));
+    }
     let detail = format!(
         "{host} may become a peer: give it a cluster.toml with the same `peers` and `{host} = \"{address}\"`, and start \
          its agent"

@@ -82,6 +82,15 @@ impl Refusal {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "no-address", "an address is missing", detail)
     }
 
+    /// A peer's address that is none.
+    pub(super) fn bad_address(host: &HostName, address: &str) -> Self {
+        let detail = format!(
+            "{address:?} is no address of a peer: give a host and a port such as \"10.0.0.1:7600\", which is `host.listen` \
+             of {host}"
+        );
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "bad-address", "no host and port", detail)
+    }
+
     /// A peer to be removed that goes on.
     pub(super) fn peer_in_use(host: &HostName) -> Self {
         let detail = format!(

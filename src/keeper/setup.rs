@@ -11,8 +11,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::FcntlArg;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -28,6 +26,7 @@ use super::spawn::{self, Surroundings};
 use super::table::Table;
 use super::upgrade::Carried;
 use super::{Keeper, fault, memory};
+use crate::lock;
 use crate::systemd::Systemd;
 
 /// How long a slow disk may hold up the keeper's own end.
@@ -276,18 +275,10 @@ fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
     let mut open = OpenOptions::new();
     let file = open.write(true).create(true).truncate(false).mode(0o600).open(dir.join("keeper.lock"));
     let file = file.map_err(bad_dir)?;
-    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    match nix::fcntl::fcntl(&file, FcntlArg::F_SETLK(&lock)) {
-        Ok(_) => Ok(file.into()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(errno) => Err(bad_dir(errno.into())),
+    match lock::take(file) {
+        Ok(Some(file)) => Ok(file.into()),
+        Ok(None) => Err(KeeperError::Taken(dir.to_owned())),
+        Err(error) => Err(bad_dir(error)),
     }
 }
 

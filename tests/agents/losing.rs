@@ -1,6 +1,6 @@
 //! What operators see of hosts that are lost, on purpose and by themselves; and of the peers.
 
-use bigbrother::http::view::PeerView;
+use bigbrother::http::view::{InstanceView, PeerView};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, NAMES, ZONES, zones};
@@ -164,4 +164,48 @@ fn peers_are_listed_removed_and_added_from_any_host() {
     assert!(voter.id > 3, "a number is never used twice: {voter:?}");
     let refused = cluster.run(asked, &["peers", "remove", "nobody"]);
     assert!(refused.code == Some(4) && refused.err.contains("nobody is no peer"), "{refused:?}");
+    // What could not be taken back is not taken; one that never comes is.
+    let refused = cluster.run(asked, &["peers", "add", "newh", "1.2.3.4"]);
+    assert!(refused.code != Some(0) && refused.err.contains("a host and a port"), "{refused:?}");
+    let refused = cluster.run(asked, &["peers", "add", NAMES[lost], "127.0.0.1:1"]);
+    let told = format!("a peer already, at {address}");
+    assert!(refused.code == Some(4) && refused.err.contains(&told), "{refused:?}");
+    assert!(refused.err.contains(&format!("peers remove {}", NAMES[lost])), "{refused:?}");
+    cluster.ok(asked, &["peers", "add", NAMES[lost], &address]);
+    cluster.ok(asked, &["peers", "add", "newh", "127.0.0.1:1"]);
+    cluster.ok(asked, &["peers", "remove", "newh"]);
+    let refused = cluster.run(asked, &["peers", "remove", "newh"]);
+    assert!(refused.code == Some(4) && refused.err.contains("newh is no peer"), "{refused:?}");
+}
+
+#[test]
+fn what_is_fenced_is_shown_with_the_reason() {
+    let login = |host: &crate::host::Host| {
+        let sleep = host.witness(&["/bin/sleep", "1000"]);
+        format!(
+            "[process.login]\ncommand = {sleep}\non_partition = \"stop\"\n\
+             ready = {{ mode = \"spawned\" }}\nheartbeat = {{ mode = \"none\" }}\n"
+        )
+    };
+    let mut cluster = Cluster::start(login);
+    let views = cluster.ready(0, &["login.0"]);
+    let kept = Cluster::index(views[0].host.as_str());
+    for lost in (0..3).filter(|host| *host != kept) {
+        cluster.hosts[lost].kill_agent();
+    }
+    let fenced = until("it is ended and shown", || {
+        let ran = cluster.run(kept, &["ps", "login.0", "--json"]);
+        expect(ran.code == Some(0), &ran)?;
+        let views: Vec<InstanceView> = serde_json::from_value(ran.json()).unwrap();
+        expect(views.len() == 1 && views[0].run.is_none(), &views)?;
+        Ok(views[0].clone())
+    });
+    assert_eq!((fenced.state.as_str(), fenced.host.as_str()), ("waiting", NAMES[kept]));
+    assert!(fenced.reason.as_ref().is_some_and(|why| why.contains("no primary confirms")), "{fenced:?}");
+    // It is not started for being shown, and goes when it may run again.
+    assert!(cluster.hosts[kept].games().is_empty());
+    for lost in (0..3).filter(|host| *host != kept) {
+        cluster.hosts[lost].launch_agent();
+    }
+    cluster.ready(kept, &["login.0"]);
 }

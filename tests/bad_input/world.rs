@@ -96,6 +96,29 @@ fn a_second_agent_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_second_agent_with_the_same_data_is_refused_until_the_first_is_killed() {
+    let (mut first, mut second) = (Host::new(Cgroups::None), Host::new(Cgroups::None));
+    let sleeper = first.witness(&["/bin/sleep", "1000"]);
+    first.write_config(&format!(
+        "[process.sleeper]\ncommand = {sleeper}\nready = {{ mode = \"spawned\" }}\nheartbeat = {{ mode = \"none\" }}\n"
+    ));
+    first.start();
+    first.ready("sleeper.0");
+    second.data = first.data.clone();
+    second.write_config("");
+    let (code, text) = refused(&mut second);
+    let folder = first.data.to_str().unwrap();
+    assert!(code != Some(0) && text.contains(folder) && text.contains("this data_dir"), "{text}");
+    first.ready("sleeper.0");
+    // Its keeper and its game live on, and neither has the lock. The same agent comes back at once, too.
+    first.kill_agent();
+    first.start();
+    first.kill_agent();
+    second.start();
+    second.kill_agent();
+}
+
+#[test]
 fn a_cgroup_that_cannot_be_made_is_told_and_tried_slowly() {
     let mut host = Host::new(Cgroups::None);
     let processes = neighbours::toml(&host);

@@ -49,9 +49,11 @@ impl Supervisor {
         let now = moment();
         let mut instances: Vec<InstanceView> =
             self.host.instances().map(|instance| view(instance, &self.parts.name, now)).collect();
-        for (id, reason) in self.parts.unplaced.borrow().iter() {
+        let nowhere = self.parts.unplaced.borrow();
+        let nowhere = nowhere.iter().map(|(id, reason)| (id, reason.as_str()));
+        for (id, reason) in self.withheld().chain(nowhere) {
             if self.host.instance(id).is_none() {
-                instances.push(unplaced(id, reason, &self.parts.name));
+                instances.push(waiting(id, reason, &self.parts.name));
             }
         }
         instances.sort_by(|a, b| a.instance.cmp(&b.instance));
@@ -59,7 +61,7 @@ impl Supervisor {
     }
 }
 
-fn unplaced(id: &InstanceId, reason: &str, host: &HostName) -> InstanceView {
+fn waiting(id: &InstanceId, reason: &str, host: &HostName) -> InstanceView {
     let mut instance = Instance::new(id.clone());
     instance.reason = Some(reason.to_owned());
     view(&instance, host, Moment(0))

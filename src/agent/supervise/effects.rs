@@ -219,8 +219,6 @@ impl Supervisor {
         self.evidence.forget(instance);
         // It holds the two socket files at most; one that stays is replaced by the next run's.
         let _ = std::fs::remove_dir_all(self.socket_base(instance));
-        let host = &self.host;
-        self.parts.chronicle.prune(|id| host.instance(id).is_some());
     }
 
     fn measure(&self, measure: Measure) {

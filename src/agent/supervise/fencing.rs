@@ -25,6 +25,12 @@ const REPEAT: Duration = Duration::from_secs(2);
 /// How many reports leave out the players when these are the same.
 const QUIET: u64 = 8;
 
+/// Why what is exclusive does not run on a host that is cut off.
+const FENCED: &str =
+    "fenced: no primary confirms this host, so another one may run it; it starts when one does again";
+/// Why nothing new is started on one that has just come back.
+const UNSEEN: &str = "waits until the cluster's state shows that this host is back";
+
 /// What is guarded.
 #[derive(Default)]
 pub(super) struct Guard {
@@ -38,6 +44,8 @@ pub(super) struct Guard {
     released: BTreeMap<InstanceId, (u64, Moment)>,
     /// An instance is over since it was last looked for claims.
     look: bool,
+    /// What is placed here and may not run, and why.
+    withheld: BTreeMap<InstanceId, &'static str>,
     /// The players that were told last.
     told: BTreeMap<InstanceId, u32>,
 }
@@ -170,7 +178,12 @@ impl Supervisor {
         state: &State,
     ) -> BTreeMap<InstanceId, Want> {
         self.guard.look = true;
+        self.guard.withheld.clear();
         let Some(fence) = self.guard.fence.as_ref().filter(|_| !self.is_alone()) else { return wants };
+        let now = Boot(boottime_ns());
+        let why = |want: &Want| if want.process.exclusive() && !fence.holds(now) { FENCED } else { UNSEEN };
+        let mut withheld: BTreeMap<InstanceId, &str> =
+            wants.iter().map(|(id, want)| (id.clone(), why(want))).collect();
         if !fence.is_planned_in(state) {
             fence.hold_back(&mut wants, state, &self.host);
             let held = self.host.instances().filter_map(|i| Some((i.id.clone(), i.want.clone()?)));
@@ -178,8 +191,15 @@ impl Supervisor {
                 wants.entry(id).or_insert(want);
             }
         }
-        fence.trim(&mut wants, state, &self.host, Boot(boottime_ns()));
+        fence.trim(&mut wants, state, &self.host, now);
+        withheld.retain(|id, _| !wants.contains_key(id));
+        self.guard.withheld = withheld;
         wants
+    }
+
+    /// What is placed here and may not run here now, with the reason, for people.
+    pub(super) fn withheld(&self) -> impl Iterator<Item = (&InstanceId, &str)> {
+        self.guard.withheld.iter().map(|(id, why)| (id, *why))
     }
 
     /// Of what runs here, that of which nobody knows yet whether it is wanted: the last plan does not know of this life

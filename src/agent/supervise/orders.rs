@@ -1,8 +1,9 @@
 //! Orders for new runs: from the core's word to the message for the keeper.
 //!
-//! Owns the orders that cannot go yet: one waits for a look-up ([`crate::agent::lookup`]) or for the keeper.
-//! What was looked up before goes at once. An order that waits holds up no other; it fails when its look-up
-//! takes too long, and is withdrawn when its run is to end.
+//! Owns the orders that cannot go yet: one waits for a look-up ([`crate::agent::lookup`]), for the keeper, or for its
+//! turn: thousands that are wanted at once are not to keep the loop from all else. What was looked up before goes at
+//! once. An order that waits holds up no other; it fails when its look-up takes too long, and is withdrawn when its
+//! run is to end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
@@ -24,6 +25,8 @@ use crate::spec::{HeartbeatMode, InstanceId, Probe, Process, ReadyMode};
 
 /// What is not looked up by then is a failed spawn.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(5);
+/// How long one turn of the loop may give orders.
+const TURN: Duration = Duration::from_millis(20);
 /// Names the command of the run itself among those of its instance.
 const COMMAND: &str = "command";
 /// Names the command of its probe.
@@ -74,40 +77,58 @@ impl OrderError {
 /// Orders that wait.
 pub(super) struct Orders {
     lookups: Lookups,
+    /// For a look-up.
     waiting: BTreeMap<RunId, Waiting>,
+    /// For the keeper, or for their turn.
+    queue: BTreeMap<RunId, InstanceId>,
+    /// When the present turn has given orders for long enough.
+    until: Moment,
 }
 
 struct Waiting {
     instance: InstanceId,
-    /// For this; `None`: for the keeper.
-    errand: Option<Errand>,
+    errand: Errand,
     since: Moment,
 }
 
 impl Waiting {
-    fn fails_at(&self) -> Option<Moment> {
-        self.errand.is_some().then(|| self.since.after(LONGEST_LOOK_UP))
+    fn fails_at(&self) -> Moment {
+        self.since.after(LONGEST_LOOK_UP)
     }
 }
 
 impl Orders {
     pub(super) fn new(lookups: Lookups) -> Self {
-        Orders { lookups, waiting: BTreeMap::new() }
+        Orders { lookups, waiting: BTreeMap::new(), queue: BTreeMap::new(), until: Moment(u64::MAX) }
+    }
+
+    /// Another turn of the loop begins.
+    pub(super) fn begin_turn(&mut self, now: Moment) {
+        self.until = now.after(TURN);
     }
 
     /// Runs that no keeper has heard of yet.
     pub(super) fn unsent(&self) -> BTreeSet<RunId> {
-        self.waiting.keys().copied().collect()
+        self.waiting.keys().chain(self.queue.keys()).copied().collect()
+    }
+
+    /// Some could go in the next turn, were the keeper there.
+    pub(super) fn has_queue(&self) -> bool {
+        !self.queue.is_empty()
     }
 
     /// When [`Supervisor::tend_orders`] is next needed.
     pub(super) fn next_due(&self) -> Option<Moment> {
-        self.waiting.values().filter_map(Waiting::fails_at).chain(self.lookups.next_due()).min()
+        self.waiting.values().map(Waiting::fails_at).chain(self.lookups.next_due()).min()
     }
 }
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
+        if self.orders.until <= moment() {
+            self.orders.queue.insert(run, instance.clone());
+            return Vec::new();
+        }
         match self.order(instance, run) {
             Ok(()) => Vec::new(),
             Err(error) => self.cannot_spawn(run, &error),
@@ -130,13 +151,14 @@ impl Supervisor {
         let errand = self.parts.resolver.errand(&order, &want.process.command, COMMAND)?;
         self.prepare_probe(&order);
         let Some(found) = self.looked_up(&errand) else {
-            self.hold_order(instance, run, Some(errand));
+            let waiting = Waiting { instance: instance.clone(), errand, since: moment() };
+            self.orders.waiting.insert(run, waiting);
             return Ok(());
         };
         // Before the table of a new connection is complete, a run that it cannot hold would pass for lost; before the
         // gate is open nobody knows whether it is wanted here.
         if !self.met || !self.open {
-            self.hold_order(instance, run, None);
+            self.orders.queue.insert(run, instance.clone());
             return Ok(());
         }
         self.open_sockets(instance, found.account.as_ref().map(|(account, _)| account))?;
@@ -177,10 +199,6 @@ impl Supervisor {
         Ok(ports)
     }
 
-    fn hold_order(&mut self, instance: &InstanceId, run: RunId, errand: Option<Errand>) {
-        self.orders.waiting.insert(run, Waiting { instance: instance.clone(), errand, since: moment() });
-    }
-
     /// What is known for an errand; where nothing is, somebody is sent.
     pub(super) fn looked_up(&mut self, errand: &Errand) -> Option<Found> {
         let now = moment();
@@ -211,7 +229,7 @@ impl Supervisor {
         self.orders.lookups.came_back(&errand);
         self.parts.resolver.learn(&errand, result.as_ref(), moment());
         let failed = result.err().map(OrderError::LookUp);
-        for (instance, run, _) in self.take_orders(|waiting| waiting.errand.as_ref() == Some(&errand)) {
+        for (instance, run, _) in self.take_orders(|waiting| waiting.errand == errand) {
             let actions = match &failed {
                 Some(error) => self.cannot_spawn(run, error),
                 None => self.spawn(&instance, run),
@@ -220,16 +238,19 @@ impl Supervisor {
         }
     }
 
-    /// The keeper's table is complete: what waited for it goes.
+    /// What waited for the keeper or for its turn goes, as far as this turn allows.
     pub(super) fn send_orders(&mut self) {
-        for (instance, run, _) in self.take_orders(|waiting| waiting.errand.is_none()) {
-            let actions = self.spawn(&instance, run);
-            self.carry_out(actions);
+        while self.met && self.open && self.orders.until > moment() {
+            let Some((run, instance)) = self.orders.queue.pop_first() else { break };
+            if self.host.instance_of(run).is_some() {
+                let actions = self.spawn(&instance, run);
+                self.carry_out(actions);
+            }
         }
     }
 
     /// Takes the orders that this is true of; those whose run is over by now are dropped.
-    fn take_orders(&mut self, meant: impl Fn(&Waiting) -> bool) -> Vec<(InstanceId, RunId, Option<Errand>)> {
+    fn take_orders(&mut self, meant: impl Fn(&Waiting) -> bool) -> Vec<(InstanceId, RunId, Errand)> {
         let host = &self.host;
         self.orders.waiting.retain(|run, _| host.instance_of(*run).is_some());
         let meant = self.orders.waiting.extract_if(.., |_, waiting| meant(waiting));
@@ -238,7 +259,8 @@ impl Supervisor {
 
     /// The run is to end and was never ordered. `None`: it was.
     pub(super) fn withdraw(&mut self, run: RunId) -> Option<Vec<Action>> {
-        self.orders.waiting.remove(&run)?;
+        let waiting = self.orders.waiting.remove(&run).map(|waiting| waiting.instance);
+        waiting.or_else(|| self.orders.queue.remove(&run))?;
         let why = "it was stopped before it was started".to_owned();
         let now = self.now();
         Some(self.host.on_run(run, Happening::SpawnFailed(why), now))
@@ -250,9 +272,9 @@ impl Supervisor {
         if self.orders.waiting.is_empty() {
             return;
         }
-        let overdue = |waiting: &Waiting| waiting.fails_at().is_some_and(|at| at <= now);
+        let overdue = |waiting: &Waiting| waiting.fails_at() <= now;
         for (_, run, errand) in self.take_orders(overdue) {
-            let step = errand.map(|errand| self.orders.lookups.whereabouts(&errand)).unwrap_or_default();
+            let step = self.orders.lookups.whereabouts(&errand);
             let actions = self.cannot_spawn(run, &OrderError::Stuck(step));
             self.carry_out(actions);
         }

@@ -107,14 +107,26 @@ impl Supervisor {
         }
     }
 
+    /// Does a further piece of what is too much for one turn: thousands of instances that are wanted at once, or not any
+    /// more.
+    pub(super) fn go_on(&mut self) {
+        if self.grounds.is_none() {
+            self.desire();
+        }
+        self.send_orders();
+    }
+
+    /// There is more of it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.open && self.met && (self.grounds.is_none() || self.orders.has_queue())
+    }
+
     /// What is wanted is known: from now on runs are started and stopped.
     pub(super) fn open_gate(&mut self) {
         self.open = true;
         // What is not wanted any more is withdrawn before it goes.
         self.desire();
-        if self.met {
-            self.send_orders();
-        }
+        self.send_orders();
     }
 }
 

@@ -341,6 +341,9 @@ impl Shared {
         if let PeersChange::Number { host, .. } = change {
             membership::may_join(&self.members(raft), &roll, &self.settings.peers, host)?;
         }
+        if let PeersChange::Add { host, address } = change {
+            membership::may_add(&self.members(raft), host, address)?;
+        }
         let entry = match change {
             PeersChange::Number { host, address } => {
                 Some(Change::HandOut { host: host.clone(), address: address.clone() })

@@ -116,6 +116,11 @@ impl Roll {
         id
     }
 
+    /// True when the host was added, or has a number, and is no peer yet.
+    pub fn knows(&self, host: &HostName) -> bool {
+        self.expected.contains_key(host) || self.pending.values().any(|peer| peer.name == host.as_str())
+    }
+
     /// These are the peers now.
     pub fn take_note(&mut self, peers: impl IntoIterator<Item = PeerId>) {
         let peers: BTreeSet<PeerId> = peers.into_iter().collect();

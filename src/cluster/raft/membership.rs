@@ -93,6 +93,17 @@ pub enum PeersRefused {
     /// The primary was replaced or lost its quorum on the way: whoever asked asks again.
     #[error("the primary changed meanwhile: try again")]
     Unsettled,
+    /// Added although it is one, somewhere else.
+    #[error(
+        "{host} is a peer already, at {address}: to move it, stop its agent, run `bigbrother peers remove {host}`, then \
+         `bigbrother peers add {host} ADDRESS` with the new one"
+    )]
+    IsPeer {
+        /// The host.
+        host: HostName,
+        /// Where it is.
+        address: String,
+    },
 }
 
 impl PeersRefused {
@@ -196,12 +207,22 @@ pub fn may_join(
     }
 }
 
+/// Whether a host may be added with this address: what is a peer does not move by that.
+pub fn may_add(members: &[Member], host: &HostName, address: &str) -> Result<(), PeersRefused> {
+    let of_host: Vec<&Peer> =
+        members.iter().map(|member| &member.peer).filter(|peer| peer.name == host.as_str()).collect();
+    match of_host.iter().find(|peer| peer.address != address) {
+        Some(peer) => Err(PeersRefused::IsPeer { host: host.clone(), address: peer.address.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// Changes Raft's members; called on the primary, one change at a time.
 pub async fn change(raft: &Raft, roll: &Roll, change: &PeersChange) -> Result<(), PeersRefused> {
     match change {
         // These only change the roll.
         PeersChange::Add { .. } | PeersChange::Number { .. } => Ok(()),
-        PeersChange::Remove { host } => remove(raft, host).await,
+        PeersChange::Remove { host } => remove(raft, roll, host).await,
         PeersChange::Promote { host } => promote(raft, host).await,
         PeersChange::Admit { id } => admit(raft, roll, *id).await,
     }
@@ -251,10 +272,14 @@ async fn promote(raft: &Raft, host: &HostName) -> Result<(), PeersRefused> {
     apply(raft, ChangeMembers::AddVoterIds(BTreeSet::from([member.id]))).await
 }
 
-async fn remove(raft: &Raft, host: &HostName) -> Result<(), PeersRefused> {
+async fn remove(raft: &Raft, roll: &Roll, host: &HostName) -> Result<(), PeersRefused> {
     let members = members(raft, None);
     let of_host = |member: &&Member| member.peer.name == host.as_str();
     if !members.iter().any(|member| of_host(&member)) {
+        // One that was added and never came is off the roll by now, and that is all there was of it.
+        if roll.knows(host) {
+            return Ok(());
+        }
         return Err(PeersRefused::NoPeer(host.clone()));
     }
     let ids = |role| members.iter().filter(of_host).filter(move |m| m.role == role).map(|m| m.id);
