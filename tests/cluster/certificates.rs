@@ -18,14 +18,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::peers::name;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-struct Echo;
+/// Gives back what it is given.
+#[derive(Default)]
+struct Echo {
+    /// A snapshot is told here, and never comes to an end.
+    taking: Option<mpsc::Sender<()>>,
+}
 
 fn ours(host: &str) -> Ours {
     let cluster = "pirates".to_owned();
@@ -46,7 +51,9 @@ impl Service for Echo {
     }
 
     async fn take_snapshot(&self, _: &Hello, head: Vec<u8>, _: Vec<u8>) -> Result<Vec<u8>, String> {
-        Ok(head)
+        let Some(taking) = &self.taking else { return Ok(head) };
+        taking.send(()).await.unwrap();
+        std::future::pending().await
     }
 }
 
@@ -77,7 +84,7 @@ async fn agent(files: &TlsFiles) -> (String, tokio::task::JoinHandle<()>) {
     let tls = Tls::load(files, &name("alpha")).unwrap();
     let server = Server::bind("127.0.0.1:0", Some(Arc::new(tls))).await.unwrap();
     let address = server.address().unwrap().to_string();
-    (address, tokio::spawn(server.run(Arc::new(Echo))))
+    (address, tokio::spawn(server.run(Arc::new(Echo::default()))))
 }
 
 /// What alpha says to whoever shows this certificate and says hello as this host.
@@ -178,6 +185,45 @@ async fn who_dials_wants_a_certificate_that_holds_as_well() {
     assert!(dialer.dial(&target, Purpose::Urgent).await.is_ok());
 }
 
+#[tokio::test]
+async fn a_connection_that_ends_or_never_comes_is_no_fault_of_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    issue::init(folder, "pirates").unwrap();
+    let beta = files(folder, issue::issue(folder, &name("beta"), folder).unwrap());
+    let tls = Arc::new(Tls::load(&beta, &name("beta")).unwrap());
+    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls));
+    let dialled = async |address: String| {
+        let target = Target { host: name("alpha"), id: None, address };
+        dialer.dial(&target, Purpose::Urgent).await.map(drop).unwrap_err()
+    };
+    let bound = async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    };
+    // One that ends while it is greeted.
+    let (listener, address) = bound().await;
+    tokio::spawn(async move { listener.accept().await.map(drop) });
+    let ended = dialled(address).await;
+    // An agent in plain takes the greeting for no frame, and hangs up.
+    let plain = Server::bind("127.0.0.1:0", None).await.unwrap();
+    let address = plain.address().unwrap().to_string();
+    let _plain = tokio::spawn(plain.run(Arc::new(Echo::default())));
+    let in_plain = dialled(address).await;
+    for error in [ended, in_plain] {
+        assert!(matches!(error, DialError::Broken { .. }), "{error:?}");
+        let said = error.to_string();
+        assert!(said.contains("broke at the handshake") && !said.contains("certificate"), "{said}");
+    }
+    let (silent, address) = bound().await;
+    let error = dialled(address.clone()).await;
+    assert!(matches!(error, DialError::Silent { .. }), "{error:?}");
+    drop(silent);
+    let error = dialled(address).await;
+    assert!(matches!(error, DialError::Connect { .. }), "{error:?}");
+}
+
 #[test]
 fn what_no_other_host_would_take_is_not_taken_on_a_reload_and_ends_no_agent() {
     let (dir, other, own) =
@@ -258,7 +304,7 @@ async fn certificates_that_were_read_again_count_from_then_on_and_a_lost_ca_lets
     let tls = Arc::new(Tls::load(&alphas, &name("alpha")).unwrap());
     let server = Server::bind("127.0.0.1:0", Some(tls.clone())).await.unwrap();
     let address = server.address().unwrap().to_string();
-    let _serving = tokio::spawn(server.run(Arc::new(Echo)));
+    let _serving = tokio::spawn(server.run(Arc::new(Echo::default())));
 
     let both =
         [&old, &new].map(|dir| std::fs::read_to_string(dir.path().join(issue::CA_CERT)).unwrap()).concat();
@@ -304,35 +350,13 @@ async fn who_dialled_leaves_those_that_a_lost_ca_has_let_in() {
     let betas = files(old.path(), issue::issue(old.path(), &name("beta"), old.path()).unwrap());
     let tls = Arc::new(Tls::load(&betas, &name("beta")).unwrap());
     let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls.clone()));
-    let exchange = Exchange::new(dialer, tokio::sync::mpsc::channel(8).0);
+    let exchange = Exchange::new(dialer, mpsc::channel(8).0);
     let target = Target { host: name("alpha"), id: None, address };
     let ask = || exchange.call(&target, Purpose::Urgent, Kind::Vote, b"x".to_vec(), PATIENCE);
     assert_eq!(ask().await.unwrap(), b"x");
     replace(&betas, new.path(), issue::issue(new.path(), &name("beta"), new.path()).unwrap());
     assert!(tls.renew(tls.read_again().unwrap()));
     assert!(ask().await.is_err(), "alpha is asked although its CA counts no more");
-}
-
-/// Takes a snapshot, and never comes to an end with it.
-struct Slow(tokio::sync::mpsc::Sender<()>);
-
-impl Service for Slow {
-    fn ours(&self) -> Ours {
-        ours("alpha")
-    }
-
-    fn peerage(&self, _: &HostName) -> Peerage {
-        Peerage::Peer
-    }
-
-    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        Ok(body)
-    }
-
-    async fn take_snapshot(&self, _: &Hello, _: Vec<u8>, _: Vec<u8>) -> Result<Vec<u8>, String> {
-        self.0.send(()).await.unwrap();
-        std::future::pending().await
-    }
 }
 
 #[tokio::test]
@@ -345,8 +369,8 @@ async fn a_snapshot_under_way_ends_with_the_ca_that_let_it_begin() {
     let alpha = Arc::new(Tls::load(&issued("alpha"), &name("alpha")).unwrap());
     let server = Server::bind("127.0.0.1:0", Some(alpha)).await.unwrap();
     let address = server.address().unwrap().to_string();
-    let (taking, mut taken) = tokio::sync::mpsc::channel(1);
-    let _serving = tokio::spawn(server.run(Arc::new(Slow(taking))));
+    let (taking, mut taken) = mpsc::channel(1);
+    let _serving = tokio::spawn(server.run(Arc::new(Echo { taking: Some(taking) })));
     let betas = issued("beta");
     let tls = Arc::new(Tls::load(&betas, &name("beta")).unwrap());
     let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls.clone()));

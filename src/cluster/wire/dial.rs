@@ -41,6 +41,17 @@ pub enum DialError {
         /// Why.
         source: std::io::Error,
     },
+    /// Somebody listens there, and the connection broke before anything was agreed on.
+    #[error(
+        "the connection to {address} broke at the handshake ({source}): does that agent still run, and have both hosts \
+         `tls`, or neither?"
+    )]
+    Broken {
+        /// `host:port`.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// TLS: this side finds the other's certificate wanting, or the other this one's.
     #[error(
         "cannot agree on TLS with {address} ({source}): are the certificates of both hosts of one CA, and dated right?"
@@ -78,6 +89,16 @@ pub enum DialError {
     Encode(#[from] EncodeError),
 }
 
+impl DialError {
+    /// What TLS itself finds is a matter of certificates; all else is one of the network, or of an agent that ended.
+    fn at_the_handshake(address: String, source: std::io::Error) -> DialError {
+        match source.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            true => DialError::Tls { address, source },
+            false => DialError::Broken { address, source },
+        }
+    }
+}
+
 /// Dials in this host's name.
 #[derive(Clone)]
 pub struct Dialer {
@@ -105,26 +126,20 @@ impl Dialer {
     async fn connect(&self, to: &Target, purpose: Purpose) -> Result<(Reader, Writer, Welcome), DialError> {
         let address = || to.address.clone();
         let connect = |source| DialError::Connect { address: address(), source };
+        let broken = |source| DialError::at_the_handshake(address(), source);
         let socket = TcpStream::connect(&to.address).await.map_err(connect)?;
         socket.set_nodelay(true).map_err(connect)?;
         let socket: Box<dyn Duplex> = match &self.tls {
             None => Box::new(socket),
-            Some(tls) => {
-                let agreed = tls.connect(&to.host, socket).await;
-                Box::new(agreed.map_err(|source| DialError::Tls { address: address(), source })?)
-            }
+            Some(tls) => Box::new(tls.connect(&to.host, socket).await.map_err(broken)?),
         };
         let (mut reader, mut writer) = split(socket);
         let hello = encode(&self.ours.borrow().hello(&to.host, to.id, purpose))?;
         let hello = Frame { kind: Kind::Hello, request: 0, ttl_ms: 0, body: hello };
         // A certificate is refused only after the one that shows it takes TLS for agreed on.
-        let refused = |source| match &self.tls {
-            Some(_) => DialError::Tls { address: address(), source },
-            None => connect(source),
-        };
-        writer.send(&[hello]).await.map_err(refused)?;
+        writer.send(&[hello]).await.map_err(broken)?;
         let answer = reader.next().await.map_err(|error| match error {
-            ReadError::Io(source) => refused(source),
+            ReadError::Io(source) => broken(source),
             source => DialError::Garbled { address: address(), source },
         })?;
         match answer.kind {
