@@ -7,10 +7,11 @@
 //! own, reads files by the same functions.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::geteuid;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
@@ -258,13 +259,22 @@ pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     Ok(key)
 }
 
-/// What to say of a key that its owner does not have for himself.
+/// What to say of a key that more may read than have to.
 fn exposed(path: &Path) -> Option<String> {
-    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let file = std::fs::metadata(path).ok()?;
+    let mode = file.mode() & 0o777;
+    let remedy = remedy(mode, file.uid() == geteuid().as_raw())?;
     let path = path.display();
-    let warning =
-        format!("others than its owner may read the key {path} (mode {mode:03o}): chmod 600 {path}");
-    (mode & 0o077 != 0).then_some(warning)
+    Some(format!("others may read the key {path} (mode {mode:03o}): chmod {remedy} {path}"))
+}
+
+/// What `chmod` is to be told of a key of this mode. One that belongs to somebody else is read by this agent as one of
+/// its group: root's, say, for the agent's account.
+fn remedy(mode: u32, own: bool) -> Option<&'static str> {
+    match own {
+        true => (mode & 0o077 != 0).then_some("600"),
+        false => (mode & 0o007 != 0).then_some("o="),
+    }
 }
 
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -209,6 +209,10 @@ mod tests {
             let warning = super::super::exposed(&key).unwrap_or_default();
             assert_eq!(warning.contains(&format!("(mode {mode:03o}): chmod 600 ")), told, "{warning}");
         }
+        // Somebody else's: as one of its group the agent reads it, and as its owner it could not.
+        for (mode, told) in [(0o640, None), (0o440, None), (0o644, Some("o=")), (0o604, Some("o="))] {
+            assert_eq!(super::super::remedy(mode, false), told, "{mode:o}");
+        }
         let junk = folder.path().join("junk.pem");
         std::fs::write(&junk, "junk\n").unwrap();
         let error = super::super::certificates(&junk).unwrap_err().to_string();
