@@ -188,6 +188,14 @@ for line in agent.makefile("r"):
         os.rename("answer.new", "answer")
 "#;
 
+/// What a rogue holds up is held up for as long as it goes on, which is for ever; all else takes no longer than this on
+/// the busiest machine.
+const SOON: Duration = Duration::from_secs(30);
+
+fn soon(answer: &Value) -> bool {
+    answer["seconds"].as_f64().is_some_and(|seconds| seconds < SOON.as_secs_f64())
+}
+
 /// What the lobby heard beside rogues of this kind, with these other processes, once `prepared` has seen to its host.
 fn beside((rogue, count): (&str, u32), others: &str, prepared: impl FnOnce(&Host)) -> (Host, Value) {
     let game = |name: &str, script: &str, more: &str| {
@@ -234,12 +242,12 @@ fn a_flood_of_questions_holds_up_no_launch_no_start_and_no_probe() {
     let judged = "\n[process.judged]\ncommand = [\"/bin/sleep\", \"inf\"]\nafter = [\"rogue\"]\n\
                   heartbeat = { mode = \"exec\", command = [\"/bin/true\"] }\n";
     let (host, answer) = beside((FLOOD, 4), judged, |_| {});
-    assert!(answer["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{answer}");
+    assert!(soon(&answer), "{answer}");
     let since = Instant::now();
     host.ready(answer["result"]["instance"].as_str().expect("a name"));
     host.ready("judged.0");
-    // The keeper is heard as soon as ever: both are started and judged within a second.
-    assert!(since.elapsed() < Duration::from_secs(9), "after {:?}: {}", since.elapsed(), host.story());
+    // The keeper is heard as soon as ever, so both are started and judged.
+    assert!(since.elapsed() < SOON, "after {:?}: {}", since.elapsed(), host.story());
 }
 
 #[test]
@@ -252,7 +260,7 @@ fn what_one_may_not_launch_holds_up_no_launch_of_others_whatever_the_disk_does()
         nix::unistd::mkfifo(&data.join("audit.jsonl"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     });
     // Its own entry is waited for, and no other.
-    assert!(answer["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{answer}");
+    assert!(soon(&answer), "{answer}");
     let codes: Vec<i64> = until("the rogue has its answers", || {
         let text = fs::read(host.data("rogue.0").join("codes")).map_err(|e| e.to_string())?;
         serde_json::from_slice(&text).map_err(|e| e.to_string())
