@@ -109,6 +109,7 @@ fn speeches() -> Vec<Vec<u8>> {
 
 /// The cluster does all that a cluster does, beside a stranger who talks to all of its agents.
 fn works_beside_a_stranger(cluster: &mut Cluster) {
+    bigbrother::descriptors::raise_limit().unwrap();
     let before = cluster.ready(0, &ZONES);
     let pids: Vec<i32> = cluster.hosts.iter().map(|host| host.agent_pid()).collect();
     let memory = |host: usize| resident(cluster.hosts[host].agent_pid());

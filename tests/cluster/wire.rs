@@ -273,9 +273,7 @@ fn pester(address: &str, opened: &AtomicUsize, done: &AtomicBool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_that_say_nothing_keep_no_peer_out() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    bigbrother::descriptors::raise_limit().unwrap();
     let wire = wire(ours("beta", "pirates")).await;
     let counts = Arc::new((AtomicUsize::new(0), AtomicBool::new(false)));
     let (address, shared) = (wire.target.address.clone(), counts.clone());
