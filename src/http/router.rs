@@ -225,7 +225,8 @@ pub(super) async fn answer(api: &Api, request: Request, next: Next) -> Response 
     // Every read says how new it is: at least as new as this host's copy was when it was asked.
     let index = (*request.method() == Method::GET).then(|| api.handle.state.borrow().index);
     let answered = tokio::time::timeout(allowed, next.run(request)).await;
-    let mut response = answered.unwrap_or_else(|_| Refusal::timeout().into_response());
+    // Of no state is it said that it was read where nothing was.
+    let Ok(mut response) = answered else { return Refusal::timeout().into_response() };
     if let Some(index) = index {
         response.headers_mut().entry(reading::INDEX).or_insert_with(|| HeaderValue::from(index));
     }

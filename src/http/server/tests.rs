@@ -79,6 +79,12 @@ async fn an_agent_that_does_not_answer_is_a_timeout() {
     let answer = rest(stream).await;
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     assert!(answer.contains("\"type\":\"timeout\""), "{answer}");
+    // It has read no state.
+    assert!(!answer.contains("bigbrother-index"), "{answer}");
+    let mut stream = server.connect().await;
+    stream.write_all(HEALTH).await.unwrap();
+    let answer = rest(stream).await;
+    assert!(answer.contains("bigbrother-index: 0\r\n"), "{answer}");
 }
 
 #[tokio::test]
