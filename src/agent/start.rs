@@ -35,7 +35,7 @@ use crate::descriptors;
 use crate::http::view::EventView;
 use crate::http::{Audit, ListenError, Listeners, ServeError, Shown};
 use crate::keeper::fault;
-use crate::keeper::protocol::CgroupSupport;
+use crate::keeper::protocol::{CgroupSupport, SOCKET};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
 use crate::state::{HostFacts, State, Version};
@@ -244,7 +244,7 @@ async fn log_stopped(handle: &Handle, probe: PathBuf) -> AgentError {
 
 /// For people who ask a starting agent.
 fn waits_for_keeper(host: &HostSettings) -> String {
-    let (socket, log) = (host.runtime_dir.join("keeper.sock"), host.data_dir.join("keeper.log"));
+    let (socket, log) = (host.runtime_dir.join(SOCKET), host.data_dir.join("keeper.log"));
     format!(
         "it waits for this host's keeper at {}; what keeps that is in {} or in the journal of bigbrother-keeper",
         socket.display(),
@@ -292,7 +292,7 @@ async fn assemble(
     shown: Option<Shown>,
 ) -> Result<Made, AgentError> {
     let host = &config.host;
-    let child = start_first(&options.keeper, &host.runtime_dir, &host.data_dir);
+    let early = start_first(&options.keeper, &host.runtime_dir, &host.data_dir);
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
@@ -329,7 +329,7 @@ async fn assemble(
         runtime_dir: host.runtime_dir.clone(),
         data_dir: host.data_dir.clone(),
         keeper: options.keeper.clone(),
-        child,
+        early,
         book,
         resolver,
         chronicle: Chronicle::new(host.name.clone(), events),

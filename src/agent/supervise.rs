@@ -19,7 +19,7 @@ use super::book::Book;
 use super::chronicle::Chronicle;
 use super::evidence::Evidence;
 use super::handle::HostRequest;
-use super::keeper_link::{KeeperSource, Link};
+use super::keeper_link::{Early, KeeperSource, Link};
 use super::lookup::{self, Lookups};
 use super::planner::Unplaced;
 use super::probe::{ProbeResult, Prober};
@@ -84,7 +84,7 @@ pub struct Parts {
     /// Where the keeper comes from.
     pub keeper: KeeperSource,
     /// One that was started just now.
-    pub child: Option<Child>,
+    pub early: Early,
     /// Ports and run numbers.
     pub book: Book,
     /// Accounts, programs, folders.
@@ -186,7 +186,7 @@ impl Supervisor {
         let sockets = Sockets::new()?;
         let sockets_ready = Readiness::new(std::os::fd::AsFd::as_fd(&sockets))?;
         let now = moment();
-        let child = parts.child.take();
+        let child = parts.early.take();
         Ok(Supervisor {
             host: Host::new(parts.book.last_run()),
             grounds: None,
@@ -334,6 +334,7 @@ impl Supervisor {
             self.tell_planner();
             self.strike_out_ended();
             self.repeat_lost_reports();
+            self.own_keeper_lives();
             self.look_up_again(now);
             let host = &self.host;
             self.parts.chronicle.prune(|id| host.instance(id).is_some());
@@ -342,6 +343,9 @@ impl Supervisor {
         self.stand_guard();
         if !self.met {
             return;
+        }
+        if !self.open {
+            self.host.put_off(&self.orders.unsent(), now);
         }
         // What waits on its sockets may show that a silent run is alive.
         for instance in self.host.overdue(now) {

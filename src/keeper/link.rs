@@ -22,7 +22,7 @@ use super::protocol::{self, DecodeError, MAX_PACKET, Reply, Request, gather};
 /// Packets that may wait for an agent that does not read.
 const MAX_WAITING: usize = 16 * 1024;
 
-/// Makes the listener: `keeper.sock`, mode 0600.
+/// Makes the listener, mode 0600.
 pub fn bind_at(path: &Path) -> io::Result<OwnedFd> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -113,7 +113,11 @@ impl Link {
             // SAFETY: geteuid cannot fail and touches no memory.
             let own = unsafe { libc::geteuid() };
             if peer.uid() != 0 && peer.uid() != own {
-                tracing::warn!(uid = peer.uid(), pid = peer.pid(), "turned away a stranger on keeper.sock");
+                tracing::warn!(
+                    uid = peer.uid(),
+                    pid = peer.pid(),
+                    "turned away a stranger on the keeper's socket"
+                );
                 continue;
             }
             self.close();

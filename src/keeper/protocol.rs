@@ -26,6 +26,9 @@ pub use spawn::{Account, LogTarget, Spawn, SpawnStep, describe_failure};
 /// Version of the messages below; another one is refused at the first byte.
 pub const VERSION: u8 = 1;
 
+/// Where they meet, in the runtime folder.
+pub const SOCKET: &str = "keeper.sock";
+
 /// The largest packet; `check` refuses a command and environment that would not fit.
 pub const MAX_PACKET: usize = 128 * 1024;
 

@@ -22,6 +22,7 @@ use super::link::{self, Link};
 use super::logs::Copier;
 use super::poll::{Poll, Source};
 use super::process::{self, boottime_ns};
+use super::protocol::SOCKET;
 use super::spawn::{self, Surroundings};
 use super::table::Table;
 use super::upgrade::Carried;
@@ -203,7 +204,7 @@ impl Keeper {
         drop(carried.fifos);
         let listener = match carried.listener {
             Some(listener) => listener,
-            None => link::bind_at(&dir.join("keeper.sock")).map_err(bad_dir)?,
+            None => link::bind_at(&dir.join(SOCKET)).map_err(bad_dir)?,
         };
         keeper.link = Link::new(listener);
         keeper.watch().map_err(kernel("epoll"))?;

@@ -1,7 +1,12 @@
 //! An agent ends or dies: the games stay, the next agent takes them over.
 
+use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use bigbrother::keeper::process::stat;
+use bigbrother::keeper::protocol::SOCKET;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as socket_of};
 use serde_json::json;
 
 use super::host::{Cgroups, Host, alive, expect, signal, until};
@@ -290,5 +295,46 @@ fn stop_all_then_an_ended_agent_leaves_nothing() {
     std::thread::sleep(Duration::from_millis(200));
     assert!(host.games().is_empty(), "{:?}", host.games());
     host.post("/v1/start", &json!({ "target": "all" })).unwrap();
+    host.settled(&ALL);
+}
+
+#[test]
+fn an_agent_that_cannot_begin_takes_its_new_keeper_along() {
+    let mut host = Host::new(Cgroups::None);
+    household(&host);
+    fs::create_dir_all(&host.data).unwrap();
+    fs::write(host.data.join("host.json"), "no book").unwrap();
+    host.launch_agent();
+    assert!(!host.agent_ended().success());
+    assert_eq!(host.keepers(), [0; 0], "a keeper is left");
+    // It was started: that is what is held.
+    assert!(host.data.join("keeper.log").exists(), "{}", host.logs());
+}
+
+#[test]
+fn a_keeper_that_another_has_followed_at_once_is_no_zombie_of_the_agent() {
+    let mut host = Host::new(Cgroups::None);
+    household(&host);
+    host.start();
+    host.settled(&ALL);
+    let [keeper] = host.keepers()[..] else { panic!("{:?}", host.keepers()) };
+    // The agent sees nothing of the moment in which there is none.
+    signal(host.agent_pid(), libc::SIGSTOP);
+    signal(keeper, libc::SIGKILL);
+    until("the keeper has ended", || expect(!alive(keeper), keeper));
+    host.own_keeper(None);
+    let socket = host.runtime.join(SOCKET);
+    until("another keeper listens", || {
+        let (kind, flags) = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+        let asking = socket_of(AddressFamily::Unix, kind, flags, None).unwrap();
+        connect(asking.as_raw_fd(), &UnixAddr::new(&socket).unwrap()).map_err(|e| e.to_string())
+    });
+    signal(host.agent_pid(), libc::SIGCONT);
+    until("the agent has met the other keeper", || {
+        let met = host.status()?.keeper.map(|met| met.pid);
+        expect(met.is_some_and(|pid| pid != keeper), met)
+    });
+    let there = || std::path::Path::new(&format!("/proc/{keeper}")).exists();
+    until("the first one is no zombie", || expect(!there(), stat(keeper)));
     host.settled(&ALL);
 }

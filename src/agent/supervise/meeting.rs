@@ -42,25 +42,17 @@ impl Supervisor {
                 return;
             }
         }
-        let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
-        match self.child.as_mut().map(Child::try_wait) {
-            Some(Ok(None)) => {
-                if now < self.start_at {
-                    // It has only just been started, and nothing goes on before it listens.
-                    self.connect_at = now.after(STARTING);
-                }
-                return;
+        if self.own_keeper_lives() {
+            if now < self.start_at {
+                // It has only just been started, and nothing goes on before it listens.
+                self.connect_at = now.after(STARTING);
             }
-            Some(Ok(Some(status))) => {
-                let log = self.parts.data_dir.join("keeper.log");
-                tracing::error!(%status, "the keeper has ended; {} says why", log.display());
-                self.child = None;
-            }
-            _ => {}
+            return;
         }
         if now < self.start_at {
             return;
         }
+        let KeeperSource::Own { program, cgroup } = &self.parts.keeper else { return };
         // A keeper that ends at once must not be started in a tight loop.
         self.start_at = now.after(BEGUN);
         match start_keeper(program, &self.parts.runtime_dir, &self.parts.data_dir, cgroup.as_deref()) {
@@ -69,6 +61,21 @@ impl Supervisor {
                 self.connect_at = now.after(STARTING);
             }
             Err(error) => tracing::error!(%error, program = %program.display(), "cannot start a keeper"),
+        }
+    }
+
+    /// Whether the keeper that this agent has started lives. One that has ended, although another may be there by now,
+    /// is told of and no zombie from here on.
+    pub(super) fn own_keeper_lives(&mut self) -> bool {
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => true,
+            Some(Ok(Some(status))) => {
+                let log = self.parts.data_dir.join("keeper.log");
+                tracing::error!(%status, "the keeper has ended; {} says why", log.display());
+                self.child = None;
+                false
+            }
+            _ => false,
         }
     }
 
