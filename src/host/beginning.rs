@@ -52,6 +52,17 @@ impl Instance {
         cx.out.push(Action::Spawn { instance: self.id.clone(), run });
     }
 
+    /// Its run is ordered now at the earliest.
+    pub(super) fn put_off(&mut self, now: Moment) {
+        if let (Phase::Starting { until }, Some(process), Some(run)) =
+            (&mut self.phase, &self.process, &mut self.run)
+            && run.pid.is_none()
+        {
+            run.spawned = now;
+            *until = now.after(process.ready.timeout);
+        }
+    }
+
     /// It has no run and is not about to have one at once.
     fn is_down(&self) -> bool {
         matches!(self.phase, Phase::Waiting | Phase::Backoff { .. } | Phase::Failed | Phase::Stopped)

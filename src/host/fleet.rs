@@ -94,17 +94,18 @@ impl Host {
     /// Instances that will count as hung at the next [`Host::tick`] unless they are heard of before.
     pub fn overdue(&self, now: Moment) -> Vec<InstanceId> {
         let due = self.schedule.iter().take_while(|(at, _)| *at <= now);
-        let silent = |id: &&InstanceId| {
-            self.instances.get(*id).and_then(Instance::silent_since).is_some_and(|deadline| deadline <= now)
-        };
+        let silent = |id: &&InstanceId| self.instances.get(*id).is_some_and(|i| i.is_silent(now));
         due.map(|(_, id)| id).filter(silent).cloned().collect()
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
-        let due = self.schedule.iter().take_while(|(at, _)| *at <= now.at).take(AT_ONCE);
-        let due: Vec<InstanceId> = due.map(|(_, id)| id.clone()).collect();
+        let due = self.schedule.iter().take_while(|(at, _)| *at <= now.at).map(|(_, id)| id);
+        let urgent = |instance: &Instance| instance.is_missed() || instance.is_silent(now.at);
+        // Players wait for these: not behind thousands that find no room. Who is looked at twice is not due then.
+        let first = due.clone().filter(|id| self.instances.get(*id).is_some_and(urgent));
+        let due: Vec<InstanceId> = first.take(AT_ONCE).chain(due.take(AT_ONCE)).cloned().collect();
         for id in due {
             self.unschedule(&id);
             self.step(&id, Happening::Tick, now, &mut out);
@@ -115,6 +116,15 @@ impl Host {
     /// When [`Host::tick`] is next needed.
     pub fn next_due(&self) -> Option<Moment> {
         self.schedule.first().map(|(at, _)| *at)
+    }
+
+    /// These runs wait for the agent, to be ordered at all: the time in which they must get ready has not begun.
+    pub fn put_off(&mut self, unsent: &BTreeSet<RunId>, now: Moment) {
+        for run in unsent {
+            if let Some(instance) = self.runs.get(run).and_then(|id| self.instances.get_mut(id)) {
+                instance.put_off(now);
+            }
+        }
     }
 
     /// The agent stood still for this long: no silence counts that it could not have heard.
@@ -141,6 +151,7 @@ impl Host {
         let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
         // Before a run that is ordered below, which cannot be listed.
         let held = |run: &RunId| listed.contains(run) || unsent.contains(run);
+        self.put_off(unsent, now.at);
         let lost: Vec<RunId> = self.runs.keys().filter(|run| !held(run)).copied().collect();
         // First of all, since what follows the end of one run may be another run of a new number.
         self.last_run = listed.last().map_or(self.last_run, |run| self.last_run.max(run.0));

@@ -268,6 +268,13 @@ impl Instance {
         })
     }
 
+    /// A run of it was there until just now: the next one is waited for.
+    pub fn is_missed(&self) -> bool {
+        // Of a run that could not even be started nobody knows how it ended, but why.
+        let lived = |last: &LastExit| last.end != End::Unknown || last.cause == Cause::Unknown;
+        self.ended.is_some() && self.last_exit.as_ref().is_some_and(lived)
+    }
+
     /// That no run follows by itself, for the replicated state; `None`: one does, or it is not wanted.
     pub fn rest(&self) -> Option<Rest> {
         let failed = match (&self.phase, &self.want) {

@@ -166,7 +166,7 @@ impl Instance {
                 let waited = self.run.as_ref().map_or(Duration::ZERO, |run| now.since(run.spawned));
                 self.hang(format!("not ready after {waited:.1?}"), until, cx);
             }
-            Phase::Ready | Phase::Draining { .. } if self.silent_since().is_some_and(|d| d <= now) => {
+            Phase::Ready | Phase::Draining { .. } if self.is_silent(now) => {
                 let run = self.run.as_ref();
                 let silence =
                     run.and_then(|run| run.watch.last).map_or(Duration::ZERO, |last| now.since(last));
@@ -222,6 +222,10 @@ impl Instance {
             Phase::Ready | Phase::Draining { .. } => run.watch.deadline(&process.heartbeat),
             _ => None,
         }
+    }
+
+    pub(super) fn is_silent(&self, now: Moment) -> bool {
+        self.silent_since().is_some_and(|deadline| deadline <= now)
     }
 
     /// When it is worth telling that a ready run was never heard of.

@@ -16,12 +16,16 @@ use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
 use crate::agent::replica::wall_ms;
 use crate::agent::resolve::{Order, ResolveError};
-use crate::host::{Action, Happening, Moment, Ports};
+use crate::host::{Action, Happening, Instance, Moment, Ports};
 use crate::keeper::fault::{self, Point};
 use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep};
 use crate::metrics::SpawnFault;
 use crate::process_api::socket::{Identity, KnownBy, door};
 use crate::spec::{HeartbeatMode, InstanceId, Probe, Process, ReadyMode};
+
+mod queue;
+
+use queue::Queue;
 
 /// What is not looked up by then is a failed spawn.
 const LONGEST_LOOK_UP: Duration = Duration::from_secs(5);
@@ -80,7 +84,7 @@ pub(super) struct Orders {
     /// For a look-up.
     waiting: BTreeMap<RunId, Waiting>,
     /// For the keeper, or for their turn.
-    queue: BTreeMap<RunId, InstanceId>,
+    queue: Queue,
     /// When the present turn has given orders for long enough.
     until: Moment,
 }
@@ -99,7 +103,7 @@ impl Waiting {
 
 impl Orders {
     pub(super) fn new(lookups: Lookups) -> Self {
-        Orders { lookups, waiting: BTreeMap::new(), queue: BTreeMap::new(), until: Moment(u64::MAX) }
+        Orders { lookups, waiting: BTreeMap::new(), queue: Queue::default(), until: Moment(u64::MAX) }
     }
 
     /// Another turn of the loop begins.
@@ -109,7 +113,7 @@ impl Orders {
 
     /// Runs that no keeper has heard of yet.
     pub(super) fn unsent(&self) -> BTreeSet<RunId> {
-        self.waiting.keys().chain(self.queue.keys()).copied().collect()
+        self.waiting.keys().chain(self.queue.runs()).copied().collect()
     }
 
     /// Some could go in the next turn, were the keeper there.
@@ -126,13 +130,18 @@ impl Orders {
 impl Supervisor {
     pub(super) fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
         if self.orders.until <= moment() {
-            self.orders.queue.insert(run, instance.clone());
+            self.queue(instance, run);
             return Vec::new();
         }
         match self.order(instance, run) {
             Ok(()) => Vec::new(),
             Err(error) => self.cannot_spawn(run, &error),
         }
+    }
+
+    fn queue(&mut self, instance: &InstanceId, run: RunId) {
+        let missed = self.host.instance(instance).is_some_and(Instance::is_missed);
+        self.orders.queue.put(run, instance.clone(), missed);
     }
 
     fn cannot_spawn(&mut self, run: RunId, error: &OrderError) -> Vec<Action> {
@@ -158,7 +167,7 @@ impl Supervisor {
         // Before the table of a new connection is complete, a run that it cannot hold would pass for lost; before the
         // gate is open nobody knows whether it is wanted here.
         if !self.met || !self.open {
-            self.orders.queue.insert(run, instance.clone());
+            self.queue(instance, run);
             return Ok(());
         }
         self.open_sockets(instance, found.account.as_ref().map(|(account, _)| account))?;
@@ -240,8 +249,12 @@ impl Supervisor {
 
     /// What waited for the keeper or for its turn goes, as far as this turn allows.
     pub(super) fn send_orders(&mut self) {
+        // Whatever has taken up this turn, players are not to wait for another.
+        if self.orders.queue.is_urgent() {
+            self.orders.begin_turn(moment());
+        }
         while self.met && self.open && self.orders.until > moment() {
-            let Some((run, instance)) = self.orders.queue.pop_first() else { break };
+            let Some((run, instance)) = self.orders.queue.pop() else { break };
             if self.host.instance_of(run).is_some() {
                 let actions = self.spawn(&instance, run);
                 self.carry_out(actions);
@@ -260,7 +273,7 @@ impl Supervisor {
     /// The run is to end and was never ordered. `None`: it was.
     pub(super) fn withdraw(&mut self, run: RunId) -> Option<Vec<Action>> {
         let waiting = self.orders.waiting.remove(&run).map(|waiting| waiting.instance);
-        waiting.or_else(|| self.orders.queue.remove(&run))?;
+        waiting.or_else(|| self.orders.queue.remove(run))?;
         let why = "it was stopped before it was started".to_owned();
         let now = self.now();
         Some(self.host.on_run(run, Happening::SpawnFailed(why), now))

@@ -245,3 +245,29 @@ drain = { timeout = \"10s\" }";
         assert_eq!(orders(rig.wait(ms(0))), [follows], "{name}");
     }
 }
+
+#[test]
+fn neither_a_hang_nor_a_restart_waits_behind_thousands_of_back_offs_that_are_over() {
+    let mut rig = Rig::ready(NATIVE);
+    rig.on(Happening::Beat);
+    let crowd = (0..3_000).map(|n| (format!("arena.{n}").parse().unwrap(), rig.want.clone()));
+    let wants = crowd.chain([(zone(), rig.want.clone())]).collect();
+    let now = rig.now();
+    for action in rig.host.desire(wants, now) {
+        let Action::Spawn { run, .. } = action else { panic!("{action:?}") };
+        rig.host.on_run(run, Happening::SpawnFailed("no port".to_owned()), now);
+    }
+    rig.at = rig.at.after(s(5));
+    let actions = rig.host.tick(rig.now());
+    assert!(actions.contains(&kill(1)), "{} others came first", actions.len());
+    let behind = |rig: &Rig| rig.host.next_due() <= Some(rig.at);
+    assert!(behind(&rig), "all of them at once are too many");
+    rig.gone(KILLED);
+    let again = rig.run();
+    rig.spawned();
+    rig.gone(KILLED);
+    assert!(matches!(rig.phase(), Phase::Backoff { .. }), "{:?}", rig.phase());
+    rig.at = rig.at.after(ms(100));
+    rig.host.tick(rig.now());
+    assert!(rig.run() > again && behind(&rig), "others came first");
+}

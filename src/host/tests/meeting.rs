@@ -415,3 +415,24 @@ fn an_unconfirmed_drain_ends_with_the_reason_that_it_had() {
     rig.remove();
     assert_eq!(orders(rig.wait(s(10))), [ask(1, StopReason::Remove, s(10), Some(15))]);
 }
+
+#[test]
+fn a_run_that_waits_for_the_agent_is_not_late() {
+    let mut rig = Rig::ordered(NATIVE);
+    let unsent = BTreeSet::from([rig.run()]);
+    let timeout = rig.want.process.ready.timeout;
+    // No keeper for longer than it may take to get ready.
+    rig.at = rig.at.after(2 * timeout);
+    let (wants, now) = (BTreeMap::from([(zone(), rig.want.clone())]), rig.now());
+    assert_eq!(rig.host.meet(Vec::new(), &wants, &unsent, now), []);
+    assert_eq!(orders(rig.wait(timeout - ms(1))), []);
+    // No gate is open.
+    rig.host.put_off(&unsent, rig.at);
+    assert_eq!(orders(rig.wait(timeout - ms(1))), []);
+    assert_eq!(orders(rig.wait(ms(1))), [kill(1)], "its time begins at last");
+    // One that runs is not put off.
+    let mut rig = Rig::started(NATIVE);
+    rig.at = rig.at.after(timeout - ms(1));
+    rig.host.put_off(&unsent, rig.at);
+    assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
+}

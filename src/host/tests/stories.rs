@@ -364,3 +364,28 @@ fn a_start_waits_for_what_it_comes_after_and_a_restart_does_not() {
     rig.want.waits_for = None;
     assert_eq!(orders(rig.heed()), [spawn(3)]);
 }
+
+#[test]
+fn only_a_run_that_lived_is_missed() {
+    let mut rig = Rig::ordered(NATIVE);
+    let missed = |rig: &Rig| rig.instance().is_missed();
+    assert!(!missed(&rig), "nothing was there");
+    rig.on(Happening::SpawnFailed("no port".to_owned()));
+    assert!(!missed(&rig));
+    rig.wait(s(1));
+    rig.spawned();
+    for end in [KILLED, End::Unknown] {
+        rig.gone(end);
+        assert!(missed(&rig), "{end:?}");
+        rig.wait(s(2));
+        rig.spawned();
+        assert!(!missed(&rig), "it is there again");
+    }
+    // Withdrawn before it was ordered, at an operator's wish.
+    rig.gone(KILLED);
+    rig.wait(s(2));
+    rig.on(Happening::Restart);
+    rig.on(Happening::SpawnFailed("it was stopped before it was started".to_owned()));
+    assert!(matches!(rig.phase(), Phase::Starting { .. }), "{:?}", rig.phase());
+    assert!(!missed(&rig), "what was withdrawn had not lived");
+}
