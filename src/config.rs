@@ -32,6 +32,7 @@ pub mod written;
 
 pub use difference::difference;
 pub use fault::{Fault, Faults};
+pub use section::read_duration;
 
 use fault::Sink;
 use section::Section;
@@ -187,7 +188,11 @@ pub fn parse(text: &str, file_name: &str, context: &Context) -> Result<Config, F
 
 fn syntax_fault(text: &str, error: &toml::de::Error) -> Fault {
     let span = error.span().unwrap_or(text.len()..text.len());
-    Fault { span, title: error.message().to_owned(), help: None }
+    let title = match (error.message(), text.get(span.clone())) {
+        ("duplicate key", Some(key)) => format!("`{key}` is there twice"),
+        (message, _) => message.to_owned(),
+    };
+    Fault { span, title, help: None }
 }
 
 fn processes_of(section: &Section<'_>) -> Spec {

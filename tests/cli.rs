@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bigbrother::http::view::InstanceView;
 use serde_json::Value;
 
 #[path = "cli/binary.rs"]
@@ -157,6 +158,10 @@ fn check_finds_faults_without_an_agent() {
     assert!(ran.err.contains("c.toml:2:8"), "{}", ran.err);
     let json = run(&["check", "--json", file.to_str().expect("text")]);
     assert_eq!((json.code, &json.json()["valid"]), (Some(2), &Value::Bool(false)));
+    std::fs::write(&file, "[cluster]\nname = \"pirates\"\n").expect("a file");
+    let empty = run(&["check", file.to_str().expect("text")]);
+    assert_eq!(empty.code, Some(0), "{empty:?}");
+    assert!(empty.out.contains("no faults, and no process: applied, it ends all"), "{}", empty.out);
     let missing = run(&["check", "/nonexistent.toml"]);
     assert_eq!(missing.code, Some(1), "{missing:?}");
     assert!(
@@ -177,7 +182,7 @@ fn plan_says_by_its_exit_code_whether_something_would_change() {
     assert_eq!((same.code, same.out.as_str()), (Some(0), "nothing would change (spec revision 3)\n"));
     std::fs::write(&file, "[process.new]\ncommand = [\"new\"]\n").expect("a file");
     let differs = ask(&fake, &["plan", "cluster.toml"]);
-    assert_eq!((differs.code, differs.out.as_str()), (Some(10), "+ new\n"));
+    assert_eq!((differs.code, differs.out.as_str()), (Some(10), "+ new\nthe spec has revision 3 now\n"));
     let json = ask(&fake, &["plan", "--json"]);
     assert_eq!((json.code, &json.json()["added"][0]), (Some(10), &Value::from("new")));
     assert!(fake.asked().iter().all(|a| a.starts_with("POST /v1/apply?dry_run=true ")), "{:?}", fake.asked());
@@ -206,6 +211,32 @@ fn restart_waits_for_new_runs() {
     assert_eq!(json[1]["run_before"], 3);
     assert_eq!(json[1]["run"], 4);
     assert_eq!(json[1]["ok"], true);
+}
+
+#[test]
+fn a_restart_of_what_does_not_run_says_so_of_each() {
+    let held = |id: &str, state: &str, reason: &str| InstanceView {
+        run: None,
+        reason: Some(reason.to_owned()),
+        ..instance(id, state, 0)
+    };
+    let fake = Fake::start(vec![
+        instance("zone.0", "ready", 1),
+        held("zone.1", "paused", ""),
+        held("zone.2", "waiting", "no host has 2 of map"),
+    ]);
+    let ran = ask(&fake, &["restart", "zone"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    for said in [
+        "1 instance restarted and ready again",
+        "zone.1 is not: it is stopped, and stays so until `bigbrother start zone.1`",
+        "zone.2 is not: it does not run, so there is nothing to restart: no host has 2 of map",
+    ] {
+        assert!(ran.out.contains(said), "{}", ran.out);
+    }
+    let none = ask(&fake, &["restart", "login"]);
+    assert_eq!(none.code, Some(1), "{none:?}");
+    assert!(none.out.contains("nothing to restart: no such instance has a run now"), "{}", none.out);
 }
 
 #[test]

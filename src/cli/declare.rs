@@ -11,7 +11,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render;
 use crate::agent::spec_file;
-use crate::config;
+use crate::config::{self, Config};
 use crate::http::view::PlanView;
 
 /// The file when none is named.
@@ -68,14 +68,17 @@ pub struct AppliedView {
 pub fn check(args: &CheckArgs, out: &Output) -> Result<Exit, Failure> {
     let text = read(&args.file)?;
     let file = args.file.display().to_string();
-    match (faults(&args.file, &text), out.json) {
-        (None, true) => out.value(&CheckView { file, valid: true, report: None })?,
-        (None, false) => out.text(&format!("{file}: no faults"))?,
-        (Some(report), true) => {
+    match (parsed(&args.file, &text), out.json) {
+        (Ok(_), true) => out.value(&CheckView { file, valid: true, report: None })?,
+        (Ok(config), false) if config.spec.processes.is_empty() => {
+            out.text(&format!("{file}: no faults, and no process: applied, it ends all that there are"))?;
+        }
+        (Ok(_), false) => out.text(&format!("{file}: no faults"))?,
+        (Err(report), true) => {
             out.value(&CheckView { file, valid: false, report: Some(report) })?;
             return Ok(Exit::Usage);
         }
-        (Some(report), false) => return Err(Failure::Invalid(report)),
+        (Err(report), false) => return Err(Failure::Invalid(report)),
     }
     Ok(Exit::Ok)
 }
@@ -84,7 +87,13 @@ pub fn check(args: &CheckArgs, out: &Output) -> Result<Exit, Failure> {
 pub async fn plan(args: &PlanArgs, api: &Api, out: &Output) -> Result<Exit, Failure> {
     let text = read_valid(&args.file)?;
     let answer: AppliedView = api.post_toml("/v1/apply?dry_run=true", &text).await?;
-    out.answer(&answer.plan, |page| render::plan(&answer.plan, page))?;
+    out.answer(&answer.plan, |page| {
+        let text = render::plan(&answer.plan, page);
+        match answer.plan.changes_something() {
+            true => format!("{text}the spec has revision {} now", answer.plan.revision),
+            false => text,
+        }
+    })?;
     Ok(if answer.plan.changes_something() { Exit::WouldChange } else { Exit::Ok })
 }
 
@@ -119,13 +128,12 @@ fn read(file: &Path) -> Result<String, Failure> {
 
 fn read_valid(file: &Path) -> Result<String, Failure> {
     let text = read(file)?;
-    match faults(file, &text) {
-        None => Ok(text),
-        Some(report) => Err(Failure::Invalid(report)),
-    }
+    parsed(file, &text).map_err(Failure::Invalid)?;
+    Ok(text)
 }
 
-fn faults(file: &Path, text: &str) -> Option<String> {
-    let found = config::parse(text, &file.display().to_string(), &spec_file::context(None)).err()?;
-    Some(found.render(std::io::stderr().is_terminal()))
+/// What the file says, or the report of its faults.
+fn parsed(file: &Path, text: &str) -> Result<Config, String> {
+    let read = config::parse(text, &file.display().to_string(), &spec_file::context(None));
+    read.map_err(|faults| faults.render(std::io::stderr().is_terminal()))
 }

@@ -17,6 +17,7 @@ use super::exit::{Exit, Failure};
 use super::look::print_event;
 use super::output::Output;
 use super::render::counted;
+use crate::config::read_duration;
 use crate::spec::HostName;
 
 mod ears;
@@ -36,6 +37,9 @@ struct Seen {
     api: Api,
 }
 
+/// Nobody watches for longer.
+const LONGEST: Duration = Duration::from_secs(1_000_000);
+
 /// How often the household is looked after.
 const ROUND: Duration = Duration::from_millis(200);
 
@@ -51,17 +55,20 @@ pub struct DevArgs {
     /// The folder to work in; it must be empty or new, and it is kept. Default: a temporary one.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// End by itself so many seconds after all servers are ready.
-    #[arg(long = "for", value_name = "SECS", value_parser = seconds)]
-    span: Option<f64>,
+    /// End by itself so long after all servers are ready, such as 90s or 2m; a plain number is in seconds.
+    #[arg(long = "for", value_name = "SPAN", value_parser = span)]
+    span: Option<Duration>,
     /// Do not hang a server, nor lose a host, to show what then happens.
     #[arg(long)]
     no_demo_fault: bool,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0);
-    seconds.ok_or_else(|| "a number of seconds, such as 10".to_owned())
+fn span(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    seconds
+        .or_else(|| read_duration(text))
+        .map(|span| span.min(LONGEST))
+        .ok_or_else(|| "a span such as 90s or 2m, or a number of seconds".to_owned())
 }
 
 /// Runs the demonstration until it is interrupted.
@@ -114,8 +121,8 @@ impl Ends {
         })
     }
 
-    fn come_after(&mut self, secs: f64) {
-        self.deadline = Some(Instant::now() + Duration::from_secs_f64(secs.clamp(0.0, 1e6)));
+    fn come_after(&mut self, span: Duration) {
+        self.deadline = Some(Instant::now() + span);
     }
 
     async fn come(&mut self) {
@@ -160,7 +167,7 @@ async fn play(
     };
     note(out, &show.welcome(&list, household).await?);
     // Only now: how long the start takes is up to the machine, and it has a limit of its own.
-    args.span.into_iter().for_each(|secs| ends.come_after(secs));
+    args.span.into_iter().for_each(|span| ends.come_after(span));
     let mut ears = Ears::open(show.hosts()).await;
     let mut comebacks = Comebacks::default();
     let mut rounds = tokio::time::interval(ROUND);
@@ -182,6 +189,22 @@ async fn play(
                     note(out, &text);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_is_read_as_in_the_file_and_a_plain_number_is_in_seconds() {
+        for (text, millis) in [("3", 3_000), ("0.5", 500), ("0", 0), ("90s", 90_000), ("2m", 120_000)] {
+            assert_eq!(span(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        assert_eq!(span("1e9"), Ok(LONGEST), "its end can be told");
+        for text in ["", "-1", "soon", "nan", "inf", "90 quux", "99999999999s"] {
+            assert!(span(text).is_err_and(|why| why.contains("90s")), "{text}");
         }
     }
 }

@@ -189,11 +189,15 @@ pub async fn restart(args: RestartArgs, api: &Api, out: &Output) -> Result<Exit,
     if wait.no_wait {
         return told("restart", &asked.instances, out);
     }
-    let before =
-        asked.runs.into_iter().map(|(id, run)| (id, Was { run: Some(run), failed: false })).collect();
+    let there = wait::targeted(api, &targets).await?;
+    let held = there.into_iter().filter(|(_, view)| wait::is_held_back(view)).map(|(id, _)| id);
+    // One that has failed or is done has no run: a restart starts it at once, a rolling one at its turn.
+    let idle: Vec<InstanceId> = if rolling { held.collect() } else { held.chain(asked.instances).collect() };
+    let was = |run| Was { run, failed: false };
+    let mut before: BTreeMap<InstanceId, Was> = idle.into_iter().map(|id| (id, was(None))).collect();
+    before.extend(asked.runs.into_iter().map(|(id, run)| (id, was(Some(run)))));
     let timeout = wait.timeout.or((!rolling).then_some(TIMEOUT));
-    let change = Change { goal: Goal::Replaced, targets, before, timeout, bounds };
-    conclude(&change, asked.instances.len(), api, out).await
+    conclude(&Change { goal: Goal::Replaced, targets, before, timeout, bounds }, api, out).await
 }
 
 /// How many failed instances stop a rolling restart of each process.
@@ -237,7 +241,7 @@ async fn pause_or_resume(
     let was = |view: InstanceView| Was { run: view.run, failed: view.state == "failed" };
     let before = before.into_iter().map(|(id, view)| (id, was(view))).collect();
     let timeout = args.wait.timeout.or(Some(TIMEOUT));
-    conclude(&Change { goal, targets, before, timeout, bounds: BTreeMap::new() }, known.len(), api, out).await
+    conclude(&Change { goal, targets, before, timeout, bounds: BTreeMap::new() }, api, out).await
 }
 
 /// What was asked, for who does not wait.
@@ -247,19 +251,21 @@ fn told(verb: &str, asked: &[InstanceId], out: &Output) -> Result<Exit, Failure>
     Ok(Exit::Ok)
 }
 
-/// Waits until a change has happened and says so; `known` instances were named.
-async fn conclude(change: &Change, known: usize, api: &Api, out: &Output) -> Result<Exit, Failure> {
+/// Waits until a change has happened and says so.
+async fn conclude(change: &Change, api: &Api, out: &Output) -> Result<Exit, Failure> {
     let outcomes = wait::until(change, api, out).await?;
     if out.json {
         out.value(&outcomes)?;
     } else {
-        out.text(&summary(change.goal, &outcomes, known))?;
+        out.text(&summary(change.goal, &outcomes))?;
     }
-    Ok(if outcomes.iter().all(|o| o.ok) { Exit::Ok } else { Exit::NotSo })
+    // Who asks for a new run and there is none to be had has not got what was asked for.
+    let nothing = change.goal == Goal::Replaced && outcomes.is_empty();
+    Ok(if !nothing && outcomes.iter().all(|o| o.ok) { Exit::Ok } else { Exit::NotSo })
 }
 
 /// What became of a change, in words.
-fn summary(goal: Goal, outcomes: &[OutcomeView], known: usize) -> String {
+fn summary(goal: Goal, outcomes: &[OutcomeView]) -> String {
     let done = outcomes.iter().filter(|o| o.ok).count();
     let slowest = outcomes.iter().filter(|o| o.ok).map(|o| o.elapsed_ms).max().unwrap_or(0);
     let what = match goal {
@@ -269,8 +275,10 @@ fn summary(goal: Goal, outcomes: &[OutcomeView], known: usize) -> String {
     };
     let mut text = format!("{} {what}, after {}\n", counted(done, "instance"), span(slowest as f64));
     if outcomes.is_empty() {
-        text = match (goal, known) {
-            (Goal::Replaced, 1..) => "nothing to restart: no run is alive (`bigbrother start` starts)\n",
+        text = match goal {
+            Goal::Replaced => {
+                "nothing to restart: no such instance has a run now (`bigbrother start` starts)\n"
+            }
             _ => "there is no such instance now\n",
         }
         .to_owned();

@@ -79,7 +79,7 @@ pub struct Change {
     pub goal: Goal,
     /// Of whom.
     pub targets: Vec<Target>,
-    /// As they were; with [`Goal::Replaced`] only those with a run that is to be replaced.
+    /// As they were; with [`Goal::Replaced`] these and no others are waited for.
     pub before: BTreeMap<InstanceId, Was>,
     /// `None`: as long as it takes.
     pub timeout: Option<Duration>,
@@ -95,6 +95,7 @@ pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Ver
             Goal::Replaced | Goal::Ready => Verdict::Missed("it is not wanted any more".to_owned()),
         };
     };
+    let idle = was.is_none_or(|was| was.run.is_none());
     let replaced = now.run != was.and_then(|was| was.run);
     let failed_before = was.is_some_and(|was| was.failed);
     match goal {
@@ -102,6 +103,15 @@ pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Ver
             Verdict::Reached
         }
         Goal::Gone => Verdict::Pending,
+        Goal::Replaced if now.state == "paused" => {
+            Verdict::Missed(format!("it is stopped, and stays so until `bigbrother start {}`", now.instance))
+        }
+        // It is looked at after the request, which starts it wherever it may be started.
+        Goal::Replaced if idle && is_held_back(now) => {
+            let why = now.reason.as_deref().unwrap_or("it has not been placed yet");
+            Verdict::Missed(format!("it does not run, so there is nothing to restart: {why}"))
+        }
+        Goal::Replaced if idle && now.state == "stopped" => Verdict::Reached,
         // A failed instance is only news when it failed after the request.
         _ if now.state == "failed" && (replaced || !failed_before) => {
             Verdict::Missed(now.reason.clone().unwrap_or_else(|| "it has failed".to_owned()))
@@ -112,6 +122,11 @@ pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Ver
         Goal::Ready if now.state == "ready" => Verdict::Reached,
         Goal::Replaced | Goal::Ready => Verdict::Pending,
     }
+}
+
+/// It has no run, and a restart gives it none.
+pub fn is_held_back(now: &InstanceView) -> bool {
+    matches!(now.state.as_str(), "paused" | "waiting" | "superseded")
 }
 
 /// The instances that any of the targets means.
@@ -240,6 +255,28 @@ mod tests {
         assert_eq!(judge(view("ready", Some(2))), Verdict::Reached);
         assert!(matches!(judge(view("failed", Some(2))), Verdict::Missed(_)));
         assert!(matches!(verdict(Goal::Replaced, Some(&was), None), Verdict::Missed(_)));
+    }
+
+    #[test]
+    fn what_had_no_run_is_restarted_or_it_is_said_why_not() {
+        let was = Was { run: None, failed: false };
+        let judge = |now: InstanceView| verdict(Goal::Replaced, Some(&was), Some(&now));
+        let missed = |now: InstanceView| match judge(now) {
+            Verdict::Missed(why) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(missed(view("paused", None)).contains("`bigbrother start zone.0`"));
+        let nowhere = InstanceView { reason: Some("no host has room".to_owned()), ..view("waiting", None) };
+        assert!(missed(nowhere).ends_with("nothing to restart: no host has room"));
+        // These were started.
+        assert_eq!(judge(view("backoff", None)), Verdict::Pending);
+        assert_eq!(judge(view("starting", Some(4))), Verdict::Pending);
+        assert_eq!(judge(view("ready", Some(4))), Verdict::Reached);
+        assert_eq!(judge(view("stopped", None)), Verdict::Reached, "its work was done again");
+        assert!(matches!(judge(view("failed", None)), Verdict::Missed(_)), "it has failed again");
+        // One that ran and waits on another host now is on its way.
+        let ran = Was { run: Some(3), failed: false };
+        assert_eq!(verdict(Goal::Replaced, Some(&ran), Some(&view("waiting", None))), Verdict::Pending);
     }
 
     #[test]

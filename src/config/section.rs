@@ -15,6 +15,13 @@ use super::fault::{Sink, suggestion};
 /// A year: longer spans are mistakes, and shorter ones fit every clock.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
+/// A duration as it is written in the file; `None`: this is none.
+pub fn read_duration(text: &str) -> Option<Duration> {
+    // humantime's sums may overflow; ten digits a number and four numbers do not.
+    let digits = text.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
+    if digits > 9 || text.len() > 40 { None } else { humantime::parse_duration(text).ok() }
+}
+
 /// A table, or nothing where the file has none.
 #[derive(Clone)]
 pub(super) struct Section<'a> {
@@ -185,16 +192,12 @@ impl<'a> Item<'a> {
     /// A duration, zero allowed.
     pub fn duration(&self) -> Option<Duration> {
         const WANTED: &str = "a duration such as \"250ms\", \"8s\" or \"2h\"";
-        let Some(text) = self.as_str() else { return self.wanted(WANTED) };
-        // humantime's sums may overflow; ten digits a number and four numbers do not.
-        let digits = text.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
-        if digits > 9 || text.len() > 40 {
-            return self.wanted(WANTED);
-        }
-        match humantime::parse_duration(text) {
-            Ok(duration) if duration > LONGEST => self.refuse(format!("`{}` is over a year", self.key), None),
-            Ok(duration) => Some(duration),
-            Err(_) => self.wanted(WANTED),
+        match self.as_str().and_then(read_duration) {
+            Some(duration) if duration > LONGEST => {
+                self.refuse(format!("`{}` is over a year", self.key), None)
+            }
+            Some(duration) => Some(duration),
+            None => self.wanted(WANTED),
         }
     }
 

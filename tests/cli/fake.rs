@@ -271,6 +271,9 @@ async fn restart(State(known): State<Arc<Known>>, Json(body): Json<Value>) -> Js
     let (mut instances, mut runs) = (Vec::new(), serde_json::Map::new());
     let _ = change(&known, &body, |i| {
         instances.push(i.instance.to_string());
+        if i.pid.is_none() {
+            return;
+        }
         // One that was asked for with a key was replaced long since.
         let again = body["key"].is_string();
         let run = i.run.expect("a run") - u64::from(again);
