@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 mod hosts;
 pub mod identity;
+mod others;
 mod missing;
 mod opening;
 mod peerage;

@@ -10,11 +10,10 @@ use std::time::Duration;
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 
 use super::Shared;
 use crate::cluster::raft::PeerId;
-use crate::cluster::wire::{Kind, Purpose, Target, decode, encode};
+use crate::cluster::wire::{Kind, decode, encode};
 
 /// What all answers together may take: an agent that starts waits for them.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,18 +57,11 @@ impl Shared {
     /// True when the primary says that this number is nobody's; false as well when there is none.
     pub(super) async fn is_void(&self, id: PeerId) -> bool {
         let Ok(body) = encode(&id) else { return false };
-        let mut asked = JoinSet::new();
-        for (host, address) in self.settings.peers.iter().filter(|(host, _)| **host != self.settings.host) {
-            let target = Target { host: host.clone(), id: None, address: address.clone() };
-            let (exchange, body) = (self.exchange.clone(), body.clone());
-            asked.spawn(async move {
-                let said = exchange.call(&target, Purpose::Probe, Kind::Seat, body, PATIENCE).await;
-                said.ok().and_then(|said| decode(&said).ok())
-            });
-        }
+        let mut asked = self.ask_each(self.others(), (Kind::Seat, body), PATIENCE);
         let first = async {
             while let Some(said) = asked.join_next().await {
-                if let Ok(Some(known @ (Seat::Taken | Seat::Void))) = said {
+                let said = said.ok().and_then(|(_, said)| decode(&said.ok()?).ok());
+                if let Some(known @ (Seat::Taken | Seat::Void)) = said {
                     return known;
                 }
             }
