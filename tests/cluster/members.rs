@@ -205,7 +205,7 @@ fn a_voter_that_is_dead_for_long_is_replaced_by_a_learner() {
         let heard = standing.quorum && beta_again.node().id().is_some_and(|id| id > 4);
         if heard { Ok(()) } else { Err((standing, beta_again.node().id())) }
     });
-    assert!(beta.data_dir.join("raft.removed").exists(), "what it had");
+    assert!(beta.data_dir.join("raft.removed.2").exists(), "what it had");
     agreed(&peers);
 }
 
