@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::identity::{Decision, Founding, Identity, Probed, decide};
 use super::service::JoinAnswer;
-use super::{OpenError, Outlets, Shared};
+use super::{OpenError, Outlets, Shared, seat};
 use crate::cluster::raft::config;
 use crate::cluster::raft::log_store::LogStore;
 use crate::cluster::raft::log_store::disk::{Disk, Key};
@@ -63,8 +63,13 @@ impl Settler {
         let identity = self.shared.identity.borrow().clone();
         let alone = self.shared.settings.peers.len() <= 1;
         match identity {
-            Identity::Peer { id, .. } if self.shared.is_void(id).await => return Err(OpenError::Void { id }),
-            Identity::Peer { .. } => self.start().await?,
+            Identity::Peer { id, .. } => {
+                let void = seat::was_void(&self.shared.disk, &identity).map_err(OpenError::Identity)?;
+                if void || self.shared.is_void(id).await {
+                    return Err(OpenError::Void { id });
+                }
+                self.start().await?;
+            }
             Identity::Fresh { .. } if alone => {
                 let Decision::Found(founding) = self.decide(&BTreeMap::new(), Duration::ZERO) else {
                     return Ok(Some(self));
