@@ -183,6 +183,37 @@ fn peers_are_listed_removed_and_added_from_any_host() {
 }
 
 #[test]
+fn what_to_do_about_a_voter_that_is_dead_for_long_is_told_on_every_host() {
+    let mut cluster = Cluster::set(4, "dead_voter_after = \"3s\"\n", |_| String::new());
+    let lost = cluster.other(&[cluster.primary()]);
+    cluster.hosts[lost].power_off();
+    let suggested = |cluster: &Cluster, host: usize| {
+        let list = peers(cluster, host).into_iter();
+        list.filter_map(|peer| Some((peer.host.to_string(), peer.suggestion?))).collect::<Vec<_>>()
+    };
+    // Delta is attached to one of them.
+    for host in (0..4).filter(|host| *host != lost) {
+        let told = until("it is told", || {
+            let told = suggested(&cluster, host);
+            expect(told.len() == 1 && told[0].0 == NAMES[lost], &told)?;
+            Ok(told[0].1.clone())
+        });
+        assert!(told.contains("start its agent") && told.contains("`bigbrother peers add HOST"), "{told}");
+        until("it is told in text", || {
+            let text = cluster.ok(host, &["peers"]).out;
+            expect(text.contains(&format!("\n{}: {told}\n", NAMES[lost])), text)
+        });
+    }
+    cluster.hosts[lost].start();
+    for host in 0..4 {
+        until("there is nothing to do", || {
+            let told = suggested(&cluster, host);
+            expect(told.is_empty() && peers(&cluster, host).len() == 3, told)
+        });
+    }
+}
+
+#[test]
 fn what_is_fenced_is_shown_with_the_reason() {
     let login = |host: &crate::host::Host| {
         let sleep = host.witness(&["/bin/sleep", "1000"]);

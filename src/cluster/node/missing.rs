@@ -1,12 +1,13 @@
-//! Which peers do not answer, as this one finds by asking: without a primary nobody else tells.
+//! Which peers do not answer: as this one finds by asking, since without a primary nobody else tells, and as a primary knows.
 //!
-//! Owns nothing. Called for people who look at a cluster without a quorum.
+//! Owns nothing. Called for people who look at the peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Peer;
 use crate::cluster::raft::PeerId;
+use crate::cluster::raft::membership::to_replace;
 use crate::cluster::raft::network::target;
 use crate::cluster::wire::Kind;
 
@@ -22,5 +23,11 @@ impl Peer {
         let asked = self.shared.ask_each(others.collect(), (Kind::Probe, Vec::new()), QUESTION);
         let answers = asked.join_all().await.into_iter();
         answers.filter_map(|(id, answer)| Some((id, answer.err()?.to_string()))).collect()
+    }
+
+    /// The voters that have been dead for `dead_voter_after`, and that an operator is to replace. None but on the primary.
+    pub fn to_replace(&self) -> BTreeSet<PeerId> {
+        let dead = self.peers();
+        to_replace(&dead, self.shared.settings.dead_voter_after).iter().map(|member| member.id).collect()
     }
 }
