@@ -6,7 +6,7 @@
 //!
 //! Owns this order, and the one way around it: a host that cannot join within `host_timeout`, because there is
 //! no quorum, starts from its own copy what it ran before, and joins when it can. What is exclusive waits for a
-//! confirm in any case.
+//! confirm in any case. One that hears meanwhile that it is no peer any more ends, to begin as another one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +26,20 @@ use crate::systemd::Systemd;
 const AGAIN: Duration = Duration::from_millis(200);
 /// How long the file's processes are tried beside a cluster that lost its quorum just after the join.
 const FILE_AGAIN: Duration = Duration::from_secs(2);
+
+/// Why an agent does not come into force.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// Joining or planning.
+    #[error("cannot join: {0}")]
+    Join(#[from] AskError),
+    /// Nothing is lost by another start, which gives it another number; a service manager sees to it.
+    #[error(
+        "this host was removed from the peers, or replaced, while it was away: start the agent again, it comes back as a \
+         new peer, with the state of the others; the games go on"
+    )]
+    Removed,
+}
 
 /// What the beginning is made of.
 pub struct Beginning<'a> {
@@ -49,31 +63,11 @@ impl Beginning<'_> {
         reloader: &Reloader,
         config: &Config,
         alone: Option<(&watch::Receiver<Arc<Liveness>>, &watch::Sender<planner::Unplaced>)>,
-    ) -> Result<Reporter, AskError> {
+    ) -> Result<Reporter, BeginError> {
         let Beginning { handle, facts, reports, starting, gate } = self;
         let mut gate = Gate { closed: Some(gate), starting };
-        let began = Instant::now();
         let patience = handle.state.borrow().settings.host_timeout;
-        let mut unsettled = handle.ring.unsettled();
-        loop {
-            match gate.telling(reporter.join(facts.clone()), &mut unsettled).await {
-                Ok(()) => break,
-                Err(AskError::Unanswered(error)) => {
-                    // What keeps it from the cluster says more than that nobody took the join.
-                    if unsettled.borrow().is_none() {
-                        gate.say(format!("it cannot join: {error}"));
-                    }
-                    if began.elapsed() >= patience && gate.open() {
-                        tracing::warn!(
-                            "no quorum for {patience:?}: what this host ran before is started from its own copy"
-                        );
-                    }
-                    tokio::time::sleep(AGAIN).await;
-                }
-                Err(AskError::Busy) => tokio::time::sleep(AGAIN).await,
-                Err(error) => return Err(error),
-            }
-        }
+        join(handle, &mut reporter, &facts, &mut gate, patience).await?;
         gate.say("it compares what is wanted with what runs".to_owned());
         {
             let file = async {
@@ -103,6 +97,42 @@ impl Beginning<'_> {
         gate.open();
         Ok(reporter)
     }
+}
+
+/// Until this host has joined, or never will in this life.
+async fn join(
+    handle: &Handle,
+    reporter: &mut Reporter,
+    facts: &HostFacts,
+    gate: &mut Gate<'_>,
+    patience: Duration,
+) -> Result<(), BeginError> {
+    let began = Instant::now();
+    let mut unsettled = handle.ring.unsettled();
+    loop {
+        match gate.telling(reporter.join(facts.clone()), &mut unsettled).await {
+            Ok(()) => return Ok(()),
+            Err(AskError::Unanswered(_)) if is_removed(handle) => return Err(BeginError::Removed),
+            Err(AskError::Unanswered(error)) => {
+                // What keeps it from the cluster says more than that nobody took the join.
+                if unsettled.borrow().is_none() {
+                    gate.say(format!("it cannot join: {error}"));
+                }
+                if began.elapsed() >= patience && gate.open() {
+                    tracing::warn!(
+                        "no quorum for {patience:?}: what this host ran before is started from its own copy"
+                    );
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(AskError::Busy) => tokio::time::sleep(AGAIN).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn is_removed(handle: &Handle) -> bool {
+    handle.ring.standing().is_some_and(|standing| standing.removed)
 }
 
 /// Until a plan knows of this life of the host, or for as long as that may take.

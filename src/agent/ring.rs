@@ -3,7 +3,7 @@
 //! Owns nothing: it is how the rest of the agent reaches the replicated state, whichever way this host does.
 //! [`copy`] opens the way and owns its tasks. Cheap to clone; called by whoever has a [`super::Handle`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,6 +155,14 @@ impl Ring {
         match self {
             Ring::Alone(_) | Ring::Attached(_) => BTreeMap::new(),
             Ring::Peer(peer) => peer.missing().await,
+        }
+    }
+
+    /// The voters that are dead for long and that an operator is to replace, as the primary knows; elsewhere none.
+    pub fn to_replace(&self) -> BTreeSet<PeerId> {
+        match self {
+            Ring::Alone(_) | Ring::Attached(_) => BTreeSet::new(),
+            Ring::Peer(peer) => peer.to_replace(),
         }
     }
 

@@ -14,11 +14,11 @@ use std::thread::JoinHandle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::attendance::Carrier;
-use super::beginning::Beginning;
+use super::beginning::{BeginError, Beginning};
 use super::book::{Book, BookError};
 use super::chronicle::{Chronicle, rfc3339};
 use super::folders::{self, FolderError};
-use super::handle::{AskError, Handle, HostRequest};
+use super::handle::{Handle, HostRequest};
 use super::keeper_link::{KeeperSource, start_first};
 use super::replica::wall_ms;
 use super::reporter::{Report, Reporter};
@@ -85,9 +85,9 @@ pub enum AgentError {
     /// The API.
     #[error("the API failed")]
     Serve(#[from] ServeError),
-    /// Joining or planning.
-    #[error("cannot join: {0}")]
-    Join(#[from] AskError),
+    /// The beginning.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     /// Threads, descriptors, signals.
     #[error("the machine refuses what an agent needs")]
     Machine(#[from] std::io::Error),

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render;
 use crate::agent::spec_file::{self, FileError};
-use crate::cluster::node::recover;
+use crate::cluster::node::{self, recover};
 use crate::http::view::{DoneView, PeerRequest, PeerView};
 use crate::spec::HostName;
 
@@ -69,6 +69,9 @@ struct RecoverArgs {
     /// Do not ask on the terminal whether it is meant.
     #[arg(long)]
     yes: bool,
+    /// Take the copy even if it shows by itself that this host did not vote.
+    #[arg(long)]
+    anyway: bool,
 }
 
 /// `peers`
@@ -111,7 +114,7 @@ async fn recover(args: RecoverArgs, out: &Output) -> Result<Exit, Failure> {
     if !args.yes && !out.confirmed(&question)? {
         return Err(Failure::NotSo("nothing was done".to_owned()));
     }
-    let index = recover::recover(data_dir, host, &config.cluster.peers).await?;
+    let index = recover::recover(&node::Settings::of(&config), args.anyway).await?;
     let message = format!(
         "{host} is the only peer of the cluster now, with all changes up to {index}. Before you start the agents: move \
          `raft` in the data_dir of the other peers away, and `attached.bin` in that of all other hosts. Afterwards \

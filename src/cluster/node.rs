@@ -5,12 +5,10 @@
 //! is about to do something that only the primary may do asks [`Peer::ensure_primary`] right before:
 //! [`Standing`] is for showing. Called by the agent; the state itself is `state`'s.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{mpsc, watch};
@@ -20,11 +18,13 @@ mod hosts;
 pub mod identity;
 mod missing;
 mod opening;
+mod others;
 mod peerage;
 mod propose;
 pub mod recover;
 mod seat;
 mod service;
+mod settings;
 mod settle;
 mod soft;
 mod standing;
@@ -32,6 +32,7 @@ mod vigil;
 
 pub use opening::OpenError;
 pub use propose::{NotPrimary, PeersError, Primary, ProposeError};
+pub use settings::Settings;
 pub use standing::Standing;
 pub use vigil::Watched;
 
@@ -47,33 +48,10 @@ use super::tls::Tls;
 use super::tunnel::Entrance;
 use super::wire::hello::Ours;
 use super::wire::{Dialer, Exchange, Server, Target};
-use crate::config::TlsFiles;
 use crate::plan::Liveness;
-use crate::spec::HostName;
 use crate::state::State;
 use identity::Identity;
 use settle::Settler;
-
-/// How a peer is opened.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The cluster's name.
-    pub cluster: String,
-    /// This host, one of `peers` unless that is empty.
-    pub host: HostName,
-    /// The peers of cluster.toml; empty: this host alone.
-    pub peers: BTreeMap<HostName, String>,
-    /// `host:port` for the other peers; not used by a host alone.
-    pub listen: String,
-    /// The log and the snapshots lie in its folder `raft`.
-    pub data_dir: PathBuf,
-    /// The certificates; `None`: in plain.
-    pub tls: Option<TlsFiles>,
-    /// A voter that has been dead for this long is replaced by a learner.
-    pub dead_voter_after: Duration,
-    /// Entries between two snapshots ([`super::raft::SNAPSHOT_EVERY`]).
-    pub snapshot_every: u64,
-}
 
 /// What was heard of the primary last.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use super::elsewhere::{PATIENTLY, read};
 use super::problem::Refusal;
 use super::router::{Api, Transport};
 use crate::agent::ring::RingError;
-use crate::cluster::raft::membership::{Member, Role};
+use crate::cluster::raft::membership::{Member, Role, SUGGESTION};
 use crate::cluster::tunnel::Asked;
 use crate::config::host::is_endpoint;
 use crate::http::view::{DoneView, PeerRequest, PeerView, Problem};
@@ -50,9 +50,11 @@ pub(super) async fn known(api: &Api) -> Vec<PeerView> {
     // A primary hears them all the time.
     let leads = primary.as_ref() == Some(&api.handle.host);
     let mut missing = if leads { BTreeMap::new() } else { ring.missing().await };
+    let dead = ring.to_replace();
     let view = |member: Member| {
         let unreachable = missing.remove(&member.id);
-        view(member, primary.as_ref(), unreachable)
+        let suggestion = dead.contains(&member.id).then(|| SUGGESTION.to_owned());
+        Some(PeerView { suggestion, ..view(member, primary.as_ref(), unreachable)? })
     };
     members.into_iter().filter_map(view).collect()
 }
@@ -71,6 +73,7 @@ fn view(member: Member, primary: Option<&HostName>, unreachable: Option<String>)
         role: role.to_owned(),
         silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
         unreachable,
+        suggestion: None,
         index: member.matched,
         host,
     })

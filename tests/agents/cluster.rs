@@ -26,6 +26,13 @@ impl Cluster {
         Cluster::formed(Host::cluster(&NAMES[..size], 3, Cgroups::Own), processes)
     }
 
+    /// The same, with these settings of the cluster.
+    pub fn set(size: usize, settings: &str, processes: impl Fn(&Host) -> String) -> Cluster {
+        let mut hosts = Host::cluster(&NAMES[..size], 3, Cgroups::Own);
+        hosts.iter_mut().for_each(|host| host.add_to_cluster(settings));
+        Cluster::formed(hosts, processes)
+    }
+
     /// The same, with certificates.
     pub fn secured(size: usize, processes: impl Fn(&Host) -> String) -> Cluster {
         let mut hosts = Host::cluster(&NAMES[..size], 3, Cgroups::Own);

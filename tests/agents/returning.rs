@@ -133,3 +133,52 @@ fn a_run_beside_the_one_that_belongs_is_shown_as_superseded_until_it_ends() {
     assert_eq!((&now.host, now.run), (&new.host, new.run), "the one that belongs goes on");
     until("status counts none", || expect(cluster.status(asked)?.superseded == 0, cluster.status(asked)));
 }
+
+/// Games that may run twice for a while.
+fn idlers(_: &Host) -> String {
+    "[process.idler]\ncommand = [\"/bin/sleep\", \"100000\"]\ncount = 3\nready = { mode = \"spawned\" }\n\
+     heartbeat = { mode = \"none\" }\n"
+        .to_owned()
+}
+
+/// Removed while it is away, and started while nobody can tell it: it ends by itself once somebody can, and one start, as
+/// its service manager makes it, does.
+#[test]
+fn a_peer_that_nobody_could_tell_that_it_is_none_ends_and_comes_back_as_a_new_one() {
+    let mut cluster = Cluster::start(idlers);
+    let all = ["idler.0", "idler.1", "idler.2"];
+    cluster.ready(0, &all);
+    let lost = cluster.other(&[cluster.primary()]);
+    let asked = cluster.other(&[lost]);
+    let third = cluster.other(&[lost, asked]);
+    // Its games play on.
+    cluster.hosts[lost].kill_agent();
+    until("it is down", || {
+        let hosts = cluster.hosts_view(asked);
+        expect(hosts.iter().any(|host| host.host.as_str() == NAMES[lost] && !host.up), hosts)
+    });
+    cluster.ok(asked, &["peers", "remove", NAMES[lost]]);
+    let games = cluster.hosts[lost].games();
+    assert!(!games.is_empty(), "it has none");
+    cluster.hosts[third].kill_agent();
+    cluster.hosts[lost].launch_agent();
+    until("it takes itself for a peer", || {
+        let peers = cluster.hosts[lost].get("/v1/peers")?;
+        expect(peers.as_array().is_some_and(|peers| peers.len() == 3), peers)
+    });
+    cluster.hosts[third].launch_agent();
+    let ended = cluster.hosts[lost].agent_ended();
+    assert!(
+        !ended.success() && cluster.hosts[lost].logs().contains("it comes back as a new peer"),
+        "{ended}"
+    );
+    assert_eq!(cluster.hosts[lost].games(), games, "they play on");
+    cluster.hosts[lost].start();
+    until("it is a new peer", || {
+        let peers = cluster.json(asked, &["peers"]);
+        let found = peers.as_array().unwrap().iter().find(|peer| peer["host"] == NAMES[lost]);
+        expect(found.is_some_and(|peer| peer["role"] == "learner" && peer["id"].as_u64() > Some(3)), peers)
+    });
+    // What runs elsewhere by now does not run here any more, and the other way round.
+    cluster.ready(asked, &all);
+}

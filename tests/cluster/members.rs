@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bigbrother::cluster::node::Settings;
 use bigbrother::cluster::raft::membership::Role;
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, encode};
@@ -179,6 +180,23 @@ fn only_peers_are_heard_as_peers_and_only_as_long_as_they_are_some() {
     });
 }
 
+/// Starts one that was peer `number` and is none any more. On a busy machine no primary may say so at once: then its agent
+/// ends, and its service manager starts it again, this once.
+fn back(settings: &Settings, number: u64) -> Peer {
+    let peer = Peer::start(settings);
+    let anew = until("it hears that it is no peer any more", || {
+        let (id, standing) = (peer.node().id(), peer.standing());
+        let known = standing.removed || id != Some(number);
+        if known { Ok(id != Some(number)) } else { Err((id, standing)) }
+    });
+    if anew {
+        return peer;
+    }
+    let peer = Peer::start(&peer.kill());
+    assert_ne!(peer.node().id(), Some(number), "it is written down");
+    peer
+}
+
 #[test]
 fn a_voter_that_is_dead_for_long_is_replaced_by_a_learner() {
     let (_folder, mut all) = settings(&["alpha", "beta", "gamma", "omega"]);
@@ -192,7 +210,7 @@ fn a_voter_that_is_dead_for_long_is_replaced_by_a_learner() {
     let beta = peers.remove(place).kill();
     wait_for(&peers, &[votes("alpha", 1), votes("gamma", 3), votes("omega", 0)], "omega");
     // It is back, with the log and the votes of one that is no peer any more.
-    peers.push(Peer::start(&beta));
+    peers.push(back(&beta, 2));
     let names = |roll: &[(String, u64, bool)]| roll.iter().map(|(host, ..)| host.clone()).collect::<Vec<_>>();
     until("it is a learner", || {
         let roll = roll(&peers[0]);
@@ -205,7 +223,7 @@ fn a_voter_that_is_dead_for_long_is_replaced_by_a_learner() {
         let heard = standing.quorum && beta_again.node().id().is_some_and(|id| id > 4);
         if heard { Ok(()) } else { Err((standing, beta_again.node().id())) }
     });
-    assert!(beta.data_dir.join("raft.removed").exists(), "what it had");
+    assert!(beta.data_dir.join("raft.removed.2").exists(), "what it had");
     agreed(&peers);
 }
 
@@ -224,6 +242,33 @@ fn a_living_peer_that_is_removed_says_so_and_is_a_new_one_after_a_restart() {
     assert!(said.contains("removed") && said.contains("again") && !standing.quorum, "{said}");
     assert_eq!(beta.node().id(), Some(2));
     peers.push(Peer::start(&beta.kill()));
+    let all = [entry("alpha", 1, true), entry("beta", 0, false), entry("gamma", 3, true)];
+    wait_for(&peers, &all, "beta");
+    agreed(&peers);
+}
+
+/// What is heard too late for one life holds for the next, whoever is there to ask.
+#[test]
+fn a_peer_that_nobody_could_tell_at_its_start_begins_anew_at_the_next() {
+    let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    let beta = peers.remove(1).kill();
+    peers[0].run(peers[0].node().remove_peer(name("beta"))).unwrap();
+    until("both have it", || {
+        let rolls = peers.iter().map(roll).collect::<Vec<_>>();
+        if rolls.iter().all(|roll| roll.len() == 2) { Ok(()) } else { Err(rolls) }
+    });
+    // Alone, neither of the two can say so.
+    let gamma = peers.pop().unwrap().kill();
+    let beta = Peer::start(&beta);
+    assert_eq!(beta.node().id(), Some(2), "it was told although there is no quorum");
+    peers.push(Peer::start(&gamma));
+    until("it hears of it", || if beta.standing().removed { Ok(()) } else { Err(beta.standing()) });
+    let all: Vec<Settings> = peers.drain(..).map(Peer::kill).collect();
+    let beta = Peer::start(&beta.kill());
+    assert_eq!(beta.node().id(), None, "nobody has to be asked");
+    assert!(beta.settings.data_dir.join("raft.removed.2").exists(), "what it had");
+    peers.extend(all.iter().map(Peer::start));
+    peers.insert(1, beta);
     let all = [entry("alpha", 1, true), entry("beta", 0, false), entry("gamma", 3, true)];
     wait_for(&peers, &all, "beta");
     agreed(&peers);

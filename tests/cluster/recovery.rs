@@ -20,8 +20,12 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn recovered(settings: &Settings) -> Result<u64, RecoverError> {
+    recovered_by(settings, false)
+}
+
+fn recovered_by(settings: &Settings, anyway: bool) -> Result<u64, RecoverError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(recover(&settings.data_dir, &settings.host, &settings.peers))
+    runtime.block_on(recover(settings, anyway))
 }
 
 /// A killed peer may need a moment to let go of its files.
@@ -151,6 +155,81 @@ fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
         Err(RecoverError::NoCopy { .. }) => Ok(()),
         other => Err(format!("{other:?}")),
     });
+}
+
+/// Where a peer was that only the copy knows, another program may be by now; where the file has one, whoever listens is it.
+#[test]
+fn only_an_agent_of_the_cluster_is_a_living_peer_of_the_copy() {
+    let (outside, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    agreed(&peers);
+    let all: Vec<Settings> = peers.drain(..).map(Peer::close).collect();
+    let (alpha, gamma) = (&all[0], &all[2]);
+    // One for each attempt: afterwards it knows of nobody else.
+    let copied = |named: &str| {
+        let mut copied = Settings { data_dir: outside.path().join(named), ..alpha.clone() };
+        copied.peers.retain(|host, _| *host == alpha.host);
+        copy(&folder(alpha), &folder(&copied));
+        copied
+    };
+    let at = |peer: &Settings| {
+        until("its port is free", || std::net::TcpListener::bind(&peer.listen).map_err(|e| e.to_string()))
+    };
+    // It takes connections and says nothing.
+    let _silent = at(&all[1]);
+    let of_the_file = Settings { peers: alpha.peers.clone(), ..copied("of the file") };
+    let Err(RecoverError::Alive { host, .. }) = recovered(&of_the_file) else { panic!("beta listens") };
+    assert_eq!(host.as_str(), "beta");
+    // Another one answers with something else.
+    let other = at(gamma);
+    let other = std::thread::spawn(move || {
+        let (mut asker, _) = other.accept().unwrap();
+        std::io::Write::write_all(&mut asker, b"220 mail.example ready\r\n").unwrap();
+    });
+    recovered(&copied("beside others")).unwrap();
+    other.join().unwrap();
+    let mut foreign = Settings { cluster: "ninjas".to_owned(), ..gamma.clone() };
+    foreign.data_dir = outside.path().join("foreign");
+    foreign.peers.retain(|host, _| *host == gamma.host);
+    let started = |settings: &Settings| {
+        until("its port is free", || Peer::try_start(settings).map_err(|error| error.to_string()))
+    };
+    let foreign = started(&foreign);
+    recovered(&copied("beside another cluster")).unwrap();
+    foreign.kill();
+    let _living = started(gamma);
+    let Err(RecoverError::Alive { host, .. }) = recovered(&copied("of a living")) else {
+        panic!("gamma lives")
+    };
+    assert_eq!(host, gamma.host);
+}
+
+#[test]
+fn the_copy_of_one_that_does_not_vote_is_taken_only_when_that_is_meant() {
+    let (_folder, all) = settings(&["alpha", "beta", "delta", "gamma"]);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    primary(&peers);
+    until("gamma is a learner", || {
+        let roll = roll(&peers[0]);
+        if roll.contains(&("gamma".to_owned(), false)) { Ok(()) } else { Err(roll) }
+    });
+    peers[0].propose(spec());
+    agreed(&peers);
+    peers[0].run(peers[0].node().remove_peer(name("beta"))).unwrap();
+    until("beta knows", || if peers[1].standing().removed { Ok(()) } else { Err(peers[1].standing()) });
+    peers.drain(..).for_each(|peer| drop(peer.close()));
+    for (settings, standing) in [(&all[1], "is no peer any more"), (&all[3], "does not vote")] {
+        let refused = until("the others are gone", || match recovered(settings) {
+            Err(error @ RecoverError::NoVoter { .. }) => Ok(error.to_string()),
+            other => Err(format!("{other:?}")),
+        });
+        assert!(refused.contains(standing) && refused.contains("--anyway"), "{refused}");
+    }
+    recovered_by(&all[1], true).unwrap();
+    // It is the primary of another history, in which nobody was removed.
+    let beta = Peer::start(&all[1]);
+    beta.propose(launch("alone"));
+    assert_eq!((beta.node().id(), roll(&beta)), (Some(2), vec![("beta".to_owned(), true)]));
 }
 
 /// Why one copy is put back, and never several: what is committed in the newer is not in the older, and those elect.

@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 use super::{Alone, Ring};
 use crate::agent::replica::{self, Copies, Replica};
 use crate::cluster::node::{self, Node};
-use crate::cluster::raft::SNAPSHOT_EVERY;
 use crate::cluster::session::{self, Session};
 use crate::cluster::statuses::Statuses;
 use crate::cluster::tunnel::{self, Entrance};
@@ -88,17 +87,7 @@ pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenErr
         let copy = Copy::Attached(session, tokio::spawn(listening));
         return Ok((Ring::Attached(attached.clone()), attached.states(), copy));
     }
-    let node = Node::open(node::Settings {
-        cluster: cluster.name.clone(),
-        host: host.name.clone(),
-        peers: cluster.peers.clone(),
-        listen: host.listen.clone(),
-        data_dir: host.data_dir.clone(),
-        tls: cluster.tls.clone(),
-        dead_voter_after: cluster.dead_voter_after,
-        snapshot_every: SNAPSHOT_EVERY,
-    });
-    let node = node.await?;
+    let node = Node::open(node::Settings::of(config)).await?;
     node.open_tunnel(entrance);
     Ok((Ring::Peer(node.peer()), node.states(), Copy::Peer(Box::new(node))))
 }

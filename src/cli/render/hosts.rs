@@ -78,7 +78,8 @@ pub fn peers(list: &[PeerView], page: &Page) -> String {
             cell(peer.unreachable.clone().unwrap_or_default()),
         ]);
     }
-    table.render(page)
+    let told = list.iter().filter_map(|peer| Some(format!("{}: {}\n", peer.host, peer.suggestion.as_ref()?)));
+    table.render(page) + &told.collect::<String>()
 }
 
 /// How long ago; a host that reports is never more than a moment away.

@@ -155,6 +155,7 @@ pub fn peer() -> PeerView {
         primary: false,
         silent_ms: Some(2_500),
         unreachable: None,
+        suggestion: None,
         index: Some(42),
     }
 }

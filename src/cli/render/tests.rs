@@ -158,6 +158,14 @@ beta  voter     2s  10.0.0.2:7600     42       3
 }
 
 #[test]
+fn what_to_do_about_a_dead_voter_is_told_below_the_peers() {
+    let dead = PeerView { suggestion: Some("start it".to_owned()), ..sample::peer() };
+    let told = super::hosts::peers(&[dead, sample::peer()], &page(None));
+    assert_eq!(told.lines().last(), Some("beta: start it"), "{told}");
+    assert_eq!(told.lines().count(), 4, "{told}");
+}
+
+#[test]
 fn without_a_primary_it_is_told_who_does_not_answer() {
     let why = "cannot connect to 10.0.0.2:7600: Connection refused".to_owned();
     let missing = PeerView { silent_ms: None, unreachable: Some(why), index: None, ..sample::peer() };

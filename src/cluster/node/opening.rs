@@ -10,7 +10,7 @@ use crate::cluster::tls::TlsError;
 
 /// Told when a removed peer begins anew.
 const AWAY: &str = "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, \
-                    with the state of the others; what it had lies in raft.removed";
+                    with the state of the others; what it had lies aside";
 
 /// Why a peer cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -64,12 +64,8 @@ pub enum OpenError {
 
 /// The log of a number that is void: its votes count no more; whoever wonders later what it had finds it there.
 pub(super) fn set_aside(folder: &Path, id: u64) -> Result<(), OpenError> {
-    let aside = folder.with_extension("removed");
-    let moved = match std::fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => std::fs::rename(folder, &aside),
-    };
-    moved.map_err(|source| OpenError::Aside { path: folder.to_owned(), source })?;
-    tracing::warn!(number = id, "{AWAY}");
+    let aside = folder.with_extension(format!("removed.{id}"));
+    std::fs::rename(folder, &aside).map_err(|source| OpenError::Aside { path: folder.to_owned(), source })?;
+    tracing::warn!(number = id, aside = %aside.display(), "{AWAY}");
     Ok(())
 }

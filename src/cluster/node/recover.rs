@@ -8,20 +8,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::{EntryPayload, Membership};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::identity::Identity;
+use super::{Settings, ours_of, seat};
 use crate::cluster::raft::log_store::cache::Marks;
 use crate::cluster::raft::log_store::disk::{Disk, FILE, Key, Op, OpenError, Record};
 use crate::cluster::raft::machine::DiskShelf;
-use crate::cluster::raft::{Change, Entry, LeaderId, LogId, Peer, Vote};
-use crate::cluster::wire::{DecodeError, EncodeError, decode, encode};
+use crate::cluster::raft::{Change, Entry, LeaderId, LogId, Peer, PeerId, Vote};
+use crate::cluster::tls::{Tls, TlsError};
+use crate::cluster::wire::{
+    DecodeError, DialError, Dialer, EncodeError, Purpose, Refusal, Target, decode, encode,
+};
 use crate::spec::HostName;
 use crate::state::{Command, Envelope};
 
@@ -50,6 +55,20 @@ pub enum RecoverError {
         /// Where.
         address: String,
     },
+    /// The copy is not one to begin with while there is a better one.
+    #[error(
+        "by this copy itself {host} {standing}: what the voters have decided since is not in it. Take the copy of a peer \
+         that votes; if none is left, `bigbrother peers recover --anyway`"
+    )]
+    NoVoter {
+        /// This host.
+        host: HostName,
+        /// What it is by the copy.
+        standing: &'static str,
+    },
+    /// The certificates, by which another peer's agent is known.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The log.
     #[error(transparent)]
     Log(#[from] OpenError),
@@ -69,12 +88,10 @@ pub enum RecoverError {
 
 /// Makes the copy in `data_dir` that of a cluster with this one of the peers; gives the last entry that it has. The
 /// agent that is started next is its primary, and takes in whoever has no copy. Refused while another peer's agent
-/// answers: one of the file's `peers`, or of those that the copy knows.
-pub async fn recover(
-    data_dir: &Path,
-    host: &HostName,
-    peers: &BTreeMap<HostName, String>,
-) -> Result<u64, RecoverError> {
+/// answers: one of the file's `peers`, or of those that the copy knows. The copy of a peer that does not vote by it is only
+/// taken `anyway`.
+pub async fn recover(settings: &Settings, anyway: bool) -> Result<u64, RecoverError> {
+    let Settings { host, peers, data_dir, .. } = settings;
     let address = peers.get(host).cloned().ok_or_else(|| RecoverError::NoPeer(host.clone()))?;
     let folder = data_dir.join("raft");
     if !folder.join(FILE).exists() {
@@ -82,15 +99,18 @@ pub async fn recover(
     }
     let disk = Arc::new(Disk::open(&folder)?);
     let marks = disk.load()?.marks();
-    let identity = disk.get(Key::Identity)?.as_deref().map(decode).transpose()?;
-    let (Some(Identity::Peer { id, .. }), Some(last)) = (identity, marks.last) else {
+    let identity: Option<Identity> = disk.get(Key::Identity)?.as_deref().map(decode).transpose()?;
+    let (Some(identity @ Identity::Peer { id, .. }), Some(last)) = (identity, marks.last) else {
         return Err(RecoverError::NoCopy { folder });
     };
     let recorded =
         recorded(&DiskShelf::new(&folder, disk.clone()), &disk, &marks).map_err(RecoverError::Read)?;
-    let known = peers.clone().into_iter().chain(recorded).filter(|(other, _)| other != host).collect();
-    if let Some((host, address)) = living(known).await {
+    if let Some((host, address)) = living(settings, &identity, &recorded).await? {
         return Err(RecoverError::Alive { host, address });
+    }
+    let removed = seat::was_void(&disk, &identity)?;
+    if let Some(standing) = lesser(&recorded, id, removed).filter(|_| !anyway) {
+        return Err(RecoverError::NoVoter { host: host.clone(), standing });
     }
     let voted = marks.vote.map_or(0, |vote| vote.leader_id.term);
     let by = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: id };
@@ -117,7 +137,7 @@ pub async fn recover(
 }
 
 /// The peers as the copy has written them down last.
-fn recorded(shelf: &DiskShelf, disk: &Disk, marks: &Marks) -> io::Result<Vec<(HostName, String)>> {
+fn recorded(shelf: &DiskShelf, disk: &Disk, marks: &Marks) -> io::Result<Membership<PeerId, Peer>> {
     let snapshot = shelf.described()?;
     let mut last = snapshot.map(|meta| meta.last_membership.membership().clone());
     let after = |log: Option<LogId>| log.map_or(0, |log| log.index + 1);
@@ -127,18 +147,73 @@ fn recorded(shelf: &DiskShelf, disk: &Disk, marks: &Marks) -> io::Result<Vec<(Ho
         }
         Ok(true)
     })?;
-    let peers = last.iter().flat_map(Membership::nodes);
-    Ok(peers.filter_map(|(_, peer)| Some((peer.name.parse().ok()?, peer.address.clone()))).collect())
+    Ok(last.unwrap_or_default())
 }
 
-/// One of them whose agent listens.
-async fn living(peers: BTreeSet<(HostName, String)>) -> Option<(HostName, String)> {
+/// Why the copy is a lesser one; `None`: it is a voter's. A change of the peers that was under way counts as made.
+fn lesser(recorded: &Membership<PeerId, Peer>, id: PeerId, removed: bool) -> Option<&'static str> {
+    let votes = recorded.get_joint_config().last().is_some_and(|voters| voters.contains(&id));
+    match recorded.get_node(&id) {
+        Some(_) if votes && !removed => None,
+        Some(_) if !removed => Some("keeps a copy and does not vote"),
+        _ => Some("is no peer any more"),
+    }
+}
+
+/// One of the other peers whose agent lives. Where one of the file should be, whoever listens is taken for it; where one
+/// was that only the copy knows, another program may be by now.
+async fn living(
+    settings: &Settings,
+    identity: &Identity,
+    recorded: &Membership<PeerId, Peer>,
+) -> Result<Option<(HostName, String)>, RecoverError> {
     let mut asked = JoinSet::new();
-    for (host, address) in peers {
+    for (host, address) in settings.peers.clone().into_iter().filter(|(host, _)| *host != settings.host) {
         asked.spawn(async move {
             let dialled = tokio::time::timeout(QUESTION, TcpStream::connect(&address)).await;
             dialled.is_ok_and(|dialled| dialled.is_ok()).then_some((host, address))
         });
     }
-    asked.join_all().await.into_iter().flatten().next()
+    let known = recorded.nodes().filter_map(|(_, peer)| Some((peer.name.parse().ok()?, &peer.address)));
+    let gone: BTreeSet<(HostName, &String)> = known
+        .filter(|(host, address)| *host != settings.host && settings.peers.get(host) != Some(address))
+        .collect();
+    if !gone.is_empty() {
+        let dialer = dialer(settings, identity)?;
+        for (host, address) in gone {
+            let (dialer, target) = (dialer.clone(), Target { host, id: None, address: address.clone() });
+            asked.spawn(async move {
+                let found = of_this_cluster(&dialer, &target).await;
+                found.then_some((target.host, target.address))
+            });
+        }
+    }
+    Ok(asked.join_all().await.into_iter().flatten().next())
+}
+
+/// Dials as this host's agent would. A certificate that nobody takes would make all others look dead.
+fn dialer(settings: &Settings, identity: &Identity) -> Result<Dialer, TlsError> {
+    let tls = match &settings.tls {
+        None => None,
+        Some(files) => {
+            let tls = Tls::load(files, &settings.host)?;
+            tls.read_again()?;
+            Some(Arc::new(tls))
+        }
+    };
+    // What it saw last is kept when the sender is gone.
+    Ok(Dialer::new(watch::channel(ours_of(settings, identity)).1, tls))
+}
+
+/// True when an agent of this cluster shakes hands there, or refuses to; one that is busy may need a moment.
+async fn of_this_cluster(dialer: &Dialer, target: &Target) -> bool {
+    let began = Instant::now();
+    loop {
+        match dialer.dial(target, Purpose::Probe).await {
+            Ok(_) => return true,
+            Err(DialError::Refused(refusal)) => return !matches!(refusal, Refusal::Cluster { .. }),
+            Err(DialError::Silent { .. }) if began.elapsed() < QUESTION => {}
+            Err(_) => return false,
+        }
+    }
 }

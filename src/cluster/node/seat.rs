@@ -1,20 +1,23 @@
 //! Whether a number is still that of a peer: who was replaced or removed while it was away has to hear of it, since it
 //! is heard by nobody.
 //!
-//! Owns the question and its answer. That a number is void, which it then is for ever, only a primary says that a quorum
-//! has just confirmed. Asked before Raft is started (`settle`) and while no primary is heard, answered for `service`.
+//! Owns the question, its answer, and the mark in the log's file that it was heard. That a number is void, which it then is
+//! for ever, only a primary says that a quorum has just confirmed. Asked before Raft is started (`settle`) and while no
+//! primary is heard, answered for `service`.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 
 use super::Shared;
+use super::identity::Identity;
 use crate::cluster::raft::PeerId;
-use crate::cluster::wire::{Kind, Purpose, Target, decode, encode};
+use crate::cluster::raft::log_store::disk::{Disk, Key};
+use crate::cluster::wire::{Kind, decode, encode};
 
 /// What all answers together may take: an agent that starts waits for them.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,18 +61,11 @@ impl Shared {
     /// True when the primary says that this number is nobody's; false as well when there is none.
     pub(super) async fn is_void(&self, id: PeerId) -> bool {
         let Ok(body) = encode(&id) else { return false };
-        let mut asked = JoinSet::new();
-        for (host, address) in self.settings.peers.iter().filter(|(host, _)| **host != self.settings.host) {
-            let target = Target { host: host.clone(), id: None, address: address.clone() };
-            let (exchange, body) = (self.exchange.clone(), body.clone());
-            asked.spawn(async move {
-                let said = exchange.call(&target, Purpose::Probe, Kind::Seat, body, PATIENCE).await;
-                said.ok().and_then(|said| decode(&said).ok())
-            });
-        }
+        let mut asked = self.ask_each(self.others(), (Kind::Seat, body), PATIENCE);
         let first = async {
             while let Some(said) = asked.join_next().await {
-                if let Ok(Some(known @ (Seat::Taken | Seat::Void))) = said {
+                let said = said.ok().and_then(|(_, said)| decode(&said.ok()?).ok());
+                if let Some(known @ (Seat::Taken | Seat::Void)) = said {
                     return known;
                 }
             }
@@ -79,8 +75,25 @@ impl Shared {
     }
 }
 
-/// While no primary is heard: this peer may have been removed. Then it says so, and goes on as it is: whether it comes
-/// back as a new peer or as a host that attaches is in its file, which is read when it is started again.
+/// What is written down: the number, and of which history. A copy that was made the cluster's (`recover`) keeps its number,
+/// and has another history.
+type Mark = (PeerId, u64);
+
+/// Whether this number was heard to be void in an earlier life. Nobody needs to be asked then.
+pub(super) fn was_void(disk: &Disk, identity: &Identity) -> io::Result<bool> {
+    let Identity::Peer { id, history, .. } = identity else { return Ok(false) };
+    let mark: Option<Mark> = disk.get(Key::Void)?.as_deref().map(decode).transpose()?;
+    Ok(mark == Some((*id, *history)))
+}
+
+async fn write_void(shared: &Shared, id: PeerId) -> io::Result<()> {
+    let Some(history) = shared.ours.borrow().history else { return Ok(()) };
+    shared.disk.put(Key::Void, encode(&(id, history))?).await
+}
+
+/// While no primary is heard: this peer may have been removed. Then it says so, for the agent to end by if it has never
+/// had a quorum; else it goes on as it is: whether it comes back as a new peer or as a host that attaches is in its file,
+/// which is read when it is started again.
 pub(super) async fn watch(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(AGAIN).await;
@@ -90,6 +103,9 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         };
         if shared.is_void(id).await {
             tracing::error!(number = id, "{}", super::standing::REMOVED);
+            if let Err(error) = write_void(&shared, id).await {
+                tracing::warn!(%error, "this is not written down: the next start has to ask again");
+            }
             shared.removed.send_replace(true);
             return;
         }

@@ -9,11 +9,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
-
 use super::identity::{Decision, Founding, Identity, Probed, decide};
 use super::service::JoinAnswer;
-use super::{OpenError, Outlets, Shared};
+use super::{OpenError, Outlets, Shared, seat};
 use crate::cluster::raft::config;
 use crate::cluster::raft::log_store::LogStore;
 use crate::cluster::raft::log_store::disk::{Disk, Key};
@@ -65,8 +63,13 @@ impl Settler {
         let identity = self.shared.identity.borrow().clone();
         let alone = self.shared.settings.peers.len() <= 1;
         match identity {
-            Identity::Peer { id, .. } if self.shared.is_void(id).await => return Err(OpenError::Void { id }),
-            Identity::Peer { .. } => self.start().await?,
+            Identity::Peer { id, .. } => {
+                let void = seat::was_void(&self.shared.disk, &identity).map_err(OpenError::Identity)?;
+                if void || self.shared.is_void(id).await {
+                    return Err(OpenError::Void { id });
+                }
+                self.start().await?;
+            }
             Identity::Fresh { .. } if alone => {
                 let Decision::Found(founding) = self.decide(&BTreeMap::new(), Duration::ZERO) else {
                     return Ok(Some(self));
@@ -143,20 +146,11 @@ impl Settler {
 
     /// What the other peers of the file answer, or why they do not.
     async fn look_around(&self) -> (BTreeMap<HostName, Probed>, Silent) {
-        let settings = &self.shared.settings;
-        let mut asked = JoinSet::new();
-        for (host, address) in settings.peers.iter().filter(|(host, _)| **host != settings.host) {
-            let target = Target { host: host.clone(), id: None, address: address.clone() };
-            let (exchange, host) = (self.shared.exchange.clone(), host.clone());
-            asked.spawn(async move {
-                let answer = exchange.call(&target, Purpose::Probe, Kind::Probe, Vec::new(), QUESTION).await;
-                let answer = answer.map_err(|error| error.to_string());
-                (host, answer.and_then(|answer| decode(&answer).map_err(|error| error.to_string())))
-            });
-        }
+        let asked = self.shared.ask_each(self.shared.others(), (Kind::Probe, Vec::new()), QUESTION);
         let (mut heard, mut silent) = (BTreeMap::new(), Silent::new());
         for (host, answer) in asked.join_all().await {
-            match answer {
+            let answer = answer.map_err(|error| error.to_string());
+            match answer.and_then(|answer| decode(&answer).map_err(|error| error.to_string())) {
                 Ok(probed) => drop(heard.insert(host, probed)),
                 Err(why) => drop(silent.insert(host, why)),
             }

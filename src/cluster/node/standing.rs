@@ -3,6 +3,7 @@
 //! Owns [`Standing`]. It is for people and for choosing whom to ask; it may be late, and nothing is done on
 //! its word alone (`Node::ensure_primary`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,7 +127,7 @@ pub(super) async fn reconnect(shared: Arc<Shared>, mut connections: mpsc::Receiv
 
 /// Brings to disk what nobody waits for, closes lines to former peers, and, as primary, replaces dead voters.
 pub(super) async fn tidy(shared: Arc<Shared>) {
-    let mut told = None;
+    let mut told = BTreeSet::new();
     loop {
         tokio::time::sleep(TIDY).await;
         if shared.disk.send(Op::Tidy).await.is_err() {
@@ -154,17 +155,12 @@ pub(super) async fn tidy(shared: Arc<Shared>) {
                 }
             }
             None => {
-                let dead = membership::dead_voter(&members, dead_after);
-                let dead = dead.map(|member| member.peer.name.clone());
-                if dead != told {
-                    if let Some(host) = &dead {
-                        tracing::warn!(
-                            host,
-                            "dead for long: bring it back, or remove it and add another peer"
-                        );
-                    }
-                    told = dead;
+                let dead = membership::to_replace(&members, dead_after).into_iter();
+                let dead: BTreeSet<String> = dead.map(|member| member.peer.name.clone()).collect();
+                for host in dead.difference(&told) {
+                    tracing::warn!(host, "{}", membership::SUGGESTION);
                 }
+                told = dead;
             }
         }
     }

@@ -22,6 +22,9 @@ type C = Types<TokioRuntime>;
 
 /// The most peers that vote: more make every change slower and survive no more in practice.
 pub const MAX_VOTERS: usize = 7;
+/// What an operator may do about a voter that is dead for long.
+pub const SUGGESTION: &str = "dead for long: start its agent again, or one of its name with an empty data_dir. Is it lost, \
+                              `bigbrother peers add HOST HOST:PORT`: another peer takes its place by itself";
 /// A peer that answered within this time is alive.
 const ALIVE: Duration = Duration::from_secs(2);
 /// How long a newcomer may take to catch up.
@@ -148,10 +151,18 @@ pub fn founders(peers: &BTreeMap<HostName, String>) -> BTreeMap<HostName, String
     peers.iter().take(odd).map(|(host, address)| (host.clone(), address.clone())).collect()
 }
 
-/// A voter that is dead for long: it is to be replaced, or an operator told of it.
-pub fn dead_voter(members: &[Member], dead_after: Duration) -> Option<&Member> {
-    let dead = |member: &Member| member.silent.is_some_and(|silent| silent >= dead_after);
-    members.iter().find(|member| member.role == Role::Voter && dead(member))
+/// The voters that are dead for long. None but on the primary, which hears them.
+fn dead_voters(members: &[Member], dead_after: Duration) -> impl Iterator<Item = &Member> {
+    let dead = move |member: &&Member| member.silent.is_some_and(|silent| silent >= dead_after);
+    members.iter().filter(|member| member.role == Role::Voter).filter(dead)
+}
+
+/// Those of them that nothing takes the seat of by itself: an operator is told of them.
+pub fn to_replace(members: &[Member], dead_after: Duration) -> Vec<&Member> {
+    match replacement(members, dead_after) {
+        Some(_) => Vec::new(),
+        None => dead_voters(members, dead_after).collect(),
+    }
 }
 
 /// The dead voter that is to be replaced, and the learner that takes its seat.
@@ -161,7 +172,7 @@ pub fn replacement(members: &[Member], dead_after: Duration) -> Option<(PeerId, 
     let silent = |member: &Member, than: Duration| member.silent.is_none_or(|silent| silent >= than);
     let voters: Vec<&Member> = members.iter().filter(|member| member.role == Role::Voter).collect();
     let living = voters.iter().filter(|member| !silent(member, ALIVE)).count();
-    let dead = dead_voter(members, dead_after)?;
+    let dead = dead_voters(members, dead_after).next()?;
     let ready = members.iter().filter(|member| member.role == Role::Learner && !silent(member, ALIVE));
     let best = ready.max_by_key(|member| member.matched)?;
     (living > voters.len() / 2).then_some((dead.id, best.id))
@@ -369,12 +380,17 @@ mod tests {
         assert_eq!(replacement(&all, after), Some((3, 4)), "a silent learner is not ready");
         all[2].silent = Some(Duration::from_secs(599));
         assert_eq!(replacement(&all, after), None, "not dead for long enough");
-        assert_eq!(dead_voter(&all, after), None);
+        let told = |all: &[Member]| to_replace(all, after).iter().map(|m| m.id).collect::<Vec<_>>();
+        assert!(told(&all).is_empty());
         all[2].silent = Some(Duration::from_secs(700));
         all[1].silent = Some(Duration::from_secs(3));
         assert_eq!(replacement(&all, after), None, "the quorum has none to spare");
-        assert_eq!(dead_voter(&all, after).map(|member| member.id), Some(3), "it is suggested all the same");
+        assert_eq!(told(&all), [3], "it is suggested all the same");
+        all[1].silent = Some(Duration::from_secs(700));
+        assert_eq!(told(&all), [2, 3]);
+        all[1].silent = Some(Duration::ZERO);
+        assert!(told(&all).is_empty(), "it is replaced by itself");
         all[2].role = Learner;
-        assert_eq!(dead_voter(&all, after), None, "a learner costs nothing");
+        assert!(told(&all).is_empty(), "a learner costs nothing");
     }
 }

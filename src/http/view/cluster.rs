@@ -66,6 +66,10 @@ pub struct PeerView {
     /// Why it does not answer the peer that was asked; null when it does, or a primary tells.
     #[serde(default)]
     pub unreachable: Option<String>,
+    /// What to do about a voter that is dead for `dead_voter_after`, and that no other peer replaces by itself; null when
+    /// there is nothing to do, or no primary to know.
+    #[serde(default)]
+    pub suggestion: Option<String>,
     /// The last entry that it is known to have; null when that is not known.
     pub index: Option<u64>,
 }

@@ -55,6 +55,11 @@ impl Host {
         }
     }
 
+    /// Adds to `[cluster]` of this host.
+    pub fn add_to_cluster(&mut self, lines: &str) {
+        self.cluster.push_str(lines);
+    }
+
     /// Makes this host one of a cluster: its first port is its agent's, its last one its API's.
     pub fn join(&mut self, name: &str, cluster: &str) {
         self.name = name.to_owned();

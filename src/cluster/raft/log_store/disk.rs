@@ -54,6 +54,8 @@ pub enum Key {
     Snapshot,
     /// This peer's number and the founding it belongs to.
     Identity,
+    /// The number of which this peer heard that it is void.
+    Void,
     /// The format of the records.
     Format,
 }
@@ -66,6 +68,7 @@ impl Key {
             Key::Purged => "purged",
             Key::Snapshot => "snapshot",
             Key::Identity => "identity",
+            Key::Void => "void",
             Key::Format => "format",
         }
     }
