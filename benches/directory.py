@@ -219,7 +219,7 @@ class Bench:
     def watches(self):
         pid = self.pids[1]
         print(f"agent with {ENTRIES} entries: {resident_mib(pid):.0f} MiB")
-        for count, hosts, bounds in ((1_000, 1, (10, 20)), (1_000, 3, (30, None)), (5_000, 1, None)):
+        for count, hosts, bounds in ((1_000, 1, (10, 20)), (1_000, 3, (30, 30)), (5_000, 1, None)):
             urls = ",".join(self.apis[1:2] if hosts == 1 else self.apis)
             found = self.order(f"watch {count} {self.args.changes} {urls}")
             memory = resident_mib(pid)

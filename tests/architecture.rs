@@ -266,6 +266,32 @@ fn the_pure_modules_are_pure() {
     assert_none("what time, chance and the machine are to be given, not taken", faults);
 }
 
+/// What the command line takes of the program beside the API: it runs the program, makes certificates, reads cluster.toml,
+/// works on the files of a host whose agent does not run, and knows their errors. `dev` is a service manager of its own.
+const BESIDE_THE_API: &[(&str, &[&str])] = &[
+    ("cli/ca.rs", &["crate::cluster::tls::issue"]),
+    ("cli/declare.rs", &["crate::agent::spec_file"]),
+    ("cli/exit.rs", &["crate::agent::", "crate::cluster::", "crate::keeper::"]),
+    ("cli/peers.rs", &["crate::agent::spec_file", "crate::cluster::node::recover"]),
+    ("cli/pidfd.rs", &["crate::keeper::process"]),
+    ("cli/serve.rs", &["crate::agent::", "crate::keeper"]),
+];
+
+#[test]
+fn the_command_line_knows_the_agent_by_its_api_alone() {
+    let ways = ["crate::agent", "crate::cluster", "crate::keeper", "crate::plan", "crate::process_api"];
+    let mut faults = Vec::new();
+    for source in sources().iter().filter(|source| source.path.starts_with("cli") && !source.is_test()) {
+        let may =
+            BESIDE_THE_API.iter().find(|(path, _)| *path == source.path).map_or(&[][..], |(_, may)| may);
+        for (number, line) in source.code.iter().enumerate() {
+            let past = ways.iter().any(|way| line.contains(way)) && !may.iter().any(|may| line.contains(may));
+            faults.extend(past.then(|| format!("src/{}:{}: {}", source.path, number + 1, line.trim())));
+        }
+    }
+    assert_none("whoever operates asks the API", faults);
+}
+
 #[test]
 fn files_are_short() {
     let mut faults = Vec::new();

@@ -10,6 +10,8 @@ mod certificates;
 mod finding;
 #[path = "cluster/formation.rs"]
 mod formation;
+#[path = "cluster/golden.rs"]
+mod golden;
 #[path = "cluster/hosts.rs"]
 mod hosts;
 #[path = "cluster/loss.rs"]

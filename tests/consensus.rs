@@ -1,7 +1,7 @@
 //! openraft itself in virtual time, with the cluster's own state machine, under faults.
 //!
 //! Three or five peers on `openraft-rt-sim`: links that lose, double, delay and part, peers that die and come back
-//! with what their disks had, leadership handed over. Clients change the spec, scale, tell the directory of runs and
+//! with what their disks had, disks that take nothing any more, leadership handed over. Clients change the spec, scale, tell the directory of runs and
 //! read; their histories must be linearizable. `tests/simulation.rs` has the rest of the cluster over a smaller log.
 //! A seed decides all, and a run that fails prints it: `BIGBROTHER_SEED=7 cargo test --test consensus one_seed`;
 //! `BIGBROTHER_SEEDS=2000` tries more.
@@ -31,6 +31,8 @@ enum Fault {
     None,
     /// A disk tells that it has written what it has not.
     DiskLies,
+    /// A write that has failed is taken for one that has not.
+    ErrorsPassedOver,
     /// A peer answers reads from its own copy, without asking the primary for the index.
     StaleReads,
     /// A change that is asked for again is applied again.
@@ -95,6 +97,11 @@ fn catches(fault: Fault, law: &str) {
 #[test]
 fn a_disk_that_tells_of_more_than_it_has() {
     catches(Fault::DiskLies, record::LOST);
+}
+
+#[test]
+fn errors_of_a_disk_that_are_passed_over() {
+    catches(Fault::ErrorsPassedOver, record::LOST);
 }
 
 #[test]

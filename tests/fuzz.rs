@@ -54,3 +54,15 @@ fn every_law_holds_for_the_corpus_and_what_is_made_of_it() {
         }
     }
 }
+
+#[test]
+fn each_law_is_a_fuzz_target() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).expect("the manifest");
+    for (name, _) in laws::LAWS {
+        let target = fs::read_to_string(folder.join(format!("fuzz_targets/{name}.rs"))).expect("a target");
+        assert!(target.contains(&format!("fuzz_target!(|data: &[u8]| laws::{name}(data));")), "{target}");
+        let declared = format!("name = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"");
+        assert!(manifest.contains(&declared), "{name} is no target of fuzz/Cargo.toml");
+    }
+}

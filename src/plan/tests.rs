@@ -447,7 +447,10 @@ fn any_process() -> impl Strategy<Value = String> {
         "placement = { max_per_host = 2 }",
         "placement = { max_per_host = 1, strategy = \"pack\" }",
     ];
-    (population, 0..rest.len()).prop_map(move |(population, which)| format!("{population}\n{}", rest[which]))
+    (population, 0..rest.len(), any::<bool>()).prop_map(move |(population, which, exclusive)| {
+        let partition = if exclusive { "on_partition = \"stop\"" } else { "" };
+        format!("{population}\n{}\n{partition}", rest[which])
+    })
 }
 
 pub(super) fn any_spec() -> impl Strategy<Value = String> {
@@ -477,6 +480,50 @@ pub(super) fn take_host(state: &mut State, (name, labelled, slots, up, drained):
     });
     let known = state.hosts.get_mut(&host(&name)).unwrap();
     (known.up, known.drained) = (up, drained);
+}
+
+/// The laws look for themselves; this looks at the laws.
+#[test]
+fn each_law_sees_what_breaks_it() {
+    let broken = |lines: &str, change: &dyn Fn(&mut State)| {
+        let mut state = State::default();
+        state.declare(&zone(lines));
+        for name in ["a", "b"] {
+            state.join_with(name, |facts| {
+                facts.capacity.insert("slots".to_owned(), 10);
+                facts.labels.insert("region".to_owned(), "eu".to_owned());
+            });
+        }
+        state.plan_out();
+        change(&mut state);
+        laws::violations(&state).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    let together = |state: &mut State| {
+        for number in 0..2 {
+            state.placements.get_mut(&id(&format!("zone.{number}"))).unwrap().host = host("a");
+        }
+    };
+    let unfit = "nothing is placed on a drained or unfit host: zone.0";
+    let bounds = "no host carries more than it may:";
+    let drain = |state: &mut State| state.hosts.get_mut(&host("a")).unwrap().drained = true;
+    let relabel = |state: &mut State| state.hosts.get_mut(&host("a")).unwrap().facts.labels.clear();
+    let ghost = |state: &mut State| state.placements.get_mut(&id("zone.0")).unwrap().host = host("ghost");
+    for (lines, change, law) in [
+        ("count = 2", &drain as &dyn Fn(&mut State), unfit),
+        ("count = 2\nplacement = { labels = { region = \"eu\" } }", &relabel, unfit),
+        ("count = 2", &ghost, unfit),
+        ("count = 2\nplacement = { needs = { slots = 6 } }", &together, bounds),
+        ("count = 2\nplacement = { max_per_host = 1 }", &together, bounds),
+        (
+            "count = 2\nports = { p7777 = \"udp\" }",
+            &together,
+            "no two instances of a host have one fixed port:",
+        ),
+    ] {
+        assert_eq!(broken(lines, &|_| {}), "", "{lines}");
+        let found = broken(lines, change);
+        assert!(found.starts_with(law), "{lines}: {found:?}, not {law:?}");
+    }
 }
 
 fn check(state: &State) {
@@ -555,7 +602,7 @@ proptest! {
                 state.declare(&text);
             }
             hosts.into_iter().for_each(|host| take_host(&mut state, host));
-            let before = state.placements.clone();
+            let (before, claims) = (state.placements.clone(), state.claims.clone());
             let fresh = plan(&state, &Liveness::default(), 0);
             prop_assert_eq!(planner.plan(&state, &Liveness::default(), 0), fresh, "what it remembers is right");
             let planned = state.plan_out();
@@ -565,6 +612,11 @@ proptest! {
                 for id in instances(&state, name, process) {
                     prop_assert!(state.placements.contains_key(&id) != planned.unplaced.contains_key(&id), "{}", id);
                 }
+            }
+            // What is exclusive stays where it is claimed: here nobody gives anything back.
+            for (id, claim) in &claims {
+                let now = state.placements.get(id).map(|now| &now.host);
+                prop_assert!(now.is_none_or(|now| *now == claim.host), "{} is claimed by {} and on {:?}", id, claim.host, now);
             }
             // Who moved could not stay.
             for (id, old) in &before {

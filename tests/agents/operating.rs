@@ -293,4 +293,8 @@ fn without_a_quorum_changes_are_refused_and_reads_go_on() {
     cluster.ok(0, &["restart", &own.instance.to_string()]);
     assert_eq!(cluster.hosts_view(0).len(), 3);
     assert_eq!(cluster.run(0, &["status"]).code, Some(1));
+    // Nothing of what was refused was done, nor is it later: neither scaled nor stopped nor drained.
+    [1, 2].into_iter().for_each(|lost| cluster.hosts[lost].launch_agent());
+    cluster.ready(0, &ZONES);
+    assert!(cluster.hosts_view(0).iter().all(|host| host.up && !host.drained), "{:?}", cluster.hosts_view(0));
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -179,5 +180,8 @@ fn in_plain_on_loopback_a_stranger_disturbs_nobody_either_and_the_agent_says_wha
         let log = std::fs::read_to_string(host.root.join("agent.log")).unwrap();
         assert!(log.contains("may read the API at 127.0.0.1:"), "{log}");
         assert!(log.contains("set cluster.tls"), "{log}");
+        // Whoever may open the socket may do everything.
+        let socket = std::fs::metadata(host.runtime.join("api.sock")).unwrap();
+        assert_eq!(socket.permissions().mode() & 0o777, 0o600);
     }
 }

@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bigbrother::cluster::node::ProposeError;
-use bigbrother::state::Response;
+use bigbrother::plan::liveness::{Attendance, Report};
+use bigbrother::state::{Command, HostFacts, Response};
 
+use super::net::Net;
 use super::peers::*;
 
 #[test]
@@ -99,12 +101,73 @@ fn a_primary_that_leaves_hands_over() {
         println!("handed over in {:.1} ms", started.elapsed().as_secs_f64() * 1000.0);
         assert_eq!(*peers[primary(&peers)].name(), heir);
     }
-    let place = primary(&peers);
-    let left = Instant::now();
-    peers.remove(place).close();
-    peers[0].propose(launch("after the leave"));
-    // An election takes longer than the election timeout; a hand-over does not need one.
-    assert!(left.elapsed() < Duration::from_millis(1500), "{:?}", left.elapsed());
+    // Whoever takes leave has handed over before it is gone: nobody has to miss it first, which takes two thirds of
+    // this at least. A busy machine may be slow once.
+    let mut fastest = Duration::MAX;
+    for round in 0..3 {
+        let gone = peers.remove(primary(&peers)).close();
+        let left = Instant::now();
+        primary(&peers);
+        fastest = fastest.min(left.elapsed());
+        peers[0].propose(launch(&format!("after leave {round}")));
+        peers.push(Peer::start(&gone));
+    }
+    assert!(fastest < Duration::from_millis(250), "{fastest:?} without a primary");
+}
+
+/// It asks whether it would be elected before it asks for votes.
+#[test]
+fn a_peer_that_was_cut_off_comes_back_in_the_term_in_which_it_went() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    let net = Net::before(&mut all);
+    let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    let away = &peers[(primary(&peers) + 1) % 3];
+    cut_off(&net, away, &peers);
+    let term = until("it hears nobody", || {
+        let standing = away.standing();
+        if standing.primary.is_none() { Ok(standing.term) } else { Err(standing) }
+    });
+    // Some elections long.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(away.standing().term, term, "it has held elections by itself");
+    net.heal();
+    primary(&peers);
+}
+
+/// Neither what it says arrives, nor what it is told.
+fn cut_off(net: &Net, away: &Peer, peers: &[Peer]) {
+    for other in peers.iter().map(Peer::name).filter(|other| *other != away.name()) {
+        net.cut(away.name().as_str(), other.as_str());
+        net.cut(other.as_str(), away.name().as_str());
+    }
+}
+
+/// Not even for as long as it takes itself for the primary: a quorum is asked behind each confirm.
+#[test]
+fn a_primary_that_is_cut_off_confirms_no_host() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    let net = Net::before(&mut all);
+    let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    let old = &peers[primary(&peers)];
+    let facts = HostFacts { version: old.state().version, ..HostFacts::default() };
+    let Response::Incarnation(incarnation) = old.propose(Command::JoinHost { host: name("delta"), facts })
+    else {
+        panic!("no incarnation")
+    };
+    let vigil = old.node().peer();
+    let mut seq = 0;
+    let mut confirmed = || {
+        seq += 1;
+        let report = Report { host: name("delta"), incarnation, seq };
+        old.run(vigil.report(Attendance { report, players: None }, Duration::from_millis(300)))
+    };
+    until("a confirm", || confirmed().ok_or("none"));
+    cut_off(&net, old, &peers);
+    for _ in 0..4 {
+        assert_eq!(confirmed(), None, "confirmed without a quorum");
+    }
+    net.heal();
+    until("a confirm, by whoever is the primary now", || confirmed().ok_or("none"));
 }
 
 #[test]

@@ -160,6 +160,30 @@ async fn a_request_that_takes_long_is_waited_for_while_others_are_answered() {
 }
 
 #[tokio::test]
+async fn what_finds_a_full_queue_is_told_so_and_waits_for_nothing() {
+    // It takes the connection, and says nothing.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_ours, seen) = watch::channel(ours("beta", "pirates"));
+    let exchange = Exchange::new(Dialer::new(seen, None), mpsc::channel(1).0);
+    let target = Target { host: name("alpha"), id: None, address: deaf.local_addr().unwrap().to_string() };
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let (exchange, target) = (exchange.clone(), target.clone());
+        asked.spawn(async move {
+            let began = Instant::now();
+            let ttl = Duration::from_secs(2);
+            (exchange.call(&target, Purpose::Bulk, Kind::Propose, Vec::new(), ttl).await, began.elapsed())
+        });
+    }
+    let answers = asked.join_all().await;
+    let busy: Vec<Duration> =
+        answers.iter().filter(|(answer, _)| *answer == Err(CallError::Busy)).map(|(_, took)| *took).collect();
+    assert!(busy.len() > 200, "{} of 500 found no place", busy.len());
+    assert!(busy.iter().all(|took| *took < Duration::from_secs(1)), "{busy:?}");
+    assert!(answers.iter().all(|(answer, _)| answer.is_err()));
+}
+
+#[tokio::test]
 async fn another_cluster_hears_why_it_is_refused() {
     let wire = wire(ours("beta", "ninjas")).await;
     let Err(DialError::Refused(refusal)) =

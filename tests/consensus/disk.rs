@@ -59,6 +59,8 @@ struct Inner {
     taken: u64,
     /// Grows with each crash; the operations of an older life come to nothing.
     life: u64,
+    /// Nothing is written any more in this life: it is full, or broken.
+    failing: bool,
     rng: fastrand::Rng,
     fault: Fault,
 }
@@ -84,6 +86,7 @@ impl Disk {
             queue: VecDeque::new(),
             taken: 0,
             life: 0,
+            failing: false,
             rng,
             fault,
         })))
@@ -97,8 +100,14 @@ impl Disk {
     pub fn crash(&self) {
         let mut inner = self.inner();
         inner.life += 1;
+        inner.failing = false;
         inner.queue.clear();
         inner.seen = inner.durable.clone();
+    }
+
+    /// From now on each write is an error, until the peer has died.
+    pub fn fail(&self) {
+        self.inner().failing = true;
     }
 
     pub fn open(&self) -> Store {
@@ -120,6 +129,12 @@ impl Store {
         let (number, delay, lies) = {
             let mut inner = self.inner()?;
             inner.seen.take(op.clone());
+            if inner.failing {
+                return match inner.fault {
+                    Fault::ErrorsPassedOver => Ok(()),
+                    _ => Err(io::Error::other("no space is left")),
+                };
+            }
             inner.queue.push_back(op);
             inner.taken += 1;
             let lies = inner.fault == Fault::DiskLies;

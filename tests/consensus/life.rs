@@ -127,7 +127,7 @@ impl Life {
     async fn trouble(&mut self) {
         let any = self.rng.u64(1..=self.peers);
         let primary = self.primary().unwrap_or(any);
-        match self.rng.u32(0..12) {
+        match self.rng.u32(0..13) {
             0 => self.cut_off(any),
             1 | 2 => self.cut_off(primary),
             3 => {
@@ -142,6 +142,13 @@ impl Life {
             6 => self.restart(any).await,
             7 | 8 => self.restart(primary).await,
             9 | 10 => self.change_weather(),
+            11 => {
+                // It takes part no more until somebody starts it again.
+                self.disks[&primary].fail();
+                let pause = self.rng.u64(0..1_500);
+                SimRuntime::sleep(Duration::from_millis(pause)).await;
+                self.restart(primary).await;
+            }
             _ => {
                 if let Some(peer) = self.network.peer(primary) {
                     let _ = peer.raft.trigger().transfer_leader(any).await;

@@ -10,10 +10,11 @@ use bigbrother::keeper::protocol::{End, RunId};
 use bigbrother::state::{Command, Ended, Envelope, Event, EventKind, HostFacts, State};
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use super::pretended::{pretend, two_zones};
-use super::server::{Answer, Follower, Server};
+use super::server::{Answer, Follower, Server, exchange};
 
 pub struct Site {
     pub server: Server,
@@ -196,6 +197,70 @@ async fn a_watcher_hears_that_its_connection_lives_however_much_happens_elsewher
         heard = tokio::time::timeout(Duration::from_secs(40), heard) => heard.expect("a comment"),
     }
     assert!(began.elapsed() > Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+/// More than the ring holds.
+const MANY: u64 = 11_000;
+
+#[tokio::test]
+async fn a_watcher_that_does_not_read_is_told_that_it_has_missed_something_and_holds_up_nobody() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    let (mut slow, mut quick) = (site.watch("", None).await, site.watch("", None).await);
+    quick.until("a snapshot", |seen| seen.contains("snapshot")).await;
+    let mut longest = Duration::ZERO;
+    for run in 2..MANY {
+        site.source.starts("zone.0", run);
+        if run % 100 == 0 {
+            let (began, last) = (Instant::now(), format!("\"run\":{run},"));
+            quick.until("the changes", |seen| seen.contains(&last)).await;
+            longest = longest.max(began.elapsed());
+            assert!(!quick.seen.contains("event: reset"), "it is told of each change");
+            quick.seen.clear();
+        }
+    }
+    assert!(longest < Duration::from_secs(2), "the quick one waited for {longest:?}");
+    // What it was sent at first lies in its socket; then it hears why it is not told the rest, and begins anew.
+    let mut before = String::new();
+    while !slow.seen.contains("event: reset") {
+        before = std::mem::take(&mut slow.seen);
+        slow.until("the next", |seen| !seen.is_empty()).await;
+    }
+    slow.until("a snapshot", |seen| seen.rsplit("event: reset").next().unwrap().contains("event: snapshot"))
+        .await;
+    let seen = slow.seen.split_off(slow.seen.find("event: reset").unwrap());
+    let told = events(&seen);
+    assert!(told[0].2["reason"].as_str().is_some_and(|reason| reason.contains("not known here")), "{seen}");
+    assert_eq!((told[1].0.as_str(), &told[1].2[0]["run"]), ("snapshot", &(MANY - 1).into()), "{seen}");
+    slow.seen.clear();
+    site.source.starts("zone.0", MANY);
+    slow.until("the next change", |seen| seen.contains(&format!("\"run\":{MANY},"))).await;
+    // One that has gone away meanwhile is told the same where it goes on.
+    let last = events(&before).last().expect("what it was told before").1.clone();
+    let mut again = site.watch("", Some(&last)).await;
+    again.until("a snapshot", |seen| events(seen).len() == 2).await;
+    assert_eq!(events(&again.seen)[0].0, "reset");
+}
+
+#[tokio::test]
+async fn those_who_ask_at_once_do_not_come_back_at_once() {
+    let mut site = Site::start(7).await;
+    site.source.starts("zone.0", 1);
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..24 {
+        let stream = UnixStream::connect(site.server.socket()).await.unwrap();
+        asked.spawn(async move {
+            let began = Instant::now();
+            let answer = exchange(stream, "GET", "/v1/directory?index=2&wait=2s", &[], "").await;
+            assert_eq!(answer.status(), 200);
+            began.elapsed()
+        });
+    }
+    let mut took = asked.join_all().await;
+    took.sort();
+    // A sixteenth of the time: two dozen come closer together than a third of that once in a hundred thousand million.
+    assert!(took[0] > Duration::from_millis(1_850), "{took:?}");
+    assert!(took[23] - took[0] > Duration::from_millis(40), "{took:?}");
 }
 
 #[tokio::test]

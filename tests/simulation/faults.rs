@@ -27,6 +27,8 @@ pub enum Fault {
     LostHostPlaced,
     /// The plan does not look whether a host is drained.
     DrainIgnored,
+    /// The plan does not look how much a host may carry.
+    RoomIgnored,
     /// The plan forgets its last change.
     HalfAPlan,
     /// A host that joins again gets its old incarnation.

@@ -1,10 +1,12 @@
 //! A primary: what a leader of the log does with the real planner and roll. It lives and dies with one term.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bigbrother::host::Moment;
 use bigbrother::plan::liveness::{Confirm, Report, Roll, Round};
 use bigbrother::plan::{Liveness, Planner};
+use bigbrother::spec::Strategy;
 use bigbrother::state::{Command, State};
 
 use crate::faults::Fault;
@@ -98,6 +100,12 @@ impl Primary {
             let all: Vec<_> = seen.hosts.keys().cloned().collect();
             for name in all {
                 seen.hosts.get_mut(&name).unwrap().drained = false;
+            }
+        }
+        if fault == Fault::RoomIgnored {
+            for process in seen.spec.processes.values_mut() {
+                let placement = &mut Arc::make_mut(process).placement;
+                (placement.max_per_host, placement.strategy) = (None, Strategy::Pack);
             }
         }
         let mut commands = self.planner.plan(&seen, &Liveness::default(), now).commands;

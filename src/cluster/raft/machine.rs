@@ -280,4 +280,49 @@ mod tests {
         machine.apply_change(&Change::State(envelope()));
         assert_eq!(machine.content.state.index, 4);
     }
+
+    /// Writes when it is let.
+    #[derive(Clone)]
+    struct Slow(Arc<tokio::sync::Semaphore>);
+
+    impl Shelf for Slow {
+        async fn keep(
+            &self,
+            _: SnapshotMeta,
+            bytes: impl FnOnce() -> io::Result<SnapshotBytes> + Send + 'static,
+        ) -> io::Result<SnapshotBytes> {
+            let _turn = self.0.acquire().await.map_err(io::Error::other)?;
+            bytes()
+        }
+
+        async fn newest(&self) -> io::Result<Option<(SnapshotMeta, SnapshotBytes)>> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_of_the_moment_at_which_it_was_asked_for_and_holds_up_no_entry() {
+        type C = Types<openraft::TokioRuntime>;
+        let disk = Slow(Arc::new(tokio::sync::Semaphore::new(0)));
+        let (states, seen) = watch::channel(Arc::default());
+        let mut machine = Machine::new(disk.clone(), states, watch::channel(Applied::default()).0);
+        let pause = Arc::new(Envelope { stamp_ms: 5, command: Command::Pause { target: Target::All } });
+        let pause = Change::State(pause);
+        machine.apply_change(&pause);
+        let patience = std::time::Duration::from_secs(10);
+        let builder =
+            tokio::time::timeout(patience, RaftStateMachine::<C>::get_snapshot_builder(&mut machine));
+        let mut builder = builder.await.expect("it waits for the disk");
+        let building =
+            tokio::spawn(async move { RaftSnapshotBuilder::<C>::build_snapshot(&mut builder).await });
+        tokio::task::yield_now().await;
+        machine.apply_change(&pause);
+        machine.apply_change(&pause);
+        machine.publish();
+        assert_eq!((seen.borrow().index, building.is_finished()), (3, false));
+        disk.0.add_permits(1);
+        let snapshot = building.await.unwrap().unwrap();
+        let (_, content): (u16, Content) = decode(&snapshot.snapshot).unwrap();
+        assert_eq!(content.state.index, 1);
+    }
 }

@@ -19,3 +19,8 @@ pub fn check(after: &State, command: &Command) -> Result<(), String> {
 fn a_plan_that_does_not_look_whether_hosts_are_drained() {
     crate::catches(Fault::DrainIgnored, "nothing is placed on a drained or unfit host");
 }
+
+#[test]
+fn a_plan_that_does_not_look_how_much_a_host_may_carry() {
+    crate::catches(Fault::RoomIgnored, "no host carries more than it may");
+}

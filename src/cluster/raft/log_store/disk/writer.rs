@@ -150,3 +150,32 @@ impl Writer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redb::{ReadableDatabase, ReadableTableMetadata};
+
+    use super::super::Record;
+    use super::*;
+
+    fn append(indices: Range<u64>) -> Vec<Op> {
+        let records = indices.map(|index| Record { index, bytes: vec![7; 32] }).collect();
+        vec![Op::Append { records, done: Box::new(|written| written.unwrap()) }]
+    }
+
+    #[test]
+    fn what_is_purged_goes_in_portions_beside_the_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Arc::new(Database::create(folder.path().join("log.redb")).unwrap());
+        let mut writer = Writer::new(db.clone(), mpsc::channel(1).1);
+        let length = || db.begin_read().unwrap().open_table(LOG).unwrap().len().unwrap();
+        writer.carry_out(&mut append(0..5_000), false);
+        writer.carry_out(&mut vec![Op::Purge { upto: 3_999, mark: vec![1] }], false);
+        writer.carry_out(&mut append(5_000..5_001), false);
+        assert_eq!(length(), 5_001, "a write has waited for what is purged");
+        writer.carry_out(&mut append(5_001..5_002), true);
+        assert_eq!(length(), 5_002 - PORTION, "more than a portion goes with one write");
+        (0..4_000 / PORTION).for_each(|_| writer.carry_out(&mut Vec::new(), true));
+        assert_eq!(length(), 1_002);
+    }
+}
