@@ -272,7 +272,7 @@ const BESIDE_THE_API: &[(&str, &[&str])] = &[
     ("cli/ca.rs", &["crate::cluster::tls::issue"]),
     ("cli/declare.rs", &["crate::agent::spec_file"]),
     ("cli/exit.rs", &["crate::agent::", "crate::cluster::", "crate::keeper::"]),
-    ("cli/peers.rs", &["crate::agent::spec_file", "crate::cluster::node::recover"]),
+    ("cli/peers.rs", &["crate::agent::spec_file", "crate::cluster::node::"]),
     ("cli/pidfd.rs", &["crate::keeper::process"]),
     ("cli/serve.rs", &["crate::agent::", "crate::keeper"]),
 ];
