@@ -12,7 +12,8 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::BufRead;
+use std::io::{BufRead, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,15 +21,14 @@ use bigbrother::cluster::session::{self, Attached, MOVE_AFTER, Session};
 use bigbrother::keeper::protocol::RunId;
 use bigbrother::spec::{HostName, Protocol};
 use bigbrother::state::{Command, Event, EventKind, HostFacts, Response, Version};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 type Fault = Box<dyn Error + Send + Sync>;
 
-/// Hosts that are made up. More of them are silent at once than may be lost, so none is declared down.
-const HOSTS: usize = 20;
+/// Hosts that are made up. More of them are silent at once than may be lost, so none is declared down. Few, since each keeps
+/// a copy of the state here, on the processors that are measured, and writes it to disk.
+const HOSTS: usize = 5;
 /// Events in one command.
 const BATCH: usize = 250;
 /// How long a change may take to the last watcher.
@@ -113,51 +113,57 @@ async fn fill(hosts: &mut [Host], count: usize) -> Result<String, Fault> {
     Ok(format!("{{\"entries\":{count},\"seconds\":{:.2}}}", began.elapsed().as_secs_f64()))
 }
 
-/// One connection: it passes on when each `put` came.
-async fn watch(address: String, after: String, puts: mpsc::Sender<Instant>, ready: mpsc::Sender<()>) {
-    if let Err(error) = read_events(&address, &after, &puts, &ready).await {
-        eprintln!("a watcher of {address}: {error}");
+/// Opens a watch; what comes of it is still to be read.
+fn open(address: &str, after: &str) -> Result<TcpStream, Fault> {
+    let mut stream = TcpStream::connect(address)?;
+    let head = format!("GET /v1/directory/watch?after={after} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
+    let mut said = [0; 4096];
+    let size = stream.read(&mut said)?;
+    if !said.starts_with(b"HTTP/1.1 200") {
+        return Err(String::from_utf8_lossy(&said[..size]).into());
     }
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
-async fn read_events(
-    address: &str,
-    after: &str,
-    puts: &mpsc::Sender<Instant>,
-    ready: &mpsc::Sender<()>,
-) -> Result<(), Fault> {
-    let mut stream = TcpStream::connect(address).await?;
-    let head = format!("GET /v1/directory/watch?after={after} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-    stream.write_all(head.as_bytes()).await?;
-    let (mut buffer, mut began) = ([0; 4096], false);
-    loop {
-        let size = stream.read(&mut buffer).await?;
-        if size == 0 {
-            return Err("the agent hung up".into());
-        }
-        let now = Instant::now();
-        // An event is short and sent at once, so it comes in one piece.
-        for _ in buffer[..size].windows(11).filter(|window| *window == b"event: put\n") {
-            puts.send(now).await?;
-        }
-        if !std::mem::replace(&mut began, true) {
-            if !buffer.starts_with(b"HTTP/1.1 200") {
-                return Err(String::from_utf8_lossy(&buffer[..size]).into());
+/// Passes on when each `put` came, until nobody wants to know. One thread for all: in the field the watchers are on other
+/// machines, so here they take as little of the processors as they can.
+fn read_events(streams: &[TcpStream], puts: &mpsc::Sender<Vec<Instant>>) -> Result<(), Fault> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    for (number, stream) in streams.iter().enumerate() {
+        epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))?;
+    }
+    let (mut ready, mut buffer) = ([EpollEvent::empty(); 64], [0; 4096]);
+    while !puts.is_closed() {
+        let count = epoll.wait(&mut ready, 100_u16)?;
+        let mut heard = Vec::with_capacity(count);
+        for event in &ready[..count] {
+            let size = (&streams[event.data() as usize]).read(&mut buffer)?;
+            if size == 0 {
+                return Err("an agent hung up".into());
             }
-            ready.send(()).await?;
+            let now = Instant::now();
+            // An event is short and sent at once, so it comes in one piece.
+            let events = buffer[..size].windows(11).filter(|window| *window == b"event: put\n");
+            heard.extend(events.map(|_| now));
+        }
+        if !heard.is_empty() && puts.blocking_send(heard).is_err() {
+            break;
         }
     }
+    Ok(())
 }
 
 /// The id of the last event, by an agent's own account.
-async fn newest(address: &str) -> Result<String, Fault> {
-    let mut stream = TcpStream::connect(address).await?;
+fn newest(address: &str) -> Result<String, Fault> {
+    let mut stream = TcpStream::connect(address)?;
     let head = format!("GET /v1/directory/watch?process=none HTTP/1.1\r\nHost: {address}\r\n\r\n");
-    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(head.as_bytes())?;
     let mut said = String::new();
     let mut buffer = [0; 4096];
     while !said.contains("\n\n") {
-        let size = stream.read(&mut buffer).await?;
+        let size = stream.read(&mut buffer)?;
         said.push_str(std::str::from_utf8(&buffer[..size])?);
     }
     let id = said.lines().find_map(|line| line.strip_prefix("id: "));
@@ -166,28 +172,24 @@ async fn newest(address: &str) -> Result<String, Fault> {
 
 struct Crowd {
     hosts: Vec<Host>,
-    watchers: JoinSet<()>,
+    /// What the watchers hear; they hang up when it is dropped.
+    watchers: Option<mpsc::Receiver<Vec<Instant>>>,
     /// The next instance that becomes ready.
     next: usize,
 }
 
 impl Crowd {
     async fn watch(&mut self, count: usize, changes: usize, addresses: &[&str]) -> Result<String, Fault> {
-        self.watchers.abort_all();
-        let after = newest(addresses[0]).await?;
-        let ((to, mut puts), (up, mut ready)) = (mpsc::channel(8192), mpsc::channel(8192));
+        let after = newest(addresses[0])?;
         let began = Instant::now();
-        for number in 0..count {
-            let address = addresses[number % addresses.len()].to_owned();
-            self.watchers.spawn(watch(address, after.clone(), to.clone(), up.clone()));
-            // Not more at once than a listener lets wait.
-            if number >= 64 {
-                tokio::time::timeout(PATIENCE, ready.recv()).await?;
-            }
-        }
-        for _ in 0..count.min(64) {
-            tokio::time::timeout(PATIENCE, ready.recv()).await?;
-        }
+        let addresses = addresses.iter().cycle().take(count);
+        let streams: Vec<TcpStream> =
+            addresses.map(|address| open(address, &after)).collect::<Result<_, _>>()?;
+        let (to, puts) = mpsc::channel(8192);
+        let puts = self.watchers.insert(puts);
+        std::thread::spawn(move || {
+            read_events(&streams, &to).inspect_err(|error| eprintln!("the watchers: {error}"))
+        });
         let connected = began.elapsed();
         let (mut since_proposal, mut since_commit, mut middle) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..changes {
@@ -198,8 +200,9 @@ impl Crowd {
             self.hosts[of(number)].tell(vec![event(number, EventKind::Ready)?]).await?;
             let committed = Instant::now();
             let mut heard = Vec::new();
-            for _ in 0..count {
-                heard.extend(tokio::time::timeout(PATIENCE, puts.recv()).await?);
+            while heard.len() < count {
+                let more = tokio::time::timeout(PATIENCE, puts.recv()).await?;
+                heard.extend(more.ok_or("the watchers ended")?);
             }
             heard.sort();
             let last = heard[heard.len() - 1];
@@ -232,7 +235,7 @@ impl Crowd {
                 self.watch(count.parse()?, changes.parse()?, &addresses).await
             }
             ["drop"] => {
-                self.watchers.shutdown().await;
+                self.watchers = None;
                 Ok("{}".to_owned())
             }
             _ => Err(format!("{line:?} is no order").into()),
@@ -252,7 +255,7 @@ async fn main() -> Result<(), Fault> {
         let (name, address) = peer.split_once('=').ok_or("NAME=ADDRESS")?;
         peers.insert(name.parse()?, address.to_owned());
     }
-    let mut crowd = Crowd { hosts: Vec::new(), watchers: JoinSet::new(), next: 1 };
+    let mut crowd = Crowd { hosts: Vec::new(), watchers: None, next: 1 };
     for number in 0..HOSTS {
         crowd.hosts.push(Host::join(cluster, Path::new(folder), &peers, number).await?);
     }

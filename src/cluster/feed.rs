@@ -17,7 +17,7 @@ use crate::state::{Change, State};
 /// Changes that are kept.
 const KEPT: usize = 10_000;
 /// Changes that a watcher takes at once.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// A place among the changes: a state index, and a place within it.
 pub type At = (u64, u32);
@@ -139,7 +139,12 @@ impl Feed {
         if at < ring.since {
             return None;
         }
-        let first = ring.changes.partition_point(|told| told.at() <= at);
+        // Most who ask lack the last one or two.
+        let new = ring.changes.iter().rev().take(BATCH).take_while(|told| told.at() > at).count();
+        let first = match new < BATCH {
+            true => ring.changes.len() - new,
+            false => ring.changes.partition_point(|told| told.at() <= at),
+        };
         Some(ring.changes.range(first..).take(BATCH).cloned().collect())
     }
 }

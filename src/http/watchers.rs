@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,15 +23,16 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 use utoipa::IntoParams;
 
 use super::directory::view;
 use super::problem::Refusal;
 use super::router::Api;
 use super::said::Hearer;
+use super::server::stopped;
 use super::sse::{Seen, event};
-use crate::cluster::feed::{At, Feed, Told};
+use crate::cluster::feed::{At, BATCH, Feed, Told};
 use crate::spec::ProcessName;
 use crate::state::{Change, Changed};
 
@@ -91,13 +93,19 @@ pub(super) async fn follow(
     };
     let watcher = Watcher {
         modified: feed.modified(),
-        stop: api.shutdown.clone(),
+        behind: true,
+        over: false,
+        stop: {
+            let mut stop = api.shutdown.clone();
+            Box::pin(async move { stopped(&mut stop).await })
+        },
         api,
         feed,
         process,
         hearer,
         next,
         taken: VecDeque::new(),
+        alive: Box::pin(sleep_until(Instant::now() + ALIVE)),
         alive_at: Instant::now() + ALIVE,
         _place: place,
     };
@@ -145,12 +153,18 @@ struct Watcher {
     feed: Feed,
     /// The index of the directory's last change.
     modified: watch::Receiver<u64>,
-    stop: watch::Receiver<bool>,
+    /// Since the ring was last looked at there may be a change; else nobody need look.
+    behind: bool,
+    over: bool,
+    /// The agent ends. Like `alive`, made once: a wait costs each of thousands what it has to prepare.
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
     process: Option<ProcessName>,
     hearer: Option<Hearer>,
     next: Next,
     /// Changes that were taken and not told yet.
     taken: VecDeque<Arc<Told>>,
+    /// Fires at `alive_at` or before.
+    alive: Pin<Box<Sleep>>,
     /// When it is told that nothing has happened, unless something does before.
     alive_at: Instant,
     _place: OwnedSemaphorePermit,
@@ -160,7 +174,7 @@ impl Watcher {
     /// The next event once there is one; `None`: the agent ends.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if *self.stop.borrow() {
+            if self.over || *self.api.shutdown.borrow() {
                 return None;
             }
             if let Some(told) = self.taken.pop_front() {
@@ -176,16 +190,19 @@ impl Watcher {
                     return Some(event("reset", None, &json!({ "reason": why })));
                 }
                 Next::Snapshot => return Some(self.snapshot().await),
+                Next::After(_) if !self.behind => {
+                    if let Some(said) = self.wait().await {
+                        return Some(said);
+                    }
+                }
                 Next::After(at) => {
                     self.modified.mark_unchanged();
                     match self.feed.after(at) {
                         None => self.next = Next::Reset("what came in between is not known here any more"),
-                        Some(none) if none.is_empty() => {
-                            if let Some(said) = self.wait().await {
-                                return Some(said);
-                            }
+                        Some(changes) => {
+                            self.behind = changes.len() >= BATCH;
+                            self.taken = changes;
                         }
-                        Some(changes) => self.taken = changes,
                     }
                 }
             }
@@ -196,10 +213,20 @@ impl Watcher {
     async fn wait(&mut self) -> Option<Bytes> {
         tokio::select! {
             // Whoever tells of changes is gone when the agent ends.
-            Ok(()) = self.modified.changed() => None,
-            _ = self.stop.wait_for(|stop| *stop) => None,
+            Ok(()) = self.modified.changed() => {
+                self.behind = true;
+                None
+            }
+            () = &mut self.stop => {
+                self.over = true;
+                None
+            }
             hearer = said(&mut self.hearer) => hearer.news().map(|said| event("status", None, &said)),
-            () = tokio::time::sleep_until(self.alive_at) => Some(Bytes::from_static(COMMENT)),
+            () = &mut self.alive => {
+                let late = Instant::now() >= self.alive_at;
+                self.alive.as_mut().reset(if late { Instant::now() + ALIVE } else { self.alive_at });
+                late.then_some(Bytes::from_static(COMMENT))
+            }
         }
     }
 
@@ -208,7 +235,7 @@ impl Watcher {
         let (at, text) = self.api.whole.read(&self.process).await;
         // The state goes out before its changes do.
         let _ = reach(&self.feed, at.0).await;
-        self.next = Next::After(at);
+        (self.next, self.behind) = (Next::After(at), true);
         text
     }
 
