@@ -2,15 +2,18 @@
 //!
 //! Owns which kind of lock that takes. Called by the keeper for its folder and by the agent for its data.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-/// Locks a file for as long as what this gives is open; `None`: another process has it. No second descriptor of the
-/// same file may be closed meanwhile, which would end the lock.
-pub fn take(file: File) -> io::Result<Option<File>> {
+/// Locks a file, made where there is none, for as long as what this gives is open; `None`: another process has it. No
+/// second descriptor of the same file may be closed meanwhile, which would end the lock.
+pub fn take(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
     let lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

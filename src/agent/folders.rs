@@ -3,9 +3,8 @@
 //! Owns the lock on `data_dir`: two agents that write the same state, ports and run numbers would each undo what the
 //! other did. (That no second one works in `runtime_dir` shows by its socket.) Called once, at an agent's start.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,8 +42,7 @@ pub async fn hold(data_dir: &Path) -> Result<Option<File>, FolderError> {
     let path = data_dir.join("agent.lock");
     let deadline = Instant::now() + DYING;
     loop {
-        let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        match opened.and_then(lock::take) {
+        match lock::take(&path) {
             Ok(Some(held)) => return Ok(Some(held)),
             Ok(None) if Instant::now() > deadline => return Err(FolderError::Taken(data_dir.to_owned())),
             Ok(None) => tokio::time::sleep(DYING / 40).await,

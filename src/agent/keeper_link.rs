@@ -15,12 +15,10 @@ use crate::keeper::protocol::{
     DecodeError, EncodeError, MAX_PACKET, Reply, Request, SOCKET, decode, encode, gather,
 };
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
     recvmsg, sendmsg, socket,
 };
-use nix::unistd::Pid;
 
 /// The most packets that wait; beyond it the keeper is taken for hung and the link is given up.
 const MAX_WAITING: usize = 65_536;
@@ -210,36 +208,18 @@ pub enum KeeperSource {
 /// The first thing that an agent does: where there is no keeper yet and it is the agent's to start one, it comes up
 /// beside the agent. Whatever else there is, a socket that nobody listens on too, is seen when it is connected to.
 pub fn start_first(source: &KeeperSource, runtime_dir: &Path, data_dir: &Path) -> Early {
-    let KeeperSource::Own { program, cgroup } = source else { return Early(None) };
+    let KeeperSource::Own { program, cgroup } = source else { return None };
     if runtime_dir.join(SOCKET).exists() {
-        return Early(None);
+        return None;
     }
     let started = start_keeper(program, runtime_dir, data_dir, cgroup.as_deref());
     // It is tried again by the loop, which tells.
-    Early(started.ok())
+    started.ok()
 }
 
-/// A keeper that came up before there was an agent. Where none comes to be it ends, too, unless it was taken; what it
-/// has found running lives on, as whenever a keeper ends.
-pub struct Early(Option<Child>);
-
-impl Early {
-    /// From now on it is the loop's.
-    pub fn take(&mut self) -> Option<Child> {
-        self.0.take()
-    }
-}
-
-impl Drop for Early {
-    fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
-        // It was not waited for, so the number is still its own.
-        let pid = Pid::from_raw(child.id().cast_signed());
-        if kill(pid, Signal::SIGTERM).is_ok() {
-            let _ = child.wait();
-        }
-    }
-}
+/// A keeper that came up before there was an agent, until the loop has it. Where no agent comes to be it is left alone:
+/// an idle one ends by itself, and one that has found runs holds the fence of what is exclusive.
+pub type Early = Option<Child>;
 
 /// Starts a keeper that outlives this agent. Its messages go to `keeper.log` in the data folder, or where
 /// the agent's go.

@@ -69,7 +69,8 @@ struct RecoverArgs {
     /// Do not ask on the terminal whether it is meant.
     #[arg(long)]
     yes: bool,
-    /// Take the copy even if it shows by itself that this host did not vote.
+    /// Take the copy even if it shows by itself that this host did not vote, or if a program listens where a peer was
+    /// that only the copy knows, and may be its agent.
     #[arg(long)]
     anyway: bool,
 }

@@ -154,8 +154,7 @@ impl Node {
     }
 
     async fn begin(settings: Settings) -> Result<(Node, Settler), OpenError> {
-        let tls =
-            settings.tls.as_ref().map(|files| Tls::load(files, &settings.host)).transpose()?.map(Arc::new);
+        let tls = Tls::if_any(settings.tls.as_ref(), &settings.host)?;
         let folder = settings.data_dir.join("raft");
         let disk = {
             let folder = folder.clone();

@@ -14,7 +14,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -83,8 +82,7 @@ impl Session {
     /// Reads the last known state and begins to look for a peer. Returns at once: what it can say without a
     /// peer, [`Attached::states`] says from the beginning.
     pub async fn open(settings: Settings) -> Result<Session, OpenError> {
-        let tls =
-            settings.tls.as_ref().map(|files| Tls::load(files, &settings.host)).transpose()?.map(Arc::new);
+        let tls = Tls::if_any(settings.tls.as_ref(), &settings.host)?;
         let kept = kept::read(&settings.data_dir, &settings.cluster).await;
         if settings.peers.is_empty() && kept.members.peers.is_empty() {
             return Err(OpenError::NoPeers);

@@ -127,6 +127,11 @@ impl Tls {
         Ok(Tls { files: files.clone(), host: host.clone(), read, distrusts: watch::channel(0).0 })
     }
 
+    /// The same of a host that may have none and speaks in plain then.
+    pub fn if_any(files: Option<&TlsFiles>, host: &HostName) -> Result<Option<Arc<Tls>>, TlsError> {
+        files.map(|files| Tls::load(files, host).map(Arc::new)).transpose()
+    }
+
     /// Reads the files again; nothing changes by that.
     pub fn read_again(&self) -> Result<Read, TlsError> {
         let read = Read::from(&self.files, &self.host)?;

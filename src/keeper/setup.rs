@@ -4,11 +4,11 @@
 //! the ledger is read, and the old keeper's runs are taken over before the socket is there. Called by the
 //! command line.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::epoll::EpollFlags;
@@ -272,14 +272,10 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
-    let bad_dir = |source| KeeperError::RuntimeDir { path: dir.to_owned(), source };
-    let mut open = OpenOptions::new();
-    let file = open.write(true).create(true).truncate(false).mode(0o600).open(dir.join("keeper.lock"));
-    let file = file.map_err(bad_dir)?;
-    match lock::take(file) {
+    match lock::take(&dir.join("keeper.lock")) {
         Ok(Some(file)) => Ok(file.into()),
         Ok(None) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(error) => Err(bad_dir(error)),
+        Err(source) => Err(KeeperError::RuntimeDir { path: dir.to_owned(), source }),
     }
 }
 

@@ -9,7 +9,7 @@ use bigbrother::cluster::session::Attached;
 use bigbrother::state::Response;
 
 use super::hosts::*;
-use super::net::Net;
+use super::net::{Net, cut_off};
 use super::peers::*;
 
 /// A silence of 1 s, its jitter of 0.5 s, and the search.
@@ -152,10 +152,7 @@ fn a_host_leaves_a_peer_that_is_cut_off_from_the_others() {
     primary(&peers);
     let host = Host::start(&host_of(&all[0], "delta"));
     let old = host.served();
-    for peer in &peers {
-        net.cut(peer.name().as_str(), old.as_str());
-        net.cut(old.as_str(), peer.name().as_str());
-    }
+    cut_off(&net, &peers[place(&peers, &old)], &peers);
     left(&host, &old, Instant::now());
     host.propose(spec());
 }

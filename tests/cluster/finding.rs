@@ -139,12 +139,13 @@ fn names_are_resolved_anew() {
         let (folder, mut all) = settings(&["alpha", "beta", "gamma"]);
         let hosts = folder.path().join("hosts");
         let resolve = |to: &str| std::fs::write(&hosts, format!("{to} peers.test\n")).unwrap();
-        resolve("127.0.0.1");
+        let own = own_address().to_string();
+        resolve(&own);
         mount(Some(&hosts), "/etc/hosts", none, MsFlags::MS_BIND, none).unwrap();
         let named: BTreeMap<_, _> = all[0]
             .peers
             .iter()
-            .map(|(host, address)| (host.clone(), address.replace("127.0.0.1", "peers.test")))
+            .map(|(host, address)| (host.clone(), address.replace(&own, "peers.test")))
             .collect();
         all.iter_mut().for_each(|settings| settings.peers.clone_from(&named));
         let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
@@ -153,8 +154,7 @@ fn names_are_resolved_anew() {
         host.propose(spec());
         peers.into_iter().for_each(|peer| drop(peer.kill()));
         resolve("127.0.0.2");
-        all.iter_mut()
-            .for_each(|settings| settings.listen = settings.listen.replace("127.0.0.1", "127.0.0.2"));
+        all.iter_mut().for_each(|settings| settings.listen = settings.listen.replace(&own, "127.0.0.2"));
         let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
         host.propose(launch("there"));
         assert_eq!(notes(&alike(&host, &peers[0])).len(), 1);

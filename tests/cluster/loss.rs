@@ -7,7 +7,7 @@ use bigbrother::cluster::node::ProposeError;
 use bigbrother::plan::liveness::{Attendance, Report};
 use bigbrother::state::{Command, HostFacts, Response};
 
-use super::net::Net;
+use super::net::{Net, cut_off};
 use super::peers::*;
 
 #[test]
@@ -132,14 +132,6 @@ fn a_peer_that_was_cut_off_comes_back_in_the_term_in_which_it_went() {
     assert_eq!(away.standing().term, term, "it has held elections by itself");
     net.heal();
     primary(&peers);
-}
-
-/// Neither what it says arrives, nor what it is told.
-fn cut_off(net: &Net, away: &Peer, peers: &[Peer]) {
-    for other in peers.iter().map(Peer::name).filter(|other| *other != away.name()) {
-        net.cut(away.name().as_str(), other.as_str());
-        net.cut(other.as_str(), away.name().as_str());
-    }
 }
 
 /// Not even for as long as it takes itself for the primary: a quorum is asked behind each confirm.

@@ -3,21 +3,11 @@
 use std::time::Duration;
 
 use bigbrother::cluster::node::Settings;
-use bigbrother::cluster::raft::membership::Role;
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, encode};
 use tokio::sync::{mpsc, watch};
 
 use super::peers::*;
-
-/// (host, id, votes) of all peers.
-fn roll(peer: &Peer) -> Vec<(String, u64, bool)> {
-    let member =
-        |m: bigbrother::cluster::raft::membership::Member| (m.peer.name, m.id, m.role == Role::Voter);
-    let mut roll: Vec<_> = peer.node().peers().into_iter().map(member).collect();
-    roll.sort();
-    roll
-}
 
 fn entry(host: &str, id: u64, votes: bool) -> (String, u64, bool) {
     (host.to_owned(), id, votes)
@@ -241,7 +231,12 @@ fn a_living_peer_that_is_removed_says_so_and_is_a_new_one_after_a_restart() {
     let said = standing.broken.unwrap();
     assert!(said.contains("removed") && said.contains("again") && !standing.quorum, "{said}");
     assert_eq!(beta.node().id(), Some(2));
+    // It was removed under this number before, in another cluster or before a backup was put back.
+    let aside = |named: &str| beta.settings.data_dir.join(named);
+    std::fs::create_dir_all(aside("raft.removed.2/of_before")).unwrap();
+    let [before, now] = ["raft.removed.2/of_before", "raft.removed.2.2/raft.redb"].map(aside);
     peers.push(Peer::start(&beta.kill()));
+    assert!(before.exists() && now.exists(), "what it had, both times");
     let all = [entry("alpha", 1, true), entry("beta", 0, false), entry("gamma", 3, true)];
     wait_for(&peers, &all, "beta");
     agreed(&peers);

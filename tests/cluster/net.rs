@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
+use super::peers::Peer;
+
 type Cuts = Arc<Mutex<BTreeSet<(String, String)>>>;
 
 /// Connections go on to where they were meant for, unless they are cut: then they stay open and nothing moves.
@@ -42,6 +44,14 @@ impl Net {
 
     pub fn heal(&self) {
         self.cuts.lock().unwrap().clear();
+    }
+}
+
+/// Neither what it says arrives, nor what it is told.
+pub fn cut_off(net: &Net, away: &Peer, peers: &[Peer]) {
+    for other in peers.iter().map(Peer::name).filter(|other| *other != away.name()) {
+        net.cut(away.name().as_str(), other.as_str());
+        net.cut(other.as_str(), away.name().as_str());
     }
 }
 

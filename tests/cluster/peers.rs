@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bigbrother::cluster::node::{Node, OpenError, Settings, Standing};
+use bigbrother::cluster::raft::membership::{Member, Role};
 use bigbrother::config::{self, Context};
 use bigbrother::spec::HostName;
 use bigbrother::state::{Command, Response, State};
@@ -135,8 +136,15 @@ pub fn settings(hosts: &[&str]) -> (TempDir, Vec<Settings>) {
     (folder, all)
 }
 
+/// A loopback address of this process alone: no other program is given a port there while a peer is down.
+pub fn own_address() -> Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 + high, middle, low)
+}
+
 pub fn settings_in(folder: &Path, hosts: &[&str]) -> Vec<Settings> {
-    let sockets: Vec<TcpListener> = hosts.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let sockets: Vec<TcpListener> =
+        hosts.iter().map(|_| TcpListener::bind((own_address(), 0)).unwrap()).collect();
     let address = |socket: &TcpListener| socket.local_addr().unwrap().to_string();
     let peers: BTreeMap<HostName, String> =
         hosts.iter().zip(&sockets).map(|(host, socket)| (name(host), address(socket))).collect();
@@ -170,6 +178,14 @@ pub fn primary(peers: &[Peer]) -> usize {
         let place = host.and_then(|host| peers.iter().position(|peer| *peer.name() == host));
         place.filter(|_| alike).ok_or(standings)
     })
+}
+
+/// (host, number, votes) of all peers, as this one knows them.
+pub fn roll(peer: &Peer) -> Vec<(String, u64, bool)> {
+    let member = |m: Member| (m.peer.name, m.id, m.role == Role::Voter);
+    let mut roll: Vec<_> = peer.node().peers().into_iter().map(member).collect();
+    roll.sort();
+    roll
 }
 
 /// A spec with an on-demand process, of which instances can be launched and counted.

@@ -8,10 +8,6 @@ use std::path::{Path, PathBuf};
 use crate::cluster::raft::log_store::OpenError as LogError;
 use crate::cluster::tls::TlsError;
 
-/// Told when a removed peer begins anew.
-const AWAY: &str = "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, \
-                    with the state of the others; what it had lies aside";
-
 /// Why a peer cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -64,8 +60,18 @@ pub enum OpenError {
 
 /// The log of a number that is void: its votes count no more; whoever wonders later what it had finds it there.
 pub(super) fn set_aside(folder: &Path, id: u64) -> Result<(), OpenError> {
-    let aside = folder.with_extension(format!("removed.{id}"));
+    let (mut aside, mut times) = (folder.with_extension(format!("removed.{id}")), 1);
+    // A backup or another cluster may give a host a number that it had before.
+    while aside.exists() {
+        times += 1;
+        aside = folder.with_extension(format!("removed.{id}.{times}"));
+    }
     std::fs::rename(folder, &aside).map_err(|source| OpenError::Aside { path: folder.to_owned(), source })?;
-    tracing::warn!(number = id, aside = %aside.display(), "{AWAY}");
+    tracing::warn!(
+        number = id,
+        "this host was removed from the peers, or replaced, while it was away: it comes back as a new peer, with the \
+         state of the others; what it had lies in {}",
+        aside.display()
+    );
     Ok(())
 }

@@ -9,21 +9,11 @@ use tokio::task::JoinSet;
 
 use super::Shared;
 use crate::cluster::wire::{CallError, Kind, Purpose, Target};
-use crate::spec::HostName;
 
 /// Who was asked, and what came of it; in the order in which the answers come.
 pub(super) type Answers<Who> = JoinSet<(Who, Result<Vec<u8>, CallError>)>;
 
 impl Shared {
-    /// The other peers of the file, whatever their numbers are by now.
-    pub(super) fn others(&self) -> Vec<(HostName, Target)> {
-        let others = self.settings.peers.iter().filter(|(host, _)| **host != self.settings.host);
-        let target = |(host, address): (&HostName, &String)| {
-            (host.clone(), Target { host: host.clone(), id: None, address: address.clone() })
-        };
-        others.map(target).collect()
-    }
-
     /// Asks all of these; each has so long.
     pub(super) fn ask_each<Who: Send + 'static>(
         &self,

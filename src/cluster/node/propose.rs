@@ -314,11 +314,9 @@ impl Shared {
     /// A newcomer hears nothing of the primary yet: any peer of the file will do, in turn.
     fn primary_or_file(&self) -> Option<Target> {
         self.primary().or_else(|| {
-            let others: Vec<_> =
-                self.settings.peers.iter().filter(|(host, _)| **host != self.settings.host).collect();
+            let mut others = self.settings.others().into_iter();
             let turn = self.number.fetch_add(1, Ordering::Relaxed) as usize;
-            let (host, address) = others.get(turn % others.len().max(1))?;
-            Some(Target { host: (*host).clone(), id: None, address: (*address).clone() })
+            others.nth(turn % others.len().max(1)).map(|(_, target)| target)
         })
     }
 

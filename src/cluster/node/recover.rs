@@ -55,6 +55,19 @@ pub enum RecoverError {
         /// Where.
         address: String,
     },
+    /// What listens where another peer was may be its agent.
+    #[error(
+        "something listens at {address}, where {host} was when the copy was made, and may be its agent: stop it. If it is \
+         another program, `bigbrother peers recover --anyway`"
+    )]
+    Unclear {
+        /// Which peer.
+        host: HostName,
+        /// Where.
+        address: String,
+        /// What came of a handshake.
+        source: DialError,
+    },
     /// The copy is not one to begin with while there is a better one.
     #[error(
         "by this copy itself {host} {standing}: what the voters have decided since is not in it. Take the copy of a peer \
@@ -88,8 +101,8 @@ pub enum RecoverError {
 
 /// Makes the copy in `data_dir` that of a cluster with this one of the peers; gives the last entry that it has. The
 /// agent that is started next is its primary, and takes in whoever has no copy. Refused while another peer's agent
-/// answers: one of the file's `peers`, or of those that the copy knows. The copy of a peer that does not vote by it is only
-/// taken `anyway`.
+/// answers: one of the file's `peers`, or of those that the copy knows. Only `anyway` it is taken while something unclear
+/// listens where one of the latter was, or when it is that of a peer that does not vote by it.
 pub async fn recover(settings: &Settings, anyway: bool) -> Result<u64, RecoverError> {
     let Settings { host, peers, data_dir, .. } = settings;
     let address = peers.get(host).cloned().ok_or_else(|| RecoverError::NoPeer(host.clone()))?;
@@ -105,9 +118,7 @@ pub async fn recover(settings: &Settings, anyway: bool) -> Result<u64, RecoverEr
     };
     let recorded =
         recorded(&DiskShelf::new(&folder, disk.clone()), &disk, &marks).map_err(RecoverError::Read)?;
-    if let Some((host, address)) = living(settings, &identity, &recorded).await? {
-        return Err(RecoverError::Alive { host, address });
-    }
+    others_are_gone(settings, &identity, &recorded, anyway).await?;
     let removed = seat::was_void(&disk, &identity)?;
     if let Some(standing) = lesser(&recorded, id, removed).filter(|_| !anyway) {
         return Err(RecoverError::NoVoter { host: host.clone(), standing });
@@ -160,18 +171,18 @@ fn lesser(recorded: &Membership<PeerId, Peer>, id: PeerId, removed: bool) -> Opt
     }
 }
 
-/// One of the other peers whose agent lives. Where one of the file should be, whoever listens is taken for it; where one
-/// was that only the copy knows, another program may be by now.
-async fn living(
+/// Where one of the other peers of the file should be, whoever listens is taken for it; where one was that only the copy
+/// knows, another program may be by now.
+async fn others_are_gone(
     settings: &Settings,
     identity: &Identity,
     recorded: &Membership<PeerId, Peer>,
-) -> Result<Option<(HostName, String)>, RecoverError> {
+    anyway: bool,
+) -> Result<(), RecoverError> {
     let mut asked = JoinSet::new();
-    for (host, address) in settings.peers.clone().into_iter().filter(|(host, _)| *host != settings.host) {
+    for (host, Target { address, .. }) in settings.others() {
         asked.spawn(async move {
-            let dialled = tokio::time::timeout(QUESTION, TcpStream::connect(&address)).await;
-            dialled.is_ok_and(|dialled| dialled.is_ok()).then_some((host, address))
+            if listens(&address).await { Err(RecoverError::Alive { host, address }) } else { Ok(()) }
         });
     }
     let known = recorded.nodes().filter_map(|(_, peer)| Some((peer.name.parse().ok()?, &peer.address)));
@@ -182,38 +193,51 @@ async fn living(
         let dialer = dialer(settings, identity)?;
         for (host, address) in gone {
             let (dialer, target) = (dialer.clone(), Target { host, id: None, address: address.clone() });
-            asked.spawn(async move {
-                let found = of_this_cluster(&dialer, &target).await;
-                found.then_some((target.host, target.address))
-            });
+            asked.spawn(async move { is_gone(&dialer, target).await });
         }
     }
-    Ok(asked.join_all().await.into_iter().flatten().next())
+    let mut unclear = None;
+    for refused in asked.join_all().await.into_iter().filter_map(Result::err) {
+        match refused {
+            RecoverError::Unclear { .. } => unclear = Some(refused),
+            alive => return Err(alive),
+        }
+    }
+    unclear.filter(|_| !anyway).map_or(Ok(()), Err)
 }
 
-/// Dials as this host's agent would. A certificate that nobody takes would make all others look dead.
+/// Dials as this host's agent would. By a certificate that nobody takes none of the others could be told.
 fn dialer(settings: &Settings, identity: &Identity) -> Result<Dialer, TlsError> {
-    let tls = match &settings.tls {
-        None => None,
-        Some(files) => {
-            let tls = Tls::load(files, &settings.host)?;
-            tls.read_again()?;
-            Some(Arc::new(tls))
-        }
-    };
+    let tls = Tls::if_any(settings.tls.as_ref(), &settings.host)?;
+    if let Some(tls) = &tls {
+        tls.read_again()?;
+    }
     // What it saw last is kept when the sender is gone.
     Ok(Dialer::new(watch::channel(ours_of(settings, identity)).1, tls))
 }
 
-/// True when an agent of this cluster shakes hands there, or refuses to; one that is busy may need a moment.
-async fn of_this_cluster(dialer: &Dialer, target: &Target) -> bool {
+async fn listens(address: &str) -> bool {
+    let dialled = tokio::time::timeout(QUESTION, TcpStream::connect(address)).await;
+    dialled.is_ok_and(|dialled| dialled.is_ok())
+}
+
+/// Only nobody, or an agent of another cluster, is surely no agent of this one: an agent may stand still, lack memory, or
+/// have other certificates than this host. One that is busy may need a moment.
+async fn is_gone(dialer: &Dialer, target: Target) -> Result<(), RecoverError> {
+    if !listens(&target.address).await {
+        return Ok(());
+    }
     let began = Instant::now();
-    loop {
-        match dialer.dial(target, Purpose::Probe).await {
-            Ok(_) => return true,
-            Err(DialError::Refused(refusal)) => return !matches!(refusal, Refusal::Cluster { .. }),
+    let dialled = loop {
+        match dialer.dial(&target, Purpose::Probe).await {
             Err(DialError::Silent { .. }) if began.elapsed() < QUESTION => {}
-            Err(_) => return false,
+            dialled => break dialled,
         }
+    };
+    let Target { host, address, .. } = target;
+    match dialled {
+        Err(DialError::Connect { .. } | DialError::Refused(Refusal::Cluster { .. })) => Ok(()),
+        Ok(_) | Err(DialError::Refused(_)) => Err(RecoverError::Alive { host, address }),
+        Err(source) => Err(RecoverError::Unclear { host, address, source }),
     }
 }

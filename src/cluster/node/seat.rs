@@ -61,7 +61,7 @@ impl Shared {
     /// True when the primary says that this number is nobody's; false as well when there is none.
     pub(super) async fn is_void(&self, id: PeerId) -> bool {
         let Ok(body) = encode(&id) else { return false };
-        let mut asked = self.ask_each(self.others(), (Kind::Seat, body), PATIENCE);
+        let mut asked = self.ask_each(self.settings.others(), (Kind::Seat, body), PATIENCE);
         let first = async {
             while let Some(said) = asked.join_next().await {
                 let said = said.ok().and_then(|(_, said)| decode(&said.ok()?).ok());

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cluster::raft::SNAPSHOT_EVERY;
+use crate::cluster::wire::Target;
 use crate::config::{Config, TlsFiles};
 use crate::spec::HostName;
 
@@ -45,5 +46,14 @@ impl Settings {
             dead_voter_after: cluster.dead_voter_after,
             snapshot_every: SNAPSHOT_EVERY,
         }
+    }
+
+    /// The other peers of the file, whatever their numbers are by now.
+    pub(super) fn others(&self) -> Vec<(HostName, Target)> {
+        let others = self.peers.iter().filter(|(host, _)| **host != self.host);
+        let target = |(host, address): (&HostName, &String)| {
+            (host.clone(), Target { host: host.clone(), id: None, address: address.clone() })
+        };
+        others.map(target).collect()
     }
 }

@@ -146,7 +146,7 @@ impl Settler {
 
     /// What the other peers of the file answer, or why they do not.
     async fn look_around(&self) -> (BTreeMap<HostName, Probed>, Silent) {
-        let asked = self.shared.ask_each(self.shared.others(), (Kind::Probe, Vec::new()), QUESTION);
+        let asked = self.shared.ask_each(self.shared.settings.others(), (Kind::Probe, Vec::new()), QUESTION);
         let (mut heard, mut silent) = (BTreeMap::new(), Silent::new());
         for (host, answer) in asked.join_all().await {
             let answer = answer.map_err(|error| error.to_string());

@@ -24,7 +24,8 @@ type C = Types<TokioRuntime>;
 pub const MAX_VOTERS: usize = 7;
 /// What an operator may do about a voter that is dead for long.
 pub const SUGGESTION: &str = "dead for long: start its agent again, or one of its name with an empty data_dir. Is it lost, \
-                              `bigbrother peers add HOST HOST:PORT`: another peer takes its place by itself";
+                              `bigbrother peers add HOST HOST:PORT` and start an agent there with a cluster.toml that \
+                              has HOST among `peers`: while most of the others live it takes the place by itself";
 /// A peer that answered within this time is alive.
 const ALIVE: Duration = Duration::from_secs(2);
 /// How long a newcomer may take to catch up.
@@ -98,8 +99,9 @@ pub enum PeersRefused {
     Unsettled,
     /// Added although it is one, somewhere else.
     #[error(
-        "{host} is a peer already, at {address}: to move it, stop its agent, run `bigbrother peers remove {host}`, then \
-         `bigbrother peers add {host} ADDRESS` with the new one"
+        "{host} is a peer already, at {address}: to move it, run `bigbrother drain {host} --wait`, stop its agent, run \
+         `bigbrother peers remove {host}`, then `bigbrother peers add {host} ADDRESS` with the new one. Without the \
+         drain it can be removed only when it is down, `host_timeout` after its agent was stopped"
     )]
     IsPeer {
         /// The host.
