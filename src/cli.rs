@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -33,6 +34,13 @@ pub mod wait;
 use api::{Access, Address, Api, find};
 use exit::{Exit, Failure};
 use output::Output;
+
+use crate::config::read_duration;
+
+/// A SPAN on the command line, read as those in cluster.toml are.
+fn read_span(text: &str) -> Result<Duration, &'static str> {
+    read_duration(text).ok_or("a span such as 90s or 2m")
+}
 
 /// Keeps the declared processes of a game cluster running.
 #[derive(Debug, Parser)]

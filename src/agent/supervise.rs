@@ -344,9 +344,7 @@ impl Supervisor {
         if !self.met {
             return;
         }
-        if !self.open {
-            self.host.put_off(&self.orders.unsent(), now);
-        }
+        self.put_off_unsent(now);
         // What waits on its sockets may show that a silent run is alive.
         for instance in self.host.overdue(now) {
             let events = self.sockets.drain(&instance);
@@ -373,7 +371,9 @@ impl Supervisor {
             self.grounds = (!more).then_some(grounds);
             self.carry_out(actions);
         }
-        for instance in std::mem::take(&mut self.unclaimed) {
+        // Before all that is wanted is in the fleet, one that is not there may be yet to come.
+        let unclaimed = self.grounds.is_some().then(|| std::mem::take(&mut self.unclaimed));
+        for instance in unclaimed.into_iter().flatten() {
             if self.host.instance(&instance).is_none() {
                 self.carry_out(vec![Action::Release { instance }]);
             }

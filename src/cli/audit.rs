@@ -15,7 +15,7 @@ use crate::http::view::AuditView;
 #[derive(Debug, Args)]
 pub struct AuditArgs {
     /// Only what was asked for within this time, such as 1h.
-    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", value_parser = super::read_span)]
     since: Option<Duration>,
     /// How many of the newest entries, at most 1000.
     #[arg(long, value_name = "N", default_value_t = 1_000)]

@@ -47,7 +47,7 @@ pub struct DrainArgs {
     #[arg(long)]
     wait: bool,
     /// How long to wait. Default: as long as it takes; players may have hours to leave.
-    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration, requires = "wait")]
+    #[arg(long, value_name = "SPAN", value_parser = super::read_span, requires = "wait")]
     timeout: Option<Duration>,
 }
 

@@ -52,7 +52,7 @@ pub struct KillTestArgs {
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// How long each may take until it is ready again.
-    #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = super::read_span)]
     timeout: Duration,
     /// Do not ask on the terminal whether it is meant.
     #[arg(long)]

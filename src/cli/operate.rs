@@ -60,7 +60,7 @@ pub struct WaitArgs {
     #[arg(long)]
     no_wait: bool,
     /// How long to wait [default: 60s; with --rolling: until it is done].
-    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", value_parser = super::read_span)]
     timeout: Option<Duration>,
 }
 
@@ -185,17 +185,18 @@ pub async fn restart(args: RestartArgs, api: &Api, out: &Output) -> Result<Exit,
         let told: RestartedView = api.post("/v1/restart", &request).await?;
         asked.instances.extend(told.instances);
         asked.runs.extend(told.runs);
+        asked.failed.extend(told.failed);
     }
     if wait.no_wait {
         return told("restart", &asked.instances, out);
     }
     let there = wait::targeted(api, &targets).await?;
     let held = there.into_iter().filter(|(_, view)| wait::is_held_back(view)).map(|(id, _)| id);
-    // One that has failed or is done has no run: a restart starts it at once, a rolling one at its turn.
+    // One that has failed or is done has no run: a restart starts it at once, a rolling one begins with what has failed.
     let idle: Vec<InstanceId> = if rolling { held.collect() } else { held.chain(asked.instances).collect() };
-    let was = |run| Was { run, failed: false };
-    let mut before: BTreeMap<InstanceId, Was> = idle.into_iter().map(|id| (id, was(None))).collect();
-    before.extend(asked.runs.into_iter().map(|(id, run)| (id, was(Some(run)))));
+    let mut before: BTreeMap<InstanceId, Was> = idle.into_iter().map(|id| (id, Was::default())).collect();
+    before.extend(asked.failed.into_iter().map(|(id, at)| (id, Was { run: None, failed: Some(at) })));
+    before.extend(asked.runs.into_iter().map(|(id, run)| (id, Was { run: Some(run), failed: None })));
     let timeout = wait.timeout.or((!rolling).then_some(TIMEOUT));
     conclude(&Change { goal: Goal::Replaced, targets, before, timeout, bounds }, api, out).await
 }
@@ -238,7 +239,7 @@ async fn pause_or_resume(
     if args.wait.no_wait {
         return told(verb, &known, out);
     }
-    let was = |view: InstanceView| Was { run: view.run, failed: view.state == "failed" };
+    let was = |view: InstanceView| Was { run: view.run, failed: view.failed_at().map(str::to_owned) };
     let before = before.into_iter().map(|(id, view)| (id, was(view))).collect();
     let timeout = args.wait.timeout.or(Some(TIMEOUT));
     conclude(&Change { goal, targets, before, timeout, bounds: BTreeMap::new() }, api, out).await

@@ -43,7 +43,7 @@ struct CreateArgs {
     #[arg(long, value_name = "ROLE")]
     role: Role,
     /// For how long, such as 90d. Default: until it is revoked.
-    #[arg(long, value_name = "SPAN", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "SPAN", value_parser = super::read_span)]
     expires: Option<Duration>,
 }
 

@@ -64,12 +64,12 @@ pub struct OutcomeView {
 pub type Instances = BTreeMap<InstanceId, InstanceView>;
 
 /// An instance before it was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Was {
     /// Its run.
     pub run: Option<u64>,
-    /// It had failed.
-    pub failed: bool,
+    /// It had failed, and its last run ended then.
+    pub failed: Option<String>,
 }
 
 /// What was asked, and how long its outcome is waited for.
@@ -95,9 +95,10 @@ pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Ver
             Goal::Replaced | Goal::Ready => Verdict::Missed("it is not wanted any more".to_owned()),
         };
     };
-    let idle = was.is_none_or(|was| was.run.is_none());
-    let replaced = now.run != was.and_then(|was| was.run);
-    let failed_before = was.is_some_and(|was| was.failed);
+    let (run, failed) = was.map_or((None, None), |was| (was.run, was.failed.as_deref()));
+    let idle = run.is_none() && failed.is_none();
+    // One that has failed is only news when it failed after the request.
+    let replaced = now.run != run || now.failed_at() != failed;
     match goal {
         Goal::Gone if now.pid.is_none() && matches!(now.state.as_str(), "paused" | "stopped" | "failed") => {
             Verdict::Reached
@@ -112,8 +113,7 @@ pub fn verdict(goal: Goal, was: Option<&Was>, now: Option<&InstanceView>) -> Ver
             Verdict::Missed(format!("it does not run, so there is nothing to restart: {why}"))
         }
         Goal::Replaced if idle && now.state == "stopped" => Verdict::Reached,
-        // A failed instance is only news when it failed after the request.
-        _ if now.state == "failed" && (replaced || !failed_before) => {
+        _ if now.state == "failed" && replaced => {
             Verdict::Missed(now.reason.clone().unwrap_or_else(|| "it has failed".to_owned()))
         }
         // A run that is never followed by another has done its work.
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn replaced_means_another_run_that_is_ready() {
-        let was = Was { run: Some(1), failed: false };
+        let was = Was { run: Some(1), failed: None };
         let judge = |now: InstanceView| verdict(Goal::Replaced, Some(&was), Some(&now));
         assert_eq!(judge(view("ready", Some(1))), Verdict::Pending);
         assert_eq!(judge(view("stopping", Some(1))), Verdict::Pending);
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_had_no_run_is_restarted_or_it_is_said_why_not() {
-        let was = Was { run: None, failed: false };
+        let was = Was::default();
         let judge = |now: InstanceView| verdict(Goal::Replaced, Some(&was), Some(&now));
         let missed = |now: InstanceView| match judge(now) {
             Verdict::Missed(why) => why,
@@ -275,13 +275,13 @@ mod tests {
         assert_eq!(judge(view("stopped", None)), Verdict::Reached, "its work was done again");
         assert!(matches!(judge(view("failed", None)), Verdict::Missed(_)), "it has failed again");
         // One that ran and waits on another host now is on its way.
-        let ran = Was { run: Some(3), failed: false };
+        let ran = Was { run: Some(3), failed: None };
         assert_eq!(verdict(Goal::Replaced, Some(&ran), Some(&view("waiting", None))), Verdict::Pending);
     }
 
     #[test]
     fn gone_means_without_a_process_and_not_about_to_have_one() {
-        let was = Was { run: Some(1), failed: false };
+        let was = Was { run: Some(1), failed: None };
         let judge = |now: InstanceView| verdict(Goal::Gone, Some(&was), Some(&now));
         assert_eq!(judge(view("ready", Some(1))), Verdict::Pending);
         assert_eq!(judge(view("stopping", Some(1))), Verdict::Pending);
@@ -306,10 +306,21 @@ mod tests {
 
     #[test]
     fn a_failure_from_before_is_no_news() {
-        let was = Was { run: Some(1), failed: true };
-        let judge = |now: InstanceView| verdict(Goal::Ready, Some(&was), Some(&now));
-        assert_eq!(judge(view("failed", Some(1))), Verdict::Pending, "the request has not arrived yet");
-        assert!(matches!(judge(view("failed", Some(2))), Verdict::Missed(_)));
-        assert_eq!(judge(view("ready", Some(2))), Verdict::Reached);
+        let failed = view("failed", None);
+        let was = Was { run: None, failed: failed.failed_at().map(str::to_owned) };
+        let mut again = failed.clone();
+        again.last_exit.as_mut().unwrap().at = "2026-01-02T04:00:00.000Z".to_owned();
+        for goal in [Goal::Ready, Goal::Replaced] {
+            let judge = |now: &InstanceView| verdict(goal, Some(&was), Some(now));
+            assert_eq!(
+                judge(&failed),
+                Verdict::Pending,
+                "the request has not arrived, or its turn has not come"
+            );
+            assert_eq!(judge(&view("starting", Some(2))), Verdict::Pending);
+            assert!(matches!(judge(&again), Verdict::Missed(_)));
+            assert_eq!(judge(&view("ready", Some(2))), Verdict::Reached);
+            assert_eq!(judge(&view("stopped", None)), Verdict::Reached);
+        }
     }
 }

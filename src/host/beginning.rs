@@ -63,6 +63,12 @@ impl Instance {
         }
     }
 
+    /// Its run, when that has no process and the time is over in which it must get ready.
+    pub(super) fn late_run(&self, now: Moment) -> Option<RunId> {
+        let over = matches!(self.phase, Phase::Starting { until } if until <= now);
+        self.run.as_ref().filter(|run| over && run.pid.is_none()).map(|run| run.id)
+    }
+
     /// It has no run and is not about to have one at once.
     fn is_down(&self) -> bool {
         matches!(self.phase, Phase::Waiting | Phase::Backoff { .. } | Phase::Failed | Phase::Stopped)

@@ -154,8 +154,8 @@ impl Fence {
     }
 
     /// What the host gives back: claims on instances that are placed elsewhere or nowhere, and of which it has no
-    /// run and wants none. To be asked after the fleet was given the wants of this very state. Said again
-    /// until the state shows it.
+    /// run and wants none. The fleet may have yet to hear of some wants of this state: those are placed here, and
+    /// one that it still wants of a state before keeps its claim. Said again until the state shows it.
     pub fn releases(&self, state: &State, fleet: &Host) -> Vec<Event> {
         if !self.is_seen_in(state) {
             return Vec::new();

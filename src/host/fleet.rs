@@ -98,6 +98,12 @@ impl Host {
         due.map(|(_, id)| id).filter(silent).cloned().collect()
     }
 
+    /// Runs of which no process is known, and that will count as not ready at the next [`Host::tick`].
+    pub fn late(&self, now: Moment) -> BTreeSet<RunId> {
+        let due = self.schedule.iter().take_while(|(at, _)| *at <= now);
+        due.filter_map(|(_, id)| self.instances.get(id)?.late_run(now)).collect()
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Now) -> Vec<Action> {
         let mut out = Vec::new();

@@ -108,18 +108,21 @@ async fn replace_here(api: Api, target: Target) -> Result<RestartedView, Refusal
     let instances = Names::of(&api.handle.state.borrow().clone(), &snapshot).here(&target)?;
     let runs = living(&snapshot.instances, &instances);
     api.handle.ask(|reply| HostRequest::Restart(instances.clone(), reply)).await?;
-    Ok(RestartedView { instances, runs })
+    Ok(RestartedView { instances, runs, ..RestartedView::default() })
 }
 
 /// The plan does it, wherever they are.
 async fn roll(api: &Api, process: ProcessName) -> Result<RestartedView, Refusal> {
     let instances = targeted(api, &Target::Process(process.clone())).await?;
     let filter = Filter { process: Some(process.clone()), ..Filter::default() };
-    let runs = living(&instances::everywhere(api, &filter).await?, &instances);
+    let views = instances::everywhere(api, &filter).await?;
+    let runs = living(&views, &instances);
+    let failed = views.iter().filter_map(|view| Some((view.instance.clone(), view.failed_at()?.to_owned())));
+    let failed = failed.collect();
     let state = api.handle.state.borrow().clone();
     let epoch = state.epochs.get(&process).map_or(1, |epoch| epoch.saturating_add(1));
     api.handle.propose(Command::Roll { process, epoch }).await?;
-    Ok(RestartedView { instances, runs })
+    Ok(RestartedView { instances, runs, failed })
 }
 
 fn living(views: &[InstanceView], of: &[InstanceId]) -> BTreeMap<InstanceId, u64> {

@@ -132,6 +132,13 @@ pub struct InstanceView {
     pub status: serde_json::Map<String, serde_json::Value>,
 }
 
+impl InstanceView {
+    /// When its last run ended, if it has failed; `None`: it has not.
+    pub fn failed_at(&self) -> Option<&str> {
+        (self.state == "failed").then(|| self.last_exit.as_ref().map_or("", |exit| &exit.at))
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExitView {
@@ -202,6 +209,9 @@ pub struct RestartedView {
     pub instances: Vec<InstanceId>,
     /// The living runs among them, which are replaced.
     pub runs: BTreeMap<InstanceId, u64>,
+    /// Those among them that have failed and that a rolling restart begins with, and when the last run of each ended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed: BTreeMap<InstanceId, String>,
 }
 
 /// The body of `POST /v1/stop` and `/v1/start`: `{"target": "all"}`,

@@ -296,5 +296,8 @@ fn without_a_quorum_changes_are_refused_and_reads_go_on() {
     // Nothing of what was refused was done, nor is it later: neither scaled nor stopped nor drained.
     [1, 2].into_iter().for_each(|lost| cluster.hosts[lost].launch_agent());
     cluster.ready(0, &ZONES);
-    assert!(cluster.hosts_view(0).iter().all(|host| host.up && !host.drained), "{:?}", cluster.hosts_view(0));
+    until("all hosts are heard again", || {
+        let hosts = cluster.hosts_view(0);
+        expect(hosts.iter().all(|host| host.up && !host.drained), hosts)
+    });
 }

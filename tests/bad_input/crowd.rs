@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bigbrother::http::view::InstanceView;
 use serde_json::json;
 
 use super::host::{Cgroups, Host, expect, signal, until};
@@ -87,12 +88,75 @@ fn a_crowd_that_tries_again_and_again_holds_up_no_restart_of_others() {
         expect(refused > f64::from(CROWD), refused)?;
         Ok(refused)
     });
-    // A turn or two of the loop, however long the queue.
-    let soon = Duration::from_secs(2).max(20 * alone);
-    for _ in 0..20 {
-        let took = back_after_a_death(&host, "game.0");
-        assert!(took < soon, "{took:?} beside the crowd, {alone:?} alone");
-    }
-    let now = refused().unwrap();
-    assert!(now > tried + 1_000.0, "the crowd had nothing to do: {tried}, then {now}");
+    // While as many are refused again as there are.
+    let mut deaths = Vec::new();
+    until("the crowd goes round", || {
+        deaths.push(back_after_a_death(&host, "game.0"));
+        let refused = refused()?;
+        expect(refused > tried + f64::from(CROWD) && deaths.len() > 10, (tried, refused, &deaths))
+    });
+    // A turn or two of the loop, however long the queue. The machine may be slow for once.
+    deaths.sort();
+    let (usual, soon) = (deaths[deaths.len() / 2], Duration::from_secs(2).max(20 * alone));
+    assert!(usual < soon, "{usual:?} beside the crowd, {alone:?} alone: {deaths:?}");
+}
+
+#[test]
+fn who_waits_for_a_turn_is_not_late() {
+    let mut host = Host::new(Cgroups::None);
+    let sleep = host.witness(&["/bin/sleep", "1000"]);
+    // Whoever is ordered is refused at once: there is no port left.
+    let ports = host.ports.1 - host.ports.0 + 1;
+    host.write_config(&format!(
+        "[process.holder]\ncommand = {sleep}\ncount = {ports}\nports = {{ game = \"udp\" }}\n\
+         ready = {{ mode = \"spawned\" }}\nheartbeat = {{ mode = \"none\" }}\n\
+         [process.arena]\ncommand = {sleep}\ncount = 0\nports = {{ game = \"udp\" }}\n\
+         ready = {{ mode = \"spawned\", timeout = \"50ms\" }}\nheartbeat = {{ mode = \"none\" }}\n\
+         restart = {{ give_up = {{ failures = 1 }} }}\n"
+    ));
+    host.start();
+    (0..ports).for_each(|n| drop(host.ready(&format!("holder.{n}"))));
+    host.post("/v1/scale", &json!({ "process": "arena", "count": CROWD })).unwrap();
+    let views = until("all have been looked at", || {
+        let mut views = host.ps()?;
+        views.retain(|name, _| name.starts_with("arena."));
+        let looked = views.values().filter(|view| view.last_exit.is_some()).count();
+        expect(looked == CROWD as usize, looked)?;
+        Ok(views)
+    });
+    let why = |view: &InstanceView| view.last_exit.as_ref().and_then(|exit| exit.detail.clone());
+    let late = views.values().find(|view| !why(view).is_some_and(|why| why.contains("no free udp port")));
+    assert!(late.is_none(), "{late:?}");
+}
+
+#[test]
+fn what_is_between_runs_stays_as_it_is_while_a_new_agent_hears_of_thousands() {
+    let mut host = Host::new(Cgroups::None);
+    let sleep = host.witness(&["/bin/sleep", "1000"]);
+    let rest = "ready = { mode = \"spawned\" }\nheartbeat = { mode = \"none\" }\n";
+    let backoff = "restart = { backoff = { min = \"10m\", max = \"10m\" } }\n";
+    host.write_config(&format!(
+        "[process.arena]\ncommand = {sleep}\ncount = 0\n{rest}\
+         [process.first]\ncommand = {sleep}\ncount = 1\nports = {{ game = \"udp\" }}\n{rest}\
+         [process.game]\ncommand = {sleep}\ncount = 1\nports = {{ game = \"udp\" }}\n{rest}{backoff}"
+    ));
+    host.start();
+    let (first, game) = (host.ready("first.0"), host.ready("game.0"));
+    // More than are taken in one go, all before the game, and a port that is free before its own.
+    assert!(first.ports["game"].number < game.ports["game"].number, "{first:?} {game:?}");
+    host.post("/v1/stop", &json!({ "target": { "process": "arena" } })).unwrap();
+    host.post("/v1/scale", &json!({ "process": "arena", "count": 3_000 })).unwrap();
+    host.post("/v1/scale", &json!({ "process": "first", "count": 0 })).unwrap();
+    until("they are there, and stopped", || {
+        let paused = host.ps()?.values().filter(|view| view.state == "paused").count();
+        expect(paused == 3_000 && host.view("first.0").is_err(), paused)
+    });
+    until("it waits for its next run", || {
+        let view = host.view("game.0")?;
+        view.pid.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
+        expect(view.state == "backoff", view)
+    });
+    host.kill_agent();
+    host.start();
+    assert_eq!(host.ready("game.0").ports, game.ports);
 }

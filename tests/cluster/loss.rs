@@ -101,18 +101,20 @@ fn a_primary_that_leaves_hands_over() {
         println!("handed over in {:.1} ms", started.elapsed().as_secs_f64() * 1000.0);
         assert_eq!(*peers[primary(&peers)].name(), heir);
     }
-    // Whoever takes leave has handed over before it is gone: nobody has to miss it first, which takes two thirds of
-    // this at least. A busy machine may be slow once.
+    // Whoever takes leave has handed over before it is gone: nobody has to miss it first, which takes 450 ms at least
+    // from its last heartbeat on. A busy machine may be slow once.
     let mut fastest = Duration::MAX;
     for round in 0..3 {
-        let gone = peers.remove(primary(&peers)).close();
+        let leaving = peers.remove(primary(&peers));
         let left = Instant::now();
+        let gone = leaving.close();
         primary(&peers);
         fastest = fastest.min(left.elapsed());
+        println!("without it after {:.1} ms", left.elapsed().as_secs_f64() * 1000.0);
         peers[0].propose(launch(&format!("after leave {round}")));
         peers.push(Peer::start(&gone));
     }
-    assert!(fastest < Duration::from_millis(250), "{fastest:?} without a primary");
+    assert!(fastest < Duration::from_millis(350), "{fastest:?} without a primary");
 }
 
 /// It asks whether it would be elected before it asks for votes.

@@ -6,7 +6,7 @@ use bigbrother::spec::{Population, ProcessName};
 use bigbrother::state::{Command, Target};
 use tokio::net::UnixStream;
 
-use super::pretended::{Asked, two_zones};
+use super::pretended::{Asked, instance, own_pid, snapshot, two_zones};
 use super::server::{Answer, DEADLINE, Server, exchange};
 
 #[tokio::test]
@@ -165,8 +165,15 @@ async fn a_restart_with_a_key_is_carried_out_once() {
 #[tokio::test]
 async fn a_rolling_restart_is_proposed_to_the_cluster() {
     let mut server = Server::start().await;
+    let views = vec![instance("zone.0", "ready", Some(own_pid())), instance("zone.1", "failed", None)];
+    server.snapshot.send_replace(Some(snapshot(views)));
     let answer = server.post("/v1/restart", r#"{"target":{"process":"zone"},"rolling":true}"#).await;
-    assert_eq!(answer.json()["runs"], serde_json::json!({ "zone.0": 7 }));
+    let told = serde_json::json!({
+        "instances": ["zone.0", "zone.1"],
+        "runs": { "zone.0": 7 },
+        "failed": { "zone.1": "2026-01-01T00:00:00Z" }
+    });
+    assert_eq!(answer.json(), told);
     assert_eq!(
         server.asked(),
         [Asked::Proposed(Command::Roll { process: "zone".parse().unwrap(), epoch: 1 })]

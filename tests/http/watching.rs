@@ -208,18 +208,15 @@ async fn a_watcher_that_does_not_read_is_told_that_it_has_missed_something_and_h
     site.source.starts("zone.0", 1);
     let (mut slow, mut quick) = (site.watch("", None).await, site.watch("", None).await);
     quick.until("a snapshot", |seen| seen.contains("snapshot")).await;
-    let mut longest = Duration::ZERO;
     for run in 2..MANY {
         site.source.starts("zone.0", run);
         if run % 100 == 0 {
-            let (began, last) = (Instant::now(), format!("\"run\":{run},"));
+            let last = format!("\"run\":{run},");
             quick.until("the changes", |seen| seen.contains(&last)).await;
-            longest = longest.max(began.elapsed());
             assert!(!quick.seen.contains("event: reset"), "it is told of each change");
             quick.seen.clear();
         }
     }
-    assert!(longest < Duration::from_secs(2), "the quick one waited for {longest:?}");
     // What it was sent at first lies in its socket; then it hears why it is not told the rest, and begins anew.
     let mut before = String::new();
     while !slow.seen.contains("event: reset") {

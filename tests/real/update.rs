@@ -96,9 +96,14 @@ fn a_rolling_restart_brings_a_new_binary_at_the_pace_of_an_update() {
     assert_eq!(failed, 2, "{}", host.story());
     assert_eq!(most_down(&host.events(""), seq), 2, "{}", host.story());
 
+    // Nor is it any better the next time, which is said again.
+    let again = host.run(&["restart", "zone", "--rolling"]);
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert!(again.out.contains("its turn has not come"), "{again:?}");
+
     point_to("/bin/sleep");
     let good = host.ok(&["restart", "zone", "--rolling", "--key", "release-7"]).out;
-    assert!(good.starts_with("2 instances restarted and ready again"), "those that ran: {good}");
+    assert!(good.starts_with("4 instances restarted and ready again"), "{good}");
     let after = ready_all(&host, 4);
     for (old, new) in before.iter().zip(&after) {
         assert_ne!(old["run"], new["run"], "{}", host.story());
@@ -113,6 +118,15 @@ fn a_rolling_restart_brings_a_new_binary_at_the_pace_of_an_update() {
     assert_eq!(reused.code, Some(4), "{reused:?}");
     assert!(reused.err.contains("another request"), "{reused:?}");
     assert_eq!(host.ready("other.0")["run"], other["run"], "another process was taken along");
+
+    // It begins with those that failed, also where there are no others.
+    point_to("/usr/bin/tail");
+    assert_eq!(host.run(&["restart", "zone"]).code, Some(1));
+    let failed = host.ps().into_iter().filter(|i| i["state"] == "failed").count();
+    assert_eq!(failed, 4, "{}", host.story());
+    point_to("/bin/sleep");
+    let all = host.ok(&["restart", "zone", "--rolling"]).out;
+    assert!(all.starts_with("4 instances restarted and ready again"), "{all}");
 }
 
 #[test]

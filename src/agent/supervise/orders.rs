@@ -116,6 +116,11 @@ impl Orders {
         self.waiting.keys().chain(self.queue.runs()).copied().collect()
     }
 
+    /// No keeper has heard of it yet.
+    fn has(&self, run: RunId) -> bool {
+        self.waiting.contains_key(&run) || self.queue.has(run)
+    }
+
     /// Some could go in the next turn, were the keeper there.
     pub(super) fn has_queue(&self) -> bool {
         !self.queue.is_empty()
@@ -172,6 +177,8 @@ impl Supervisor {
         }
         self.open_sockets(instance, found.account.as_ref().map(|(account, _)| account))?;
         let spawn = self.parts.resolver.spawn(order, found)?;
+        // The time in which it must get ready begins here.
+        self.host.put_off(&[run].into(), moment());
         if let Some(link) = &mut self.link {
             fault::pass(Point::AgentBeforeOrder);
             link.send(&Request::Spawn(Box::new(spawn)))?;
@@ -291,6 +298,13 @@ impl Supervisor {
             let actions = self.cannot_spawn(run, &OrderError::Stuck(step));
             self.carry_out(actions);
         }
+    }
+
+    /// Whoever waits to be ordered is not late. Only those that would be judged now are looked for: thousands may wait.
+    pub(super) fn put_off_unsent(&mut self, now: Moment) {
+        let mut unsent = self.host.late(now);
+        unsent.retain(|run| self.orders.has(*run));
+        self.host.put_off(&unsent, now);
     }
 
     /// What was found long ago is looked up again, so that no restart has to wait for it.

@@ -44,7 +44,7 @@ impl Host {
             let want = wants.remove(&id);
             let news = |i: &Instance| i.want != want || want.is_none() || i.unheeded;
             let Some(instance) = self.instances.get(&id).filter(|instance| news(instance)) else { continue };
-            // What is known not to be wanted and ends slowly must not use up what may be taken.
+            // One that is ending already is no change: however long it takes, it leaves the others their piece.
             if instance.want != want {
                 if taken == most {
                     return (out, true);

@@ -426,13 +426,18 @@ fn a_run_that_waits_for_the_agent_is_not_late() {
     let (wants, now) = (BTreeMap::from([(zone(), rig.want.clone())]), rig.now());
     assert_eq!(rig.host.meet(Vec::new(), &wants, &unsent, now), []);
     assert_eq!(orders(rig.wait(timeout - ms(1))), []);
-    // No gate is open.
+    // Its turn has not come.
+    assert_eq!(rig.host.late(rig.at), BTreeSet::new());
+    rig.at = rig.at.after(ms(1));
+    assert_eq!(rig.host.late(rig.at), unsent);
     rig.host.put_off(&unsent, rig.at);
+    assert_eq!(rig.host.late(rig.at), BTreeSet::new());
     assert_eq!(orders(rig.wait(timeout - ms(1))), []);
     assert_eq!(orders(rig.wait(ms(1))), [kill(1)], "its time begins at last");
     // One that runs is not put off.
     let mut rig = Rig::started(NATIVE);
     rig.at = rig.at.after(timeout - ms(1));
     rig.host.put_off(&unsent, rig.at);
+    assert_eq!(rig.host.late(rig.at.after(ms(1))), BTreeSet::new());
     assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
 }

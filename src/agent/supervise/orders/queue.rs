@@ -30,6 +30,10 @@ impl Queue {
         self.missed.remove(&run).or_else(|| self.new.remove(&run))
     }
 
+    pub(super) fn has(&self, run: RunId) -> bool {
+        self.missed.contains_key(&run) || self.new.contains_key(&run)
+    }
+
     pub(super) fn runs(&self) -> impl Iterator<Item = &RunId> {
         self.missed.keys().chain(self.new.keys())
     }
@@ -56,7 +60,9 @@ mod tests {
             queue.put(RunId(run), id(run), missed);
         }
         assert_eq!(queue.runs().count(), 5);
+        assert!(queue.has(RunId(1)) && queue.has(RunId(5)));
         assert_eq!(queue.remove(RunId(5)), Some(id(5)));
+        assert!(!queue.has(RunId(5)));
         assert_eq!(queue.remove(RunId(5)), None);
         let mut order = Vec::new();
         while let Some((run, instance)) = queue.pop() {
