@@ -143,7 +143,7 @@ fn what_is_between_runs_stays_as_it_is_while_a_new_agent_hears_of_thousands() {
     host.start();
     let (first, game) = (host.ready("first.0"), host.ready("game.0"));
     // More than are taken in one go, all before the game, and a port that is free before its own.
-    assert!(first.ports["game"].number < game.ports["game"].number, "{first:?} {game:?}");
+    assert!(first.ports["game"].port < game.ports["game"].port, "{first:?} {game:?}");
     host.post("/v1/stop", &json!({ "target": { "process": "arena" } })).unwrap();
     host.post("/v1/scale", &json!({ "process": "arena", "count": 3_000 })).unwrap();
     host.post("/v1/scale", &json!({ "process": "first", "count": 0 })).unwrap();
