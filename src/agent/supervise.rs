@@ -350,7 +350,7 @@ impl Supervisor {
             let events = self.sockets.drain(&instance);
             self.hear_said(events);
         }
-        let actions = self.host.tick(self.now());
+        let actions = self.host.tick(Now { at: now, ..self.now() });
         self.carry_out(actions);
         self.tend_orders(now);
     }

@@ -111,7 +111,7 @@ fn who_waits_for_a_turn_is_not_late() {
         "[process.holder]\ncommand = {sleep}\ncount = {ports}\nports = {{ game = \"udp\" }}\n\
          ready = {{ mode = \"spawned\" }}\nheartbeat = {{ mode = \"none\" }}\n\
          [process.arena]\ncommand = {sleep}\ncount = 0\nports = {{ game = \"udp\" }}\n\
-         ready = {{ mode = \"spawned\", timeout = \"50ms\" }}\nheartbeat = {{ mode = \"none\" }}\n\
+         ready = {{ mode = \"spawned\", after = \"10ms\", timeout = \"50ms\" }}\nheartbeat = {{ mode = \"none\" }}\n\
          restart = {{ give_up = {{ failures = 1 }} }}\n"
     ));
     host.start();
