@@ -145,8 +145,8 @@ fn read_events(streams: &[TcpStream], puts: &mpsc::Sender<Vec<Instant>>) -> Resu
             }
             let now = Instant::now();
             // An event is short and sent at once, so it comes in one piece.
-            let events = buffer[..size].windows(11).filter(|window| *window == b"event: put\n");
-            heard.extend(events.map(|_| now));
+            let lines = buffer[..size].split(|byte| *byte == b'\n');
+            heard.extend(lines.filter(|line| *line == b"event: put").map(|_| now));
         }
         if !heard.is_empty() && puts.blocking_send(heard).is_err() {
             break;
