@@ -1,6 +1,7 @@
 //! A stream whose other side must take something of what is written now and then.
 //!
 //! Owns the moment up to which is waited. A reader that takes nothing would else hold its answer, and its place, for ever.
+//! What is small goes out in one piece: to gather it costs less than to have the kernel do so, for thousands of watchers.
 //! Called by `connection`.
 
 use std::io;
@@ -10,6 +11,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+/// An event of a watch, or the answer that tells of one run, with its head.
+const SMALL: usize = 1_024;
 
 /// See the module.
 pub(super) struct Patient<S> {
@@ -34,6 +38,16 @@ impl<S> Patient<S> {
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing is read any more")))
     }
+}
+
+/// The pieces one after the other, where there is room for them.
+fn gather<'a>(pieces: &[io::IoSlice<'_>], into: &'a mut [u8; SMALL]) -> Option<&'a [u8]> {
+    let mut end = 0;
+    for piece in pieces {
+        into.get_mut(end..end + piece.len())?.copy_from_slice(piece);
+        end += piece.len();
+    }
+    Some(&into[..end])
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
@@ -61,7 +75,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        let mut small = [0; SMALL];
+        let written = match gather(pieces, &mut small) {
+            Some(whole) => Pin::new(&mut self.stream).poll_write(context, whole),
+            None => Pin::new(&mut self.stream).poll_write_vectored(context, pieces),
+        };
         self.judge(written, context)
     }
 
@@ -84,6 +102,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn small_pieces_are_one_and_large_ones_stay_as_they_are() {
+        let (head, body) = ([1; 24], [2; 1_000]);
+        let pieces = |body| [io::IoSlice::new(&head), io::IoSlice::new(body)];
+        let mut room = [0; SMALL];
+        assert_eq!(gather(&pieces(&body), &mut room), Some(&[&head[..], &body].concat()[..]));
+        assert_eq!(gather(&[], &mut room), Some(&[][..]));
+        assert_eq!(gather(&pieces(&[2; 1_001]), &mut room), None);
+        assert_eq!(gather(&pieces(&[2; 9_000]), &mut room), None);
+    }
 
     #[tokio::test]
     async fn a_reader_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
