@@ -165,14 +165,19 @@ async fn somebody([cert, key]: &[PathBuf; 2]) -> String {
     address
 }
 
+/// A new cluster's authority in the folder, and who dials with a certificate of it.
+fn dialer_of_beta(folder: &Path) -> Dialer {
+    issue::init(folder, "pirates").unwrap();
+    let beta = files(folder, issue::issue(folder, &name("beta"), folder).unwrap());
+    let tls = Arc::new(Tls::load(&beta, &name("beta")).unwrap());
+    Dialer::new(watch::channel(ours("beta")).1, Some(tls))
+}
+
 #[tokio::test]
 async fn who_dials_wants_a_certificate_that_holds_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    issue::init(folder, "pirates").unwrap();
-    let beta = files(folder, issue::issue(folder, &name("beta"), folder).unwrap());
-    let tls = Arc::new(Tls::load(&beta, &name("beta")).unwrap());
-    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls));
+    let dialer = dialer_of_beta(folder);
     let address = somebody(&valid_in(folder, "alpha", (2019, 2020))).await;
     let target = Target { host: name("alpha"), id: None, address };
     let Err(DialError::Tls { source, .. }) = dialer.dial(&target, Purpose::Urgent).await.map(drop) else {
@@ -189,10 +194,7 @@ async fn who_dials_wants_a_certificate_that_holds_as_well() {
 async fn a_connection_that_ends_or_never_comes_is_no_fault_of_a_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    issue::init(folder, "pirates").unwrap();
-    let beta = files(folder, issue::issue(folder, &name("beta"), folder).unwrap());
-    let tls = Arc::new(Tls::load(&beta, &name("beta")).unwrap());
-    let dialer = Dialer::new(watch::channel(ours("beta")).1, Some(tls));
+    let dialer = dialer_of_beta(folder);
     let dialled = async |address: String| {
         let target = Target { host: name("alpha"), id: None, address };
         dialer.dial(&target, Purpose::Urgent).await.map(drop).unwrap_err()
