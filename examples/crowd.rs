@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
+use std::os::linux::net::TcpStreamExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -132,14 +133,18 @@ fn open(address: &str, after: &str) -> Result<TcpStream, Fault> {
 fn read_events(streams: &[TcpStream], puts: &mpsc::Sender<Vec<Instant>>) -> Result<(), Fault> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     for (number, stream) in streams.iter().enumerate() {
-        epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, number as u64))?;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(stream, EpollEvent::new(flags, number as u64))?;
     }
     let (mut ready, mut buffer) = ([EpollEvent::empty(); 64], [0; 4096]);
     while !puts.is_closed() {
         let count = epoll.wait(&mut ready, 100_u16)?;
         let mut heard = Vec::with_capacity(count);
         for event in &ready[..count] {
-            let size = (&streams[event.data() as usize]).read(&mut buffer)?;
+            let mut stream = &streams[event.data() as usize];
+            // The kernel would else send an acknowledgement with each read; so it does once in a while.
+            stream.set_quickack(false)?;
+            let size = stream.read(&mut buffer)?;
             if size == 0 {
                 return Err("an agent hung up".into());
             }

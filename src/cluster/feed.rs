@@ -132,12 +132,12 @@ impl Feed {
         at >= self.ring.read().unwrap_or_else(PoisonError::into_inner).since
     }
 
-    /// The first changes that came after a place, in order: as many as are taken at once, none when there are none.
-    /// `None`: not all that came after it is known here any more.
-    pub fn after(&self, at: At) -> Option<VecDeque<Arc<Told>>> {
+    /// Adds the first changes that came after a place, in order: as many as are taken at once, none when there are none.
+    /// `false`: not all that came after it is known here any more.
+    pub fn take(&self, at: At, taken: &mut VecDeque<Arc<Told>>) -> bool {
         let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
         if at < ring.since {
-            return None;
+            return false;
         }
         // Most who ask lack the last one or two.
         let new = ring.changes.iter().rev().take(BATCH).take_while(|told| told.at() > at).count();
@@ -145,7 +145,8 @@ impl Feed {
             true => ring.changes.len() - new,
             false => ring.changes.partition_point(|told| told.at() <= at),
         };
-        Some(ring.changes.range(first..).take(BATCH).cloned().collect())
+        taken.extend(ring.changes.range(first..).take(BATCH).cloned());
+        true
     }
 }
 
@@ -162,15 +163,18 @@ mod tests {
         State { index, ..State::default() }
     }
 
-    fn places(changes: Option<VecDeque<Arc<Told>>>) -> Vec<At> {
-        changes.expect("known").iter().map(|told| told.at()).collect()
+    /// `None`: not all are known.
+    fn after(feed: &Feed, at: At) -> Option<Vec<At>> {
+        let mut taken = VecDeque::new();
+        let known = feed.take(at, &mut taken);
+        known.then(|| taken.iter().map(|told| told.at()).collect())
     }
 
     #[test]
     fn what_came_after_a_place_is_told_once_it_is_out() {
         let (mut recorder, feed) = feed();
         recorder.note(vec![change(3, 0), change(3, 1)]);
-        assert_eq!(places(feed.after((0, END))), [], "not out yet");
+        assert_eq!(after(&feed, (0, END)), Some(vec![]), "not out yet");
         recorder.tell(&state(4));
         assert_eq!((*feed.newest().borrow(), *feed.modified().borrow()), (4, 3));
         recorder.note(vec![change(6, 0)]);
@@ -180,10 +184,10 @@ mod tests {
         recorder.tell(&state(9));
         assert!(!modified.has_changed().unwrap(), "nothing of the directory");
         assert_eq!((*feed.newest().borrow(), *feed.modified().borrow()), (9, 6));
-        assert_eq!(places(feed.after((0, 0))), [(3, 0), (3, 1), (6, 0)]);
-        assert_eq!(places(feed.after((3, 0))), [(3, 1), (6, 0)]);
-        assert_eq!(places(feed.after((3, END))), [(6, 0)]);
-        assert_eq!(places(feed.after((6, 0))), []);
+        assert_eq!(after(&feed, (0, 0)), Some(vec![(3, 0), (3, 1), (6, 0)]));
+        assert_eq!(after(&feed, (3, 0)), Some(vec![(3, 1), (6, 0)]));
+        assert_eq!(after(&feed, (3, END)), Some(vec![(6, 0)]));
+        assert_eq!(after(&feed, (6, 0)), Some(vec![]));
     }
 
     #[test]
@@ -193,18 +197,18 @@ mod tests {
             recorder.note(vec![change(index, 0)]);
         }
         recorder.tell(&state(KEPT as u64 + 2));
-        assert!(feed.after((1, 0)).is_none() && !feed.knows((1, 0)) && feed.knows((2, 0)));
+        assert!(after(&feed, (1, 0)).is_none() && !feed.knows((1, 0)) && feed.knows((2, 0)));
         // All that is kept, piece by piece.
         let (mut at, mut count) = ((2, 0), 0);
-        while let Some(last) = places(feed.after(at)).last() {
-            count += places(feed.after(at)).len();
-            at = *last;
+        while let Some(&last) = after(&feed, at).expect("known").last() {
+            count += after(&feed, at).expect("known").len();
+            at = last;
         }
         assert_eq!((at, count), ((KEPT as u64 + 2, 0), KEPT));
         recorder.note(vec![change(20_000, 0)]);
         recorder.begin_anew(&state(30_000));
-        assert!(feed.after((29_999, 7)).is_none());
-        assert_eq!(places(feed.after((30_000, END))), []);
+        assert!(after(&feed, (29_999, 7)).is_none());
+        assert_eq!(after(&feed, (30_000, END)), Some(vec![]));
         assert_eq!((*feed.newest().borrow(), *feed.modified().borrow()), (30_000, 30_000));
     }
 
@@ -213,7 +217,9 @@ mod tests {
         let (mut recorder, feed) = feed();
         recorder.note(vec![change(3, 0)]);
         recorder.tell(&state(3));
-        let text = |words: &'static str| feed.after((0, 0)).unwrap()[0].text(|_| words.into());
+        let mut taken = VecDeque::new();
+        assert!(feed.take((0, 0), &mut taken));
+        let text = |words: &'static str| taken[0].text(|_| words.into());
         assert_eq!(text("first"), "first");
         assert_eq!(text("second"), "first");
     }

@@ -19,7 +19,6 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -91,7 +90,7 @@ pub(super) async fn follow(
         Some(_) => Next::Reset("another history of the cluster"),
         None => Next::Snapshot,
     };
-    let watcher = Watcher {
+    let mut watcher = Watcher {
         modified: feed.modified(),
         behind: true,
         over: false,
@@ -109,11 +108,12 @@ pub(super) async fn follow(
         alive_at: Instant::now() + ALIVE,
         _place: place,
     };
-    let events = stream::unfold(watcher, async |mut watcher| {
-        let event = watcher.next().await?;
-        watcher.alive_at = Instant::now() + ALIVE;
-        Some((Ok::<_, Infallible>(event), watcher))
-    });
+    let events = async_stream::stream! {
+        while let Some(event) = watcher.next().await {
+            watcher.alive_at = Instant::now() + ALIVE;
+            yield Ok::<_, Infallible>(event);
+        }
+    };
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
     Ok((headers, Body::from_stream(events)).into_response())
 }
@@ -197,12 +197,10 @@ impl Watcher {
                 }
                 Next::After(at) => {
                     self.modified.mark_unchanged();
-                    match self.feed.after(at) {
-                        None => self.next = Next::Reset("what came in between is not known here any more"),
-                        Some(changes) => {
-                            self.behind = changes.len() >= BATCH;
-                            self.taken = changes;
-                        }
+                    if self.feed.take(at, &mut self.taken) {
+                        self.behind = self.taken.len() >= BATCH;
+                    } else {
+                        self.next = Next::Reset("what came in between is not known here any more");
                     }
                 }
             }
