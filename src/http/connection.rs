@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -89,7 +91,7 @@ impl Door {
         };
         let over = self.revoked(badge);
         tokio::select! {
-            () = over => {}
+            () = seldom(over) => {}
             () = self.answer(stream, origin) => {}
         }
     }
@@ -111,7 +113,7 @@ impl Door {
             }
         };
         tokio::select! {
-            () = over => {}
+            () = seldom(over) => {}
             () = asked => {}
         }
     }
@@ -161,7 +163,7 @@ impl Door {
         let mut shutdown = self.shutdown.clone();
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stopped(&mut shutdown) => {
+            () = seldom(stopped(&mut shutdown)) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -173,6 +175,11 @@ impl Door {
             tracing::debug!(error = &error as &dyn std::error::Error, "an API connection broke");
         }
     }
+}
+
+/// Asked only when it is woken itself, and not whenever what it is beside in a `select!` is: with each event of a watch.
+async fn seldom(future: impl Future<Output = ()>) {
+    FuturesUnordered::from_iter([future]).select_next_some().await;
 }
 
 /// Nothing of its answer was taken any more.

@@ -225,6 +225,12 @@ fn passes(error: &io::Error) -> bool {
     !broken.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
+/// The agent stops.
+pub(super) fn is_stopped(shutdown: &watch::Receiver<bool>) -> bool {
+    // An error means that the sender is gone, and with it the agent.
+    *shutdown.borrow() || shutdown.has_changed().is_err()
+}
+
 /// Returns when the agent stops.
 pub(super) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, and with it the agent.

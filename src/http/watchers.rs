@@ -9,8 +9,10 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -29,7 +31,7 @@ use super::directory::view;
 use super::problem::Refusal;
 use super::router::Api;
 use super::said::Hearer;
-use super::server::stopped;
+use super::server::is_stopped;
 use super::sse::{Seen, event};
 use crate::cluster::feed::{At, BATCH, Feed, Told};
 use crate::spec::ProcessName;
@@ -93,11 +95,6 @@ pub(super) async fn follow(
     let mut watcher = Watcher {
         modified: feed.modified(),
         behind: true,
-        over: false,
-        stop: {
-            let mut stop = api.shutdown.clone();
-            Box::pin(async move { stopped(&mut stop).await })
-        },
         api,
         feed,
         process,
@@ -155,15 +152,12 @@ struct Watcher {
     modified: watch::Receiver<u64>,
     /// Since the ring was last looked at there may be a change; else nobody need look.
     behind: bool,
-    over: bool,
-    /// The agent ends. Like `alive`, made once: a wait costs each of thousands what it has to prepare.
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
     process: Option<ProcessName>,
     hearer: Option<Hearer>,
     next: Next,
     /// Changes that were taken and not told yet.
     taken: VecDeque<Arc<Told>>,
-    /// Fires at `alive_at` or before.
+    /// Fires at `alive_at` or before. Made once: a wait costs each of thousands what it has to prepare.
     alive: Pin<Box<Sleep>>,
     /// When it is told that nothing has happened, unless something does before.
     alive_at: Instant,
@@ -174,7 +168,7 @@ impl Watcher {
     /// The next event once there is one; `None`: the agent ends.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if self.over || *self.api.shutdown.borrow() {
+            if is_stopped(&self.api.shutdown) {
                 return None;
             }
             if let Some(told) = self.taken.pop_front() {
@@ -209,16 +203,16 @@ impl Watcher {
 
     /// Waits until there may be a change, or for something else that is to be told.
     async fn wait(&mut self) -> Option<Bytes> {
+        let shutdown = &self.api.shutdown;
+        let ended = poll_fn(|_| if is_stopped(shutdown) { Poll::Ready(()) } else { Poll::Pending });
         tokio::select! {
             // Whoever tells of changes is gone when the agent ends.
             Ok(()) = self.modified.changed() => {
                 self.behind = true;
                 None
             }
-            () = &mut self.stop => {
-                self.over = true;
-                None
-            }
+            // Whoever serves the connection is woken then, and asks again: nobody has to wait for it once more.
+            () = ended => None,
             hearer = said(&mut self.hearer) => hearer.news().map(|said| event("status", None, &said)),
             () = &mut self.alive => {
                 let late = Instant::now() >= self.alive_at;
