@@ -344,6 +344,10 @@ fn one_that_may_live_elsewhere_waits_and_stops_nobody_else() {
     assert!(state.placements.contains_key(&id("login.0")), "what is new has a place");
     assert_eq!(state.placements[&id("zone.1")].hash, wanted, "the others are updated");
     assert_eq!(state.placements[&id("zone.0")], held, "a run of it lives on {old}");
+    state.failed.insert(id("zone.0"), state.hosts.keys().cloned().collect());
+    state.basis += 1;
+    state.plan_out();
+    assert_eq!(state.placements[&id("zone.0")], held, "there is nowhere better to go");
     let basis = state.basis;
     state.accept(tell(2, EventKind::Stopped(Ended { end: End::Code(0), done: false })));
     assert!(state.basis > basis, "there is something to plan");
