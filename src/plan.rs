@@ -171,7 +171,9 @@ impl<'a> Work<'a> {
         let mut budget = rollout::Budget::new(state, &self.view.process, self.hash, staying);
         for (id, placement, seat) in &self.placed {
             plan.waits |= self.turn.waits(state, id, self.hash);
-            if seat.is_some() && placement.hash != self.hash && budget.take(id, &self.turn) {
+            // One that another host may still run waits for the end of that run; the others go on.
+            let may = seat.is_some() && state.may_put(id, &placement.host);
+            if may && placement.hash != self.hash && budget.take(id, &self.turn) {
                 let host = placement.host.clone();
                 changes.push(PlaceChange::Put { instance: (*id).clone(), host, hash: self.hash });
             }
@@ -221,7 +223,8 @@ impl Filling<'_> {
                     choice.placed(self.board, view, number);
                     let host = &self.board.seats()[number].name;
                     // One that was given up and has nowhere better to go is left alone.
-                    if held.is_none_or(|held| held.host != *host || held.hash != hash) {
+                    let may = self.state.may_put(&id, host);
+                    if !held.is_some_and(|held| held.host == *host && (held.hash == hash || !may)) {
                         let put = PlaceChange::Put { instance: id.clone(), host: host.clone(), hash };
                         self.changes.push(put);
                     }
@@ -241,9 +244,9 @@ impl Filling<'_> {
     fn choose(&self, choice: &mut Choice, view: &View, id: &InstanceId) -> Result<usize, String> {
         let number = choice.choose(self.state, self.board, view, id)?;
         let host = &self.board.seats()[number].name;
-        match view.process.exclusive() && !self.state.is_free(id, host) {
-            true => Err(format!("may still run on another host than {host}, which has not given it up")),
-            false => Ok(number),
+        match self.state.is_placed_on(id, host) || self.state.may_put(id, host) {
+            true => Ok(number),
+            false => Err(format!("may still run on another host than {host}, which has not given it up")),
         }
     }
 }

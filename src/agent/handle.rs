@@ -75,7 +75,7 @@ pub struct Proposal {
     /// What to apply.
     pub command: Command,
     /// What came of it.
-    pub reply: oneshot::Sender<Result<Response, Rejected>>,
+    pub reply: oneshot::Sender<Result<Response, ProposeError>>,
 }
 
 /// A question that got no answer.
@@ -103,6 +103,26 @@ impl<T> From<mpsc::error::TrySendError<T>> for AskError {
         match error {
             mpsc::error::TrySendError::Full(_) => AskError::Busy,
             mpsc::error::TrySendError::Closed(_) => AskError::Stopping,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Handle {
+    /// That of a host alone, whose proposals and states are the test's.
+    pub(crate) fn of_test(proposals: mpsc::Sender<Proposal>, state: watch::Receiver<Arc<State>>) -> Handle {
+        let host: HostName = "alpha".parse().unwrap();
+        Handle {
+            host: host.clone(),
+            cluster: String::new(),
+            started_at: String::new(),
+            logs: PathBuf::new(),
+            requests: mpsc::channel(1).0,
+            ring: Ring::Alone(super::ring::Alone::to(proposals, host)),
+            state,
+            events: broadcast::channel(1).0,
+            metrics: Arc::default(),
+            audit: Audit::open(PathBuf::new(), Arc::default()).0,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::state::Rejected;
 /// Instances that fit nowhere, and why.
 pub type Unplaced = Arc<BTreeMap<InstanceId, String>>;
 
-/// How often it is looked whether an update that waits for players may go on.
+/// How often is planned again what waits: updates for players, a plan that was not carried out for its next attempt.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// While this host is the primary: plans until nothing is left to do, then again whenever the state's basis moves.
@@ -57,11 +57,11 @@ async fn lost(leads: &mut Option<watch::Receiver<bool>>) {
     }
 }
 
-/// What an empty plan was made of.
+/// Of what the last plan was made.
 struct Settled {
     /// The state's basis.
     basis: u64,
-    /// See [`crate::plan::Plan::waits`].
+    /// See [`crate::plan::Plan::waits`]; or it was not carried out.
     waits: bool,
 }
 
@@ -74,7 +74,7 @@ pub async fn settle_once(
     settle(handle, &mut Planner::default(), liveness, unplaced).await;
 }
 
-/// Plans until a plan is empty.
+/// Plans until a plan is empty, or the cluster does not take one.
 async fn settle(
     handle: &Handle,
     planner: &mut Planner,
@@ -101,7 +101,12 @@ async fn settle(
         for command in plan.commands {
             match handle.propose(command).await {
                 Ok(_) | Err(AskError::Rejected(Rejected::StalePlan { .. })) => {}
-                Err(AskError::Stopping | AskError::Unanswered(_)) => return settled,
+                Err(AskError::Stopping) => return settled,
+                // Nothing changes by itself then: neither the basis, nor perhaps who is the primary.
+                Err(AskError::Unanswered(error)) => {
+                    tracing::warn!(%error, "a plan was not carried out; it is made again");
+                    return Settled { waits: true, ..settled };
+                }
                 Err(error) => tracing::warn!(%error, "a plan was refused"),
             }
         }
@@ -110,6 +115,51 @@ async fn settle(
         let moved = states.wait_for(|now| now.basis != state.basis);
         if tokio::time::timeout(PATIENCE, moved).await.is_ok_and(|moved| moved.is_err()) {
             return settled;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::agent::handle::Proposal;
+    use crate::cluster::node::ProposeError;
+    use crate::cluster::wire::EncodeError;
+    use crate::config::{Context, parse};
+    use crate::state::{Command, Envelope, HostFacts, State};
+
+    /// One instance and a host for it.
+    fn state() -> State {
+        let context = Context { hostname: "alpha".to_owned(), host_override: None };
+        let spec = parse("[process.zone]\ncommand = [\"/z\"]\n", "cluster.toml", &context).unwrap().spec;
+        let mut state = State::default();
+        let join = Command::JoinHost { host: "alpha".parse().unwrap(), facts: HostFacts::default() };
+        for command in [Command::ApplySpec { spec, expected_revision: None }, join] {
+            state.apply(&Envelope { stamp_ms: 1, command }).unwrap();
+        }
+        state
+    }
+
+    #[tokio::test]
+    async fn a_plan_that_is_not_carried_out_is_made_again_although_nothing_has_changed() {
+        let (to, mut proposals) = mpsc::channel(1);
+        let (_state, states) = watch::channel(Arc::new(state()));
+        let (_liveness, liveness) = watch::channel(Arc::default());
+        let (unplaced, _shown) = watch::channel(Arc::default());
+        let _planner = tokio::spawn(run(Handle::of_test(to, states), liveness, unplaced));
+        for error in [
+            ProposeError::Unknown(PATIENCE),
+            ProposeError::NoPrimary(PATIENCE),
+            EncodeError::TooLarge(usize::MAX).into(),
+            Rejected::NotUp("alpha".parse().unwrap()).into(),
+            ProposeError::Unknown(PATIENCE),
+        ] {
+            let asked = tokio::time::timeout(10 * PATIENCE, proposals.recv()).await;
+            let Proposal { command, reply } = asked.expect("it plans no more").expect("it has ended");
+            assert!(matches!(command, Command::Place { .. }), "{command:?}");
+            reply.send(Err(error)).unwrap();
         }
     }
 }

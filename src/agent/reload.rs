@@ -200,7 +200,6 @@ fn reconcile(before: &HostSettings, file: &HostSettings) -> (HostSettings, Vec<&
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::ring::{Alone, Ring};
 
     #[test]
     fn of_what_changes_only_what_there_is_is_named() {
@@ -226,20 +225,8 @@ mod tests {
         let context = crate::config::Context { hostname: "alpha".to_owned(), host_override: None };
         let host = crate::config::parse("", "cluster.toml", &context).unwrap().host;
         let ((reports, mut told), (_asks, requests)) = (mpsc::channel(8), mpsc::channel(1));
-        let (handle_requests, _asked) = mpsc::channel(1);
         let (proposals, _proposed) = mpsc::channel(1);
-        let handle = Handle {
-            host: host.name.clone(),
-            cluster: String::new(),
-            started_at: String::new(),
-            logs: PathBuf::new(),
-            requests: handle_requests,
-            ring: Ring::Alone(Alone::to(proposals, "alpha".parse().unwrap())),
-            state: watch::channel(Default::default()).1,
-            events: tokio::sync::broadcast::channel(1).0,
-            metrics: Arc::default(),
-            audit: crate::http::Audit::open(PathBuf::new(), Arc::default()).0,
-        };
+        let handle = Handle::of_test(proposals, watch::channel(Default::default()).1);
         let settings = watch::channel(Arc::new(host)).0;
         let drift = watch::channel(None).0;
         let reloader = Reloader {

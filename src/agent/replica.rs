@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::disk::Saving;
 use super::handle::Proposal;
 use crate::cluster::feed::{self, Feed};
+use crate::cluster::node::ProposeError;
 use crate::metrics::{Metrics, SavedFile};
 use crate::spec::HostName;
 use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
@@ -151,10 +152,10 @@ fn is_durable(state: &State, command: &Command) -> bool {
 
 type Answer = Result<Response, Rejected>;
 
-fn answer(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
+fn answer(answers: Vec<(oneshot::Sender<Result<Response, ProposeError>>, Answer)>) {
     for (reply, result) in answers {
         // A proposer that went away has no use for the answer.
-        let _ = reply.send(result);
+        let _ = reply.send(result.map_err(ProposeError::from));
     }
 }
 
@@ -198,7 +199,7 @@ mod tests {
         super::super::disk::replace(path, &encode(state).unwrap()).unwrap();
     }
 
-    async fn propose(to: &mpsc::Sender<Proposal>, command: Command) -> Result<Response, Rejected> {
+    async fn propose(to: &mpsc::Sender<Proposal>, command: Command) -> Result<Response, ProposeError> {
         let (reply, answer) = oneshot::channel();
         to.send(Proposal { command, reply }).await.unwrap();
         answer.await.unwrap()
@@ -279,7 +280,8 @@ mod tests {
             let task = tokio::spawn(replica.run(Arc::new(Metrics::new())));
             propose(&send, join(own)).await.unwrap();
             let refused = propose(&send, join(clone)).await;
-            assert!(matches!(refused, Err(Rejected::CloneOf(_))), "{refused:?}");
+            let cloned = matches!(refused, Err(ProposeError::Rejected(Rejected::CloneOf(_))));
+            assert!(cloned, "{refused:?}");
             task.abort();
         }
     }

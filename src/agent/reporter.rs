@@ -278,11 +278,8 @@ impl Reporter {
 mod tests {
     use std::sync::Arc;
 
-    use tokio::sync::broadcast;
-
     use super::*;
     use crate::agent::handle::Proposal;
-    use crate::agent::ring::{Alone, Ring};
     use crate::state::State;
 
     const WAIT: Duration = Duration::from_secs(10);
@@ -330,19 +327,7 @@ mod tests {
 
     fn cluster() -> (Handle, Cluster) {
         let ((to, proposals), (state, seen)) = (mpsc::channel(8), watch::channel(Arc::default()));
-        let handle = Handle {
-            host: "alpha".parse().unwrap(),
-            cluster: String::new(),
-            started_at: String::new(),
-            metrics: Arc::default(),
-            logs: Default::default(),
-            requests: mpsc::channel(1).0,
-            ring: Ring::Alone(Alone::to(to, "alpha".parse().unwrap())),
-            state: seen,
-            events: broadcast::channel(1).0,
-            audit: crate::http::Audit::open(Default::default(), Arc::default()).0,
-        };
-        (handle, Cluster { proposals, state })
+        (Handle::of_test(to, seen), Cluster { proposals, state })
     }
 
     #[tokio::test]

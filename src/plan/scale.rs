@@ -1,7 +1,7 @@
 //! Which instances a process is meant to have, and when one too many goes.
 //!
-//! The highest ordinals go. With `update.when_empty` one that has players stays until it is empty or
-//! `update.deadline` is over.
+//! The highest ordinals go, whoever plays where: what is wanted is known without soft facts. With
+//! `update.when_empty` one of those that has players stays until it is empty or `update.deadline` is over.
 
 use super::rollout::Turn;
 use crate::spec::{InstanceId, InstanceKey, Population, Process, ProcessName};

@@ -317,6 +317,44 @@ fn an_exclusive_instance_is_withdrawn_first_and_placed_when_it_is_given_up() {
     assert_eq!(state.on("b"), ["zone.0"]);
 }
 
+/// It was cut off while the process was no exclusive one, and is back with its run.
+#[test]
+fn one_that_may_live_elsewhere_waits_and_stops_nobody_else() {
+    let mut state = cluster(&zone("count = 2"), &["a", "b", "c"]);
+    state.plan_out();
+    let old = state.placements[&id("zone.0")].host.clone();
+    let down = Command::HostDown { host: old.clone(), incarnation: state.hosts[&old].incarnation };
+    state.accept(down);
+    state.plan_out();
+    state.run_all(None);
+    state.join_with(&old.to_string(), |_| {});
+    let incarnation = state.hosts[&old].incarnation;
+    let tell = |first_seq, kind| {
+        let events = vec![Event { instance: id("zone.0"), run: RunId(1), kind }];
+        Command::Events { host: old.clone(), incarnation, first_seq, events }
+    };
+    state.accept(tell(1, EventKind::Started { hash: Default::default(), ports: Default::default() }));
+    assert!(state.superseded.contains_key(&id("zone.0")), "{:?}", state.directory);
+    let exclusive =
+        zone("count = 2\nbuild = \"2\"\non_partition = \"stop\"\nupdate = { max_unavailable = 2 }");
+    state.declare(&format!("{exclusive}[process.login]\ncommand = [\"/l\"]\n"));
+    let wanted = state.hash_of(&"zone".parse().unwrap()).unwrap();
+    let held = state.placements[&id("zone.0")].clone();
+    state.plan_out();
+    assert!(state.placements.contains_key(&id("login.0")), "what is new has a place");
+    assert_eq!(state.placements[&id("zone.1")].hash, wanted, "the others are updated");
+    assert_eq!(state.placements[&id("zone.0")], held, "a run of it lives on {old}");
+    state.failed.insert(id("zone.0"), state.hosts.keys().cloned().collect());
+    state.basis += 1;
+    state.plan_out();
+    assert_eq!(state.placements[&id("zone.0")], held, "there is nowhere better to go");
+    let basis = state.basis;
+    state.accept(tell(2, EventKind::Stopped(Ended { end: End::Code(0), done: false })));
+    assert!(state.basis > basis, "there is something to plan");
+    state.plan_out();
+    assert_eq!(state.placements[&id("zone.0")].hash, wanted);
+}
+
 #[test]
 fn one_too_many_with_players_stays_until_it_is_empty_or_late() {
     let text = zone("count = 3\nupdate = { when_empty = true, deadline = \"1m\" }");

@@ -21,7 +21,7 @@ impl State {
             if !self.hosts.get(host).is_some_and(|host| host.up) {
                 return Err(Rejected::NotUp(host.clone()));
             }
-            if self.is_exclusive(&instance.process) && !self.is_free(instance, host) {
+            if !self.may_put(instance, host) {
                 return Err(Rejected::StillRuns(instance.clone()));
             }
         }
@@ -67,8 +67,14 @@ impl State {
         self.placements.insert(instance.clone(), Placement { host: host.clone(), generation, hash });
     }
 
+    /// False for an exclusive instance that another host may run. It may not be put even where it is placed already:
+    /// that would start a run anew beside the other one.
+    pub fn may_put(&self, instance: &InstanceId, host: &HostName) -> bool {
+        !self.is_exclusive(&instance.process) || self.is_free(instance, host)
+    }
+
     /// True when no other host may run the instance.
-    pub fn is_free(&self, instance: &InstanceId, host: &HostName) -> bool {
+    fn is_free(&self, instance: &InstanceId, host: &HostName) -> bool {
         let claimed = self.claims.get(instance).is_some_and(|claim| claim.host != *host);
         let lives = self.directory.get(instance).is_some_and(|entry| entry.host != *host);
         let beside = self.superseded.get(instance).is_some_and(|runs| runs.keys().any(|other| other != host));
@@ -92,7 +98,8 @@ impl State {
         gives_back
     }
 
-    pub(super) fn is_placed_on(&self, instance: &InstanceId, host: &HostName) -> bool {
+    /// True when it belongs to that host.
+    pub fn is_placed_on(&self, instance: &InstanceId, host: &HostName) -> bool {
         self.placements.get(instance).is_some_and(|placement| placement.host == *host)
     }
 

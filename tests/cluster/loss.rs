@@ -136,6 +136,27 @@ fn a_peer_that_was_cut_off_comes_back_in_the_term_in_which_it_went() {
     primary(&peers);
 }
 
+/// However long TCP would go on waiting: heartbeats go over a connection that is dialled anew. Nothing else is said to it
+/// in a cluster in which nothing happens.
+#[test]
+fn a_peer_that_was_cut_off_is_back_within_seconds() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    let net = Net::before(&mut all);
+    net.keep_waiting();
+    let peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    let leads = primary(&peers);
+    let away = &peers[(leads + 1) % 3];
+    cut_off(&net, away, &peers);
+    until("it hears nobody", || {
+        let standing = away.standing();
+        if standing.primary.is_none() { Ok(()) } else { Err(standing) }
+    });
+    net.heal();
+    let healed = Instant::now();
+    primary(&peers);
+    println!("it shows a primary after {:?}", healed.elapsed());
+}
+
 /// Not even for as long as it takes itself for the primary: a quorum is asked behind each confirm.
 #[test]
 fn a_primary_that_is_cut_off_confirms_no_host() {

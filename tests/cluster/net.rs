@@ -1,6 +1,7 @@
 //! A net in between: each peer is reached through a proxy that can cut whom it is told to from whom.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,15 @@ use tokio::runtime::Runtime;
 
 use super::peers::Peer;
 
-type Cuts = Arc<Mutex<BTreeSet<(String, String)>>>;
+#[derive(Default)]
+struct Ways {
+    /// (from, to)
+    cut: Mutex<BTreeSet<(String, String)>>,
+    /// See [`Net::keep_waiting`].
+    keep_waiting: AtomicBool,
+}
+
+type Cuts = Arc<Ways>;
 
 /// Connections go on to where they were meant for, unless they are cut: then they stay open and nothing moves.
 pub struct Net {
@@ -39,11 +48,17 @@ impl Net {
 
     /// Nothing that `from` says to `to` arrives, nor an answer.
     pub fn cut(&self, from: &str, to: &str) {
-        self.cuts.lock().unwrap().insert((from.to_owned(), to.to_owned()));
+        self.cuts.cut.lock().unwrap().insert((from.to_owned(), to.to_owned()));
     }
 
     pub fn heal(&self) {
-        self.cuts.lock().unwrap().clear();
+        self.cuts.cut.lock().unwrap().clear();
+    }
+
+    /// A connection on which something is said while it is cut stays so when all is healed: the longer a cut was, the
+    /// longer TCP waits before it sends anew.
+    pub fn keep_waiting(&self) {
+        self.cuts.keep_waiting.store(true, Ordering::Relaxed);
     }
 }
 
@@ -94,8 +109,13 @@ async fn carry(mut socket: TcpStream, real: String, to: String, cuts: Cuts) -> O
 }
 
 async fn open(cuts: &Cuts, way: &(String, String)) {
-    while cuts.lock().unwrap().contains(way) {
+    let is_cut = || cuts.cut.lock().unwrap().contains(way);
+    let was_cut = is_cut();
+    while is_cut() {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if was_cut && cuts.keep_waiting.load(Ordering::Relaxed) {
+        std::future::pending().await
     }
 }
 

@@ -10,6 +10,8 @@ use bigbrother::cluster::wire::{
     Target, parcel,
 };
 use bigbrother::spec::HostName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use super::peers::name;
@@ -157,6 +159,52 @@ async fn a_request_that_takes_long_is_waited_for_while_others_are_answered() {
     };
     let (slow, ()) = tokio::join!(slow, quick);
     assert_eq!(slow, Err(CallError::Late(Duration::from_millis(3000))), "the connection was given up");
+}
+
+/// Lets handshakes through and nothing else, and counts them. What comes then is swallowed, or not even taken.
+async fn abyss(listener: TcpListener, real: String, dialled: Arc<AtomicUsize>, swallows: bool) {
+    while let Ok((mut socket, _)) = listener.accept().await {
+        let (real, dialled) = (real.clone(), dialled.clone());
+        tokio::spawn(async move {
+            let mut chunk = [0; 4096];
+            let mut peer = TcpStream::connect(&real).await?;
+            let read = socket.read(&mut chunk).await?;
+            peer.write_all(&chunk[..read]).await?;
+            let read = peer.read(&mut chunk).await?;
+            socket.write_all(&chunk[..read]).await?;
+            dialled.fetch_add(1, Ordering::Relaxed);
+            while swallows && socket.read(&mut chunk).await? > 0 {}
+            std::future::pending::<std::io::Result<()>>().await
+        });
+    }
+}
+
+/// As heartbeats do after a cable was pulled: one is asked for after the other.
+#[tokio::test]
+async fn a_line_that_hears_nothing_is_dialled_anew_however_busy_it_is() {
+    for swallows in [true, false] {
+        let mut wire = wire(ours("beta", "pirates")).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = listener.local_addr().unwrap().to_string();
+        let real = std::mem::replace(&mut wire.target.address, proxy);
+        let dialled = Arc::new(AtomicUsize::new(0));
+        let _abyss = tokio::spawn(abyss(listener, real, dialled.clone(), swallows));
+        let count = || dialled.load(Ordering::Relaxed);
+        let mut quickest = Duration::MAX;
+        // A busy machine may be slow once.
+        for round in 1..=3 {
+            let began = Instant::now();
+            let mut body = if swallows { vec![] } else { vec![7; MUCH] };
+            while count() <= round {
+                let waited = began.elapsed();
+                assert!(waited < Duration::from_secs(10), "{} dials in {waited:?}, {swallows}", count());
+                let answer = ask(&wire, Kind::Append, &std::mem::take(&mut body), 50).await;
+                assert!(answer.is_err(), "answered by nobody: {answer:?}");
+            }
+            quickest = quickest.min(began.elapsed());
+        }
+        assert!(quickest < Duration::from_millis(1500), "dialled anew after {quickest:?}, {swallows}");
+    }
 }
 
 #[tokio::test]
@@ -318,10 +366,9 @@ async fn strangers_that_say_nothing_keep_no_peer_out() {
 
 #[tokio::test]
 async fn rubbish_ends_its_connection_and_nothing_else() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let wire = wire(ours("beta", "pirates")).await;
     for rubbish in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[255; 64]] {
-        let mut socket = tokio::net::TcpStream::connect(&wire.target.address).await.unwrap();
+        let mut socket = TcpStream::connect(&wire.target.address).await.unwrap();
         socket.write_all(rubbish).await.unwrap();
         let mut heard = Vec::new();
         // Closed with or without a reset; nothing is said.

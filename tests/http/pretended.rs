@@ -258,7 +258,7 @@ pub async fn pretend(
             Some(Proposal { command, reply }) = proposals.recv() => {
                 let answer = applied(&command);
                 asked.send(Asked::Proposed(command)).unwrap();
-                let _ = reply.send(answer);
+                let _ = reply.send(answer.map_err(Into::into));
             }
             else => return,
         }

@@ -23,7 +23,7 @@ const BATCH: usize = 32;
 /// Between two attempts to dial.
 const REDIAL: Duration = Duration::from_millis(50);
 /// A connection without a request for this long is closed.
-const IDLE: Duration = Duration::from_secs(30);
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// How often silence and idleness are looked for.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -96,6 +96,8 @@ type Reply = oneshot::Sender<Result<Vec<u8>, CallError>>;
 struct Waiting {
     /// Sent, and when; without an answer yet.
     calls: BTreeMap<u64, (Instant, Reply)>,
+    /// When anything was asked last.
+    asked: Instant,
     /// When anything was heard last.
     heard: Instant,
 }
@@ -144,15 +146,19 @@ impl Operator {
     }
 
     async fn talk(&mut self, reader: Reader, writer: Writer, first: Call) {
-        let pending = Pending::new(Waiting { calls: BTreeMap::new(), heard: Instant::now() });
+        let now = Instant::now();
+        let pending = Pending::new(Waiting { calls: BTreeMap::new(), asked: now, heard: now });
         let silence = match self.purpose {
             Purpose::Urgent => Duration::from_secs(1),
             _ => Duration::from_secs(10),
         };
         // Dropping `pending` tells all who still wait that the connection broke.
         tokio::select! {
-            () = send(&mut self.queue, writer, first, &pending, silence) => {}
+            // After this process stood still, what has arrived is heard before silence is judged.
+            biased;
             () = receive(reader, &pending) => {}
+            () = send(&mut self.queue, writer, first, &pending) => {}
+            () = spent(&pending, silence) => {}
         }
     }
 }
@@ -161,46 +167,43 @@ fn locked(pending: &Pending) -> MutexGuard<'_, Waiting> {
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn send(
-    queue: &mut mpsc::Receiver<Call>,
-    mut writer: Writer,
-    first: Call,
-    pending: &Pending,
-    silence: Duration,
-) {
+async fn send(queue: &mut mpsc::Receiver<Call>, mut writer: Writer, first: Call, pending: &Pending) {
     let mut request = 0;
     let mut batch = vec![first];
-    let mut asked = Instant::now();
     loop {
         let mut frames = Vec::with_capacity(batch.len());
         for call in batch.drain(..).filter(|call| !call.reply.is_closed()) {
             request += 1;
             let ttl_ms = u32::try_from(call.ttl.as_millis()).unwrap_or(u32::MAX);
             frames.push(Frame { kind: call.kind, request, ttl_ms, body: call.body });
-            locked(pending).calls.insert(request, (Instant::now(), call.reply));
+            let (now, mut pending) = (Instant::now(), locked(pending));
+            pending.asked = now;
+            pending.calls.insert(request, (now, call.reply));
         }
-        if !frames.is_empty() {
-            asked = Instant::now();
-            if writer.send(&frames).await.is_err() {
-                return;
-            }
+        if !frames.is_empty() && writer.send(&frames).await.is_err() {
+            return;
         }
-        match tokio::time::timeout(LOOK, queue.recv_many(&mut batch, BATCH)).await {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(_) => {
-                let mut pending = locked(pending);
-                let waited = pending.calls.values().next().map(|(since, _)| since.elapsed());
-                // An answer drops its entry; what nobody waits for is dropped when it is old. One that takes long
-                // says nothing of the connection as long as others are answered.
-                if waited.is_some_and(|waited| waited > silence) && pending.heard.elapsed() > silence {
-                    return;
-                }
-                pending.calls.retain(|_, (since, reply)| !reply.is_closed() || since.elapsed() <= silence);
-                if waited.is_none() && asked.elapsed() > IDLE {
-                    return;
-                }
-            }
+        if queue.recv_many(&mut batch, BATCH).await == 0 {
+            return;
+        }
+    }
+}
+
+/// Until nothing is heard although an answer is due, or nothing is asked any more. By its own clock: whether the line
+/// is busy, or what is sent finds no room in the socket, says nothing of the other side.
+async fn spent(pending: &Pending, silence: Duration) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let mut pending = locked(pending);
+        let waited = pending.calls.values().next().map(|(since, _)| since.elapsed());
+        // An answer drops its entry; what nobody waits for is dropped when it is old. One that takes long
+        // says nothing of the connection as long as others are answered.
+        if waited.is_some_and(|waited| waited > silence) && pending.heard.elapsed() > silence {
+            return;
+        }
+        pending.calls.retain(|_, (since, reply)| !reply.is_closed() || since.elapsed() <= silence);
+        if waited.is_none() && pending.asked.elapsed() > IDLE {
+            return;
         }
     }
 }

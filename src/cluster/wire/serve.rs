@@ -2,7 +2,8 @@
 //!
 //! Owns the listener and its connections; they end with [`Server::run`]. Never knows what a request means:
 //! that is the [`Service`]'s. Bounded: handshakes, connections, requests at work on each, bytes of a snapshot,
-//! and the time for each step. A connection counts once its handshake is over: strangers keep nobody out.
+//! the time for each step, and how long a connection may be quiet. A connection counts once its handshake is over:
+//! strangers keep nobody out.
 
 use std::future::Future;
 use std::io;
@@ -18,6 +19,7 @@ use super::codec::{decode, encode};
 use super::frame::{Frame, Kind};
 use super::hall::Hall;
 use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
+use super::line::IDLE;
 use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
 use crate::spec::HostName;
@@ -28,6 +30,9 @@ const MAX_CONNECTIONS: usize = 1536;
 const PEERS: usize = 128;
 /// Handshakes at once.
 const MAX_GREETINGS: usize = 128;
+/// A connection on which nothing was asked and nothing at work for this long is let go. Whoever dialled closes it much
+/// earlier; one that lost its power says nothing any more, and TCP alone would keep its place for ever.
+const QUIET: Duration = IDLE.saturating_mul(3);
 /// Requests of one connection at work at once.
 const MAX_REQUESTS: usize = 64;
 /// From the accept to the end of the handshake.
@@ -131,7 +136,7 @@ impl Server {
                                 writer.close().await;
                             }
                         }
-                        _ => answer_requests(service, hello, reader, writer).await,
+                        _ => answer_requests(service, hello, reader, writer, QUIET).await,
                     }
                 }
             });
@@ -230,15 +235,31 @@ fn verdict(judged: Result<Welcome, Refusal>) -> Option<Frame> {
     Some(Frame { kind, request: 0, ttl_ms: 0, body: body.ok()? })
 }
 
-async fn answer_requests<S: Service>(service: Arc<S>, hello: Hello, mut reader: Reader, writer: Writer) {
+/// Until the other side hangs up, or is quiet for too long.
+async fn answer_requests<S: Service>(
+    service: Arc<S>,
+    hello: Hello,
+    mut reader: Reader,
+    writer: Writer,
+    quiet: Duration,
+) {
     let hello = Arc::new(hello);
     let (answers, answered) = mpsc::channel(MAX_REQUESTS);
     let room = Arc::new(Semaphore::new(MAX_REQUESTS));
     let mut tasks = JoinSet::new();
     tasks.spawn(send_answers(writer, answered));
-    // What is no frame ends the connection; whoever dialled dials again.
-    while let Ok(frame) = reader.next().await {
-        while tasks.try_join_next().is_some() {}
+    loop {
+        // Besides the requests there is the one that sends.
+        let at_work = tasks.len() > 1;
+        let frame = tokio::select! {
+            // What is no frame ends the connection; whoever dialled dials again.
+            frame = reader.next() => match frame {
+                Ok(frame) => frame,
+                Err(_) => return,
+            },
+            Some(_) = tasks.join_next(), if at_work => continue,
+            () = tokio::time::sleep(quiet), if !at_work => return,
+        };
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let (service, hello, answers) = (service.clone(), hello.clone(), answers.clone());
         tasks.spawn(async move {
@@ -298,3 +319,6 @@ async fn receive_snapshot<S: Service>(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,25 @@
-//! A planner that remembers plans what one plans that does not, through any history.
+//! Through any history: a planner that remembers plans what one plans that does not, and nothing that the state refuses.
 
 use proptest::prelude::*;
 
-use super::super::tests::{any_host, any_spec, spec, take_host};
+use super::super::tests::{AnyHost, any_host, any_spec, spec, take_host};
 use super::super::{Liveness, Planner, plan};
 use super::*;
 use crate::keeper::protocol::{End, RunId};
-use crate::state::{Command, Ended, Envelope, Event, EventKind, Rest, Target};
+use crate::spec::OnPartition;
+use crate::state::{Command, Ended, Envelope, Event, EventKind, Rest, RunFact, Target};
 
 /// What may happen to a cluster. Numbers choose among what is there.
 #[derive(Clone, Debug)]
 enum Step {
     Declare(String),
-    Host((u8, bool, u64, bool, bool)),
+    Host(AnyHost),
     Down(u8),
+    /// A host says what it runs: those of the placed instances that the bits choose, wherever they are placed.
+    Lists(u8, u32),
+    /// A process becomes exclusive or is so no more.
+    Partition(usize),
+    Build(usize, u8),
     Drain(u8, bool),
     Carry,
     /// Each placed instance runs, and is ready.
@@ -32,6 +38,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => any_text().prop_map(Step::Declare),
         3 => any_host().prop_map(Step::Host),
         3 => (0..4u8).prop_map(Step::Down),
+        3 => (0..4u8, any::<u32>()).prop_map(|(host, which)| Step::Lists(host, which)),
+        1 => any::<usize>().prop_map(Step::Partition),
+        1 => (any::<usize>(), 0..3u8).prop_map(|(which, build)| Step::Build(which, build)),
         1 => (0..4u8, any::<bool>()).prop_map(|(host, drained)| Step::Drain(host, drained)),
         8 => Just(Step::Carry),
         3 => Just(Step::Run),
@@ -79,6 +88,26 @@ fn tell_of(state: &mut State, which: usize, what: u8) {
     tell(state, &host, vec![Event { instance, run, kind }]);
 }
 
+/// What a host brings back that was cut off: also what is placed on others by now.
+fn list(state: &mut State, name: &HostName, which: u32) {
+    let Some(host) = state.hosts.get(name) else { return };
+    let (incarnation, seq) = (host.incarnation, host.last_seq);
+    let chosen = state.placements.iter().enumerate().filter(|(n, _)| which & (1 << (n % 32)) != 0);
+    let fact = |hash| RunFact { run: RunId(state.index), hash, ports: BTreeMap::new(), ready: true };
+    let runs = chosen.map(|(_, (id, placement))| (id.clone(), fact(placement.hash))).collect();
+    let inventory = Command::Inventory { host: name.clone(), incarnation, seq, runs, rests: BTreeMap::new() };
+    try_on(state, inventory);
+}
+
+fn edit(state: &mut State, which: usize, change: impl FnOnce(&mut Process)) {
+    let mut spec = state.spec.clone();
+    let count = spec.processes.len().max(1);
+    if let Some(process) = spec.processes.values_mut().nth(which % count) {
+        change(Arc::make_mut(process));
+    }
+    try_on(state, Command::ApplySpec { spec, expected_revision: None });
+}
+
 fn run_all(state: &mut State) {
     for (instance, placement) in state.placements.clone() {
         let run = RunId(state.index);
@@ -100,6 +129,11 @@ fn take(state: &mut State, step: Step) {
             let incarnation = state.hosts.get(&named(host)).map_or(0, |host| host.incarnation);
             try_on(state, Command::HostDown { host: named(host), incarnation });
         }
+        Step::Lists(host, which) => list(state, &named(host), which),
+        Step::Partition(which) => edit(state, which, |process| {
+            process.on_partition = if process.exclusive() { OnPartition::Keep } else { OnPartition::Stop };
+        }),
+        Step::Build(which, build) => edit(state, which, |process| process.build = Some(build.to_string())),
         Step::Drain(host, drained) => try_on(state, Command::DrainHost { host: named(host), drained }),
         Step::Carry => {
             for command in plan(state, &Liveness::default(), 1).commands {
@@ -125,6 +159,13 @@ fn take(state: &mut State, step: Step) {
     }
 }
 
+fn begun(text: String, hosts: Vec<AnyHost>) -> State {
+    let mut state = State::default();
+    take(&mut state, Step::Declare(text));
+    hosts.into_iter().for_each(|host| take_host(&mut state, host));
+    state
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -134,16 +175,31 @@ proptest! {
         hosts in proptest::collection::vec(any_host(), 1..4),
         steps in proptest::collection::vec(any_step(), 1..40),
     ) {
-        let mut state = State::default();
-        let mut planner = Planner::default();
-        take(&mut state, Step::Declare(text));
-        hosts.into_iter().for_each(|host| take_host(&mut state, host));
+        let (mut state, mut planner) = (begun(text, hosts), Planner::default());
         for step in steps {
             let waits = matches!(step, Step::Wait);
             take(&mut state, step);
             if !waits {
                 let fresh = plan(&state, &Liveness::default(), 1);
                 prop_assert_eq!(planner.plan(&state, &Liveness::default(), 1), fresh);
+            }
+        }
+    }
+
+    /// One thing that is refused would be in the way of all others, and be planned again for ever.
+    #[test]
+    fn nothing_that_is_planned_is_refused(
+        text in any_text(),
+        hosts in proptest::collection::vec(any_host(), 1..4),
+        steps in proptest::collection::vec(any_step(), 1..40),
+    ) {
+        let mut state = begun(text, hosts);
+        for step in steps {
+            take(&mut state, step);
+            let mut planned = state.clone();
+            for command in plan(&state, &Liveness::default(), 1).commands {
+                let answer = planned.apply(&Envelope { stamp_ms: 1, command });
+                prop_assert!(answer.is_ok(), "{answer:?}");
             }
         }
     }
