@@ -148,7 +148,7 @@ impl Door {
     }
 
     async fn answer(&self, stream: impl Stream, origin: Origin) {
-        let routes = TowerToHyperService::new(self.router.clone());
+        let (routes, from) = (TowerToHyperService::new(self.router.clone()), origin.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(origin.clone());
             routes.call(request)
@@ -171,6 +171,8 @@ impl Door {
         if let Err(error) = ended {
             if stalled(&error) {
                 self.metrics.reader_given_up();
+                let (from, stall) = (from.place(), self.limits.stall);
+                tracing::info!(%from, "who asked here took nothing of the answer for {stall:?}: its connection is closed");
             }
             tracing::debug!(error = &error as &dyn std::error::Error, "an API connection broke");
         }

@@ -1,11 +1,13 @@
 //! A backup as docs/operations.md has it: the folder `raft` of one peer, put back when all disks are lost.
 
+use std::net::TcpListener;
 use std::path::Path;
 
 use bigbrother::http::view::PeerView;
 
 use crate::cluster::{Cluster, NAMES, zones};
 use crate::host::{expect, until};
+use crate::ran::Ran;
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
@@ -84,4 +86,49 @@ fn a_backup_of_one_peer_brings_the_cluster_back_when_all_disks_are_lost() {
         expect(scaled.code == Some(0), scaled)
     });
     zones_are(&cluster, asked, &["ready", "paused", "ready", "ready", "ready"]);
+}
+
+/// Takes connections where a host's agent would, and says nothing.
+fn mute(cluster: &Cluster, host: usize) -> TcpListener {
+    let address = ("127.0.0.1", agent_port(cluster, host));
+    until("its port is free", || TcpListener::bind(address).map_err(|error| error.to_string()))
+}
+
+fn agent_port(cluster: &Cluster, host: usize) -> u16 {
+    cluster.hosts[host].ports.0 - 1
+}
+
+/// With certificates, without which nobody that lives could be told from another program.
+#[test]
+fn a_copy_is_refused_while_a_peer_that_it_knows_lives_and_beside_something_unclear_taken_only_anyway() {
+    let mut cluster = Cluster::secured(3, zones);
+    assert_eq!(votes(&cluster, 0), ["alpha voter", "beta voter", "gamma voter"]);
+    (0..2).for_each(|host| cluster.hosts[host].power_off());
+    let file = cluster.hosts[0].config();
+    let (text, gamma) = (std::fs::read_to_string(&file).unwrap(), agent_port(&cluster, 2));
+    let without = text.replace(&format!(", gamma = \"127.0.0.1:{gamma}\""), "");
+    assert_ne!(without, text);
+    std::fs::write(&file, without).unwrap();
+    let recover = |cluster: &Cluster, more: &[&str]| {
+        cluster.run(0, &[&["peers", "recover", "--config", file.to_str().unwrap(), "--yes"], more].concat())
+    };
+    let refused = |ran: Ran, words: &str| expect(ran.code == Some(1) && ran.err.contains(words), ran);
+    // A busy machine may keep it from answering in time, and nothing is changed by that.
+    let living = || refused(recover(&cluster, &[]), "gamma answers at");
+    until("gamma is known by its certificate", living);
+
+    cluster.hosts[2].power_off();
+    let (unclear, of_the_file) = (mute(&cluster, 2), mute(&cluster, 1));
+    refused(recover(&cluster, &["--anyway"]), "beta answers at").unwrap();
+    drop(of_the_file);
+    refused(recover(&cluster, &[]), "`bigbrother peers recover --anyway`").unwrap();
+    let taken = recover(&cluster, &["--anyway"]);
+    assert!(taken.code == Some(0) && taken.out.contains("alpha is the only peer"), "{taken:?}");
+    drop(unclear);
+    cluster.hosts[0].start();
+    until("it is the primary", || {
+        let status = cluster.status(0)?;
+        expect(status.quorum && status.primary.as_ref().is_some_and(|host| host.as_str() == "alpha"), status)
+    });
+    assert_eq!(votes(&cluster, 0), ["alpha voter"]);
 }

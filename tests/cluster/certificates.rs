@@ -58,7 +58,7 @@ impl Service for Echo {
 }
 
 /// A certificate of the folder's CA for a host, valid in these years only.
-fn valid_in(folder: &Path, host: &str, years: (i32, i32)) -> [PathBuf; 2] {
+pub fn valid_in(folder: &Path, host: &str, years: (i32, i32)) -> [PathBuf; 2] {
     let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
     let key = KeyPair::from_pem(&read(issue::CA_KEY)).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read(issue::CA_CERT), key).unwrap();
@@ -75,7 +75,7 @@ fn valid_in(folder: &Path, host: &str, years: (i32, i32)) -> [PathBuf; 2] {
     paths
 }
 
-fn files(folder: &Path, [cert, key]: [PathBuf; 2]) -> TlsFiles {
+pub fn files(folder: &Path, [cert, key]: [PathBuf; 2]) -> TlsFiles {
     TlsFiles { ca: folder.join(issue::CA_CERT), cert, key }
 }
 

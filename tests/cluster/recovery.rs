@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bigbrother::cluster::node::Settings;
 use bigbrother::cluster::node::recover::{RecoverError, recover};
+use bigbrother::cluster::tls::issue;
 
+use super::certificates::{files, valid_in};
 use super::peers::*;
 
 fn folder(settings: &Settings) -> std::path::PathBuf {
@@ -250,6 +252,27 @@ fn the_copy_of_one_that_does_not_vote_is_taken_only_when_that_is_meant() {
     let beta = Peer::start(&all[1]);
     beta.propose(launch("alone"));
     assert_eq!((beta.node().id(), votes(&beta)), (Some(2), vec![("beta".to_owned(), true)]));
+}
+
+/// A living agent would hang up on it as another program does.
+#[test]
+fn a_host_whose_certificate_does_not_hold_asks_nobody_whether_the_peers_of_the_copy_are_gone() {
+    let (outside, mut peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    agreed(&peers);
+    let mut alpha = peers.remove(0).kill();
+    peers.drain(..).for_each(|peer| drop(peer.kill()));
+    alpha.peers.retain(|host, _| *host == alpha.host);
+    issue::init(outside.path(), "pirates").unwrap();
+    alpha.tls = Some(files(outside.path(), valid_in(outside.path(), "alpha", (2019, 2020))));
+    let refused = until("its files are let go", || match recovered_by(&alpha, true) {
+        Err(RecoverError::Tls(refused)) => Ok(refused.to_string()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(refused.contains("alpha-2019.pem"), "{refused}");
+    alpha.tls =
+        Some(files(outside.path(), issue::issue(outside.path(), &alpha.host, outside.path()).unwrap()));
+    recovered_soon(&alpha);
 }
 
 /// Why one copy is put back, and never several: what is committed in the newer is not in the older, and those elect.

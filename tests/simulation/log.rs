@@ -1,7 +1,7 @@
 //! The replicated log, small and honest: terms, votes, a quorum of disks that lag, a primary that may be deposed
 //! and not know it.
 //!
-//! Stands in for openraft, which `tests/consensus.rs` runs; this one costs microseconds. A peer is a value: it is
+//! Stands in for openraft, which `tests/consensus` runs; this one costs microseconds. A peer is a value: it is
 //! given messages and the time, and leaves what it sends in `out`.
 
 use std::rc::Rc;

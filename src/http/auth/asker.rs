@@ -38,6 +38,17 @@ pub(in crate::http) enum Origin {
     Host(HostName),
 }
 
+impl Origin {
+    /// `local`, the address, or the host.
+    pub(in crate::http) fn place(&self) -> String {
+        match self {
+            Origin::Unix { .. } => "local".to_owned(),
+            Origin::Host(host) => host.to_string(),
+            Origin::Tcp { address, .. } => address.to_string(),
+        }
+    }
+}
+
 /// A token by its name and its hash: another one may have the name later.
 pub(in crate::http) type Known = (TokenName, [u8; 32]);
 
@@ -96,14 +107,14 @@ impl Asker {
             Asker::Named(caller) => return caller.clone(),
             Asker::Came(origin, token) => (origin, token),
         };
-        let (who, from) = match origin {
-            Origin::Unix { uid: Some(uid) } => (format!("unix uid={uid}"), "local".to_owned()),
-            Origin::Unix { uid: None } => ("unix".to_owned(), "local".to_owned()),
-            Origin::Host(host) => (format!("host {host}"), host.to_string()),
-            Origin::Tcp { address, .. } => ("nobody".to_owned(), address.to_string()),
+        let who = match origin {
+            Origin::Unix { uid: Some(uid) } => format!("unix uid={uid}"),
+            Origin::Unix { uid: None } => "unix".to_owned(),
+            Origin::Host(host) => format!("host {host}"),
+            Origin::Tcp { .. } => "nobody".to_owned(),
         };
         let who = token.as_ref().map_or(who, |token| format!("token {token}"));
-        Caller { who, from, via: None }
+        Caller { who, from: origin.place(), via: None }
     }
 }
 

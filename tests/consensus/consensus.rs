@@ -1,26 +1,20 @@
 //! openraft itself in virtual time, with the cluster's own state machine, under faults.
 //!
 //! Three or five peers on `openraft-rt-sim`: links that lose, double, delay and part, peers that die and come back
-//! with what their disks had, disks that take nothing any more, leadership handed over. Clients change the spec, scale, tell the directory of runs and
-//! read; their histories must be linearizable. `tests/simulation.rs` has the rest of the cluster over a smaller log.
-//! A seed decides all, and a run that fails prints it: `BIGBROTHER_SEED=7 cargo test --test consensus one_seed`;
-//! `BIGBROTHER_SEEDS=2000` tries more.
+//! with what their disks had, disks that take nothing any more, leadership handed over. Clients change the
+//! spec, scale, tell the directory of runs and read; their histories must be linearizable. `tests/simulation.rs` has
+//! the rest of the cluster over a smaller log. A seed decides all, and a run that fails prints it:
+//! `BIGBROTHER_SEED=7 cargo test --test consensus one_seed` is that one again, `BIGBROTHER_SEEDS=20000 cargo test
+//! --test consensus seeds` tries more.
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "consensus/client.rs"]
 mod client;
-#[path = "consensus/disk.rs"]
 mod disk;
-#[path = "consensus/history.rs"]
 mod history;
-#[path = "consensus/life.rs"]
 mod life;
-#[path = "consensus/network.rs"]
 mod network;
-#[path = "consensus/peer.rs"]
 mod peer;
-#[path = "consensus/record.rs"]
 mod record;
 
 use life::live;
@@ -41,9 +35,9 @@ enum Fault {
     OwnClock,
 }
 
-/// The tests that share the seeds.
-const SHARES: u64 = 4;
-const SEEDS: u64 = 60;
+/// The tests that share the seeds, so that all processors have work.
+const SHARES: u64 = 8;
+const SEEDS: u64 = 1_000;
 /// The seeds in which a planted fault must be caught.
 const PLANTED: u64 = 20;
 
@@ -65,7 +59,9 @@ macro_rules! shares {
     ($($name:ident $which:literal)*) => { $(#[test] fn $name() { share($which); })* };
 }
 
-shares! { seeds_0 0  seeds_1 1  seeds_2 2  seeds_3 3 }
+shares! {
+    seeds_0 0  seeds_1 1  seeds_2 2  seeds_3 3  seeds_4 4  seeds_5 5  seeds_6 6  seeds_7 7
+}
 
 #[test]
 fn one_seed() {
