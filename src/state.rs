@@ -5,7 +5,7 @@
 //! host, and every command is idempotent or guarded. Pure: time is stamped in the command by its proposer.
 //! Called by the replica (one host now, Raft later); read by everything. The files: `apply` is the list of
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
-//! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `leader` who speaks
+//! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `clock` what time it is, `leader` who speaks
 //! for a process, `access` who may ask the API, `shared_map` how the large maps lie in memory, [`check`] what must always be true.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ use crate::spec::{HostName, InstanceId, Population, Process, ProcessName, Spec, 
 pub mod access;
 mod apply;
 pub mod check;
+mod clock;
 mod command;
 mod directory;
 mod epoch;
@@ -32,6 +33,7 @@ mod settings;
 mod shared_map;
 
 pub use access::{ApiToken, Role};
+pub use clock::Clock;
 pub use command::{
     Command, Envelope, Event, EventKind, HostFacts, PlaceChange, Rejected, Response, RunFact, Target,
 };
@@ -46,7 +48,7 @@ pub use shared_map::SharedMap;
 pub struct State {
     /// Grows by one with each applied command.
     pub index: u64,
-    /// The newest proposer's clock seen, milliseconds since 1970; never used for order.
+    /// The newest stamp seen ([`Clock`]), milliseconds since 1970; never used for order.
     pub now_ms: u64,
     /// Grows with each applied spec; 0: none yet.
     pub revision: u64,

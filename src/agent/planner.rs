@@ -11,9 +11,10 @@ use tokio::sync::watch;
 
 use super::handle::{AskError, Handle};
 use super::replica::wall_ms;
+use super::supervise::moment;
 use crate::plan::{Liveness, Planner};
 use crate::spec::InstanceId;
-use crate::state::Rejected;
+use crate::state::{Clock, Rejected};
 
 /// Instances that fit nowhere, and why.
 pub type Unplaced = Arc<BTreeMap<InstanceId, String>>;
@@ -30,14 +31,14 @@ pub async fn run(
 ) {
     let mut states = handle.state.clone();
     let mut leads = handle.ring.leads();
-    let mut planner = Planner::default();
+    let mut planning = Planning::default();
     loop {
         if let Some(leads) = &mut leads
             && leads.wait_for(|leads| *leads).await.is_err()
         {
             return;
         }
-        let Settled { basis, waits } = settle(&handle, &mut planner, &liveness, &unplaced).await;
+        let Settled { basis, waits } = settle(&handle, &mut planning, &liveness, &unplaced).await;
         let moved = states.wait_for(|state| state.basis != basis);
         tokio::select! {
             moved = moved => if moved.is_err() {
@@ -57,6 +58,13 @@ async fn lost(leads: &mut Option<watch::Receiver<bool>>) {
     }
 }
 
+/// What one plan leaves for the next.
+#[derive(Default)]
+struct Planning {
+    planner: Planner,
+    clock: Clock,
+}
+
 /// Of what the last plan was made.
 struct Settled {
     /// The state's basis.
@@ -71,13 +79,13 @@ pub async fn settle_once(
     liveness: &watch::Receiver<Arc<Liveness>>,
     unplaced: &watch::Sender<Unplaced>,
 ) {
-    settle(handle, &mut Planner::default(), liveness, unplaced).await;
+    settle(handle, &mut Planning::default(), liveness, unplaced).await;
 }
 
 /// Plans until a plan is empty, or the cluster does not take one.
 async fn settle(
     handle: &Handle,
-    planner: &mut Planner,
+    planning: &mut Planning,
     liveness: &watch::Receiver<Arc<Liveness>>,
     unplaced: &watch::Sender<Unplaced>,
 ) -> Settled {
@@ -85,7 +93,8 @@ async fn settle(
         let state = handle.state.borrow().clone();
         let soft = liveness.borrow().clone();
         let began = Instant::now();
-        let plan = planner.plan(&state, &soft, wall_ms());
+        let now_ms = planning.clock.now_ms(state.now_ms, wall_ms(), moment());
+        let plan = planning.planner.plan(&state, &soft, now_ms);
         handle.metrics.planned(began.elapsed());
         let settled = Settled { basis: state.basis, waits: plan.waits };
         unplaced.send_if_modified(|held| {

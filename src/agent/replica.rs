@@ -15,11 +15,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::disk::Saving;
 use super::handle::Proposal;
+use super::supervise::moment;
 use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::ProposeError;
 use crate::metrics::{Metrics, SavedFile};
 use crate::spec::HostName;
-use crate::state::{Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
+use crate::state::{Clock, Command, Ended, Envelope, Event, EventKind, Rejected, Response, State};
 
 /// The first bytes of the file.
 const MAGIC: [u8; 4] = *b"BBst";
@@ -64,6 +65,7 @@ pub struct Replica {
     proposals: mpsc::Receiver<Proposal>,
     out: watch::Sender<Arc<State>>,
     feed: feed::Recorder,
+    clock: Clock,
 }
 
 /// What follows the state.
@@ -89,7 +91,8 @@ impl Replica {
         let saving = Saving::new(file, SavedFile::State);
         let (mut recorder, feed) = feed::feed();
         recorder.begin_anew(&state);
-        Ok((Replica { state, saving, proposals, out, feed: recorder }, Copies { states, feed }))
+        let clock = Clock::default();
+        Ok((Replica { state, saving, proposals, out, feed: recorder, clock }, Copies { states, feed }))
     }
 
     /// Applies proposals until the last proposer is gone.
@@ -111,7 +114,8 @@ impl Replica {
             let mut answers = Vec::new();
             for Proposal { command, reply } in batch.drain(..) {
                 durable |= is_durable(&self.state, &command);
-                let envelope = Envelope { stamp_ms: wall_ms(), command };
+                let stamp_ms = self.clock.now_ms(self.state.now_ms, wall_ms(), moment());
+                let envelope = Envelope { stamp_ms, command };
                 let (answer, changes) = Arc::make_mut(&mut self.state).apply_and_tell(&envelope);
                 self.feed.note(changes);
                 answers.push((reply, answer));

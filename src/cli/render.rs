@@ -286,7 +286,7 @@ pub fn plan(plan: &PlanView, page: &Page) -> String {
     let painted = |line: &str| match line.chars().next() {
         Some('+') => page.paint(line, Some(Color::Green)),
         Some('-') => page.paint(line, Some(Color::Red)),
-        Some('~') => page.paint(line, Some(Color::Yellow)),
+        Some('~' | '!') => page.paint(line, Some(Color::Yellow)),
         _ => line.to_owned(),
     };
     plan.to_string().lines().map(|line| painted(line) + "\n").collect()

@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -48,8 +48,10 @@ use super::tls::Tls;
 use super::tunnel::Entrance;
 use super::wire::hello::Ours;
 use super::wire::{Dialer, Exchange, Server, Target};
+use crate::agent::replica::wall_ms;
+use crate::agent::supervise::moment;
 use crate::plan::Liveness;
-use crate::state::State;
+use crate::state::{Clock, State};
 use identity::Identity;
 use settle::Settler;
 
@@ -72,6 +74,8 @@ struct Shared {
     /// Why this host is no member of a founded cluster yet; `None`: nothing keeps it, as far as it knows.
     unsettled: watch::Sender<Option<String>>,
     states: watch::Receiver<Arc<State>>,
+    /// Stamps what this peer puts into the log.
+    clock: Mutex<Clock>,
     applies: watch::Receiver<Applied>,
     feed: Feed,
     standing: watch::Sender<Standing>,
@@ -188,6 +192,7 @@ impl Node {
             raft: watch::channel(None).0,
             unsettled: watch::channel(None).0,
             states: states_seen,
+            clock: Mutex::default(),
             applies: applies_seen,
             feed,
             standing: watch::channel(Standing::default()).0,
@@ -326,6 +331,13 @@ impl Drop for Node {
 impl Shared {
     fn raft(&self) -> Option<Raft> {
         self.raft.borrow().clone()
+    }
+
+    /// The time for stamps.
+    fn now_ms(&self) -> u64 {
+        let state_ms = self.states.borrow().now_ms;
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.now_ms(state_ms, wall_ms(), moment())
     }
 
     /// The primary as Raft knows it; it may be one no more.

@@ -20,6 +20,7 @@ use super::router::Api;
 use super::status::PRIMARY;
 use super::tables::{Table, Wait};
 use crate::http::view::{DoneView, HealthView, HostView, PeerView, Problem};
+use crate::plan::liveness::SILENT;
 use crate::spec::HostName;
 use crate::state::{self, Command};
 
@@ -186,12 +187,13 @@ pub(super) async fn undrain(api: State<Api>, name: Named) -> Result<Json<DoneVie
 
 /// Gives a silent host up
 ///
-/// It is declared down once it has been silent for `host_timeout`, whatever the brake says.
+/// It is declared down once it has been silent for `host_timeout`, whatever the brake says. The primary alone takes note
+/// of it, until the host is heard: the next primary must be told again.
 #[utoipa::path(post, path = "/v1/hosts/{host}/declare-down", tag = "Hosts and peers",
     params(("host" = HostName, Path, description = "a host")),
     responses((status = 200, description = "it is so", body = DoneView),
         (status = 404, description = "there is no such host", body = Problem),
-        (status = 409, description = "it is down already, or alone", body = Problem)))]
+        (status = 409, description = "it is down already, is heard, or is alone", body = Problem)))]
 pub(super) async fn declare_down(api: State<Api>, name: Named) -> Result<Json<DoneView>, Refusal> {
     let host = named(&api, name)?;
     let state = api.handle.state.borrow().clone();
@@ -203,22 +205,26 @@ pub(super) async fn declare_down(api: State<Api>, name: Named) -> Result<Json<Do
     if ring.standing().is_some_and(|standing| !standing.quorum) {
         return Err(Refusal::no_quorum());
     }
+    let silent = ring.watched(PRIMARY).await.ok();
+    let silent = silent.and_then(|watched| watched.silent_ms.get(&host).copied()).map(Duration::from_millis);
+    if silent.is_some_and(|silent| silent <= SILENT) {
+        return Err(Refusal::still_heard(&host));
+    }
     ring.give_up(&host, GIVE_UP).await?;
     let timeout = state.settings.host_timeout;
     let shown = humantime::format_duration(timeout);
-    let silent = api.handle.ring.watched(PRIMARY).await.ok();
-    let silent = silent.and_then(|watched| watched.silent_ms.get(&host).copied()).map(Duration::from_millis);
     let detail = match silent {
         Some(silent) if silent >= timeout => {
             format!("{host} is declared down now, whatever the brake says: its instances go elsewhere")
         }
         Some(silent) => format!(
             "{host} was heard {silent:.1?} ago: it is declared down once it has been silent for {shown}, whatever the \
-             brake says; if it is heard before that, it stays up"
+             brake says; if it is heard before that, it stays up, and if another primary is elected before that, say it again"
         ),
-        None => {
-            format!("{host} is declared down once it has been silent for {shown}, whatever the brake says")
-        }
+        None => format!(
+            "{host} is declared down once it has been silent for {shown}, whatever the brake says; if another primary is \
+             elected before that, say it again"
+        ),
     };
     Ok(Json(DoneView { detail }))
 }

@@ -76,6 +76,15 @@ impl Refusal {
         Refusal::new(StatusCode::CONFLICT, "down-already", "down already", detail)
     }
 
+    /// A host to be given up that lives.
+    pub(super) fn still_heard(host: &HostName) -> Self {
+        let detail = format!(
+            "the primary has heard {host} within the last second, or is one for no longer: only a silent host is given \
+             up; `bigbrother hosts` shows when each was heard. To empty one that lives, `bigbrother drain {host}`"
+        );
+        Refusal::new(StatusCode::CONFLICT, "still-heard", "not silent", detail)
+    }
+
     /// A peer to be added that nobody would find.
     pub(super) fn no_address(host: &HostName) -> Self {
         let detail = format!("where does the agent of {host} listen? Give its \"address\", host:port");

@@ -1,5 +1,7 @@
 //! The desired set: reading it, and applying a new one.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::{QueryRejection, StringRejection};
 use axum::extract::{Query, State};
@@ -11,10 +13,12 @@ use utoipa::IntoParams;
 use super::problem::Refusal;
 use super::reading::{Copy, Switch};
 use super::router::Api;
+use super::status::PRIMARY;
 use super::tables::{Table, Wait};
 use crate::config::{self, Context};
 use crate::http::view::{AppliedView, PlanView, Problem, SpecView};
-use crate::spec::Spec;
+use crate::plan::liveness::SILENT;
+use crate::spec::{HostName, ProcessName, Spec};
 use crate::state::{self, Command, Rejected};
 
 /// Content types of a cluster.toml.
@@ -94,7 +98,8 @@ pub(super) async fn apply(
     only_toml(&headers)?;
     let spec = parse(&body?, &api)?;
     let state = api.handle.state.borrow().clone();
-    let plan = difference(&state, &spec);
+    let mut plan = difference(&state, &spec);
+    plan.warnings.extend(twice(&api, &state, &spec).await);
     let expected = both(expected_revision, condition, state.revision).map_err(Refusal::of_a_condition)?;
     let applied = match dry_run {
         true => tried(state.revision, expected).map(|()| state.revision),
@@ -195,6 +200,39 @@ fn difference(state: &state::State, new: &Spec) -> PlanView {
     plan
 }
 
+/// Processes that are to be exclusive from now on may run on hosts that cannot hear of it now.
+async fn twice(api: &Api, state: &state::State, new: &Spec) -> Option<String> {
+    let names = become_exclusive(&state.spec, new);
+    if names.is_empty() {
+        return None;
+    }
+    // Who is silent only the primary knows; without one nothing is applied.
+    let watched = api.handle.ring.watched(PRIMARY).await.unwrap_or_default();
+    let is_silent = |host: &HostName| {
+        watched.silent_ms.get(host).is_some_and(|silent_ms| Duration::from_millis(*silent_ms) > SILENT)
+    };
+    let away = state.hosts.iter().filter(|(name, host)| !host.up || is_silent(name));
+    warning(&names, &away.map(|(name, _)| name.clone()).collect::<Vec<_>>())
+}
+
+fn become_exclusive(old: &Spec, new: &Spec) -> Vec<ProcessName> {
+    let shared = |name: &ProcessName| old.processes.get(name).is_some_and(|process| !process.exclusive());
+    let exclusive = new.processes.iter().filter(|(_, process)| process.exclusive());
+    exclusive.map(|(name, _)| name.clone()).filter(shared).collect()
+}
+
+fn warning(processes: &[ProcessName], away: &[HostName]) -> Option<String> {
+    let listed = |names: Vec<String>| names.join(", ");
+    let hosts = listed(away.iter().map(ToString::to_string).collect());
+    let names = listed(processes.iter().map(ToString::to_string).collect());
+    (!away.is_empty()).then(|| {
+        format!(
+            "a host that is away does not hear that there may be one run only of each instance of {names}: runs that it \
+             still has go on beside their successors until it is back. Away: {hosts}. Wait for it, or be sure that it is off"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +241,25 @@ mod tests {
     fn spec(text: &str) -> Spec {
         let context = Context { hostname: "alpha".to_owned(), host_override: None };
         config::parse(text, "t", &context).unwrap().spec
+    }
+
+    #[test]
+    fn hosts_that_do_not_hear_of_a_process_that_becomes_exclusive_are_named() {
+        let keep = "[process.zone]\ncommand = ['/z']\n[process.more]\ncommand = ['/m']\n";
+        let stop = keep.replace("['/z']", "['/z']\non_partition = 'stop'");
+        let fresh = format!("{stop}[process.new]\ncommand = ['/n']\non_partition = 'stop'\n");
+        let [keep, stop, fresh] = [keep, &stop, &fresh].map(spec);
+        let zone = ["zone".parse().unwrap()];
+        assert_eq!(become_exclusive(&keep, &fresh), zone, "a new one runs nowhere yet");
+        assert_eq!(become_exclusive(&stop, &keep), []);
+        assert_eq!(become_exclusive(&stop, &fresh), []);
+        assert_eq!(warning(&zone, &[]), None);
+        let plan = PlanView {
+            warnings: warning(&zone, &["beta".parse().unwrap()]).into_iter().collect(),
+            ..difference(&State { spec: keep, ..State::default() }, &stop)
+        };
+        let told = plan.to_string();
+        assert!(told.contains("\n! ") && told.contains("of zone:") && told.contains("Away: beta."), "{told}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The primary's view of which hosts live: what it confirms, and whom it declares down.
 //!
-//! Owns when each host was last heard. It exists for one term of one primary. Pure: the primary's task gives
-//! it reports, the applied state and CLOCK_MONOTONIC, runs the ReadIndex rounds and proposes the commands.
+//! Owns when each host was last heard. It lives and ends with one term of one primary: what an older term proposed is
+//! applied or gone when the next one begins. Pure: the primary's task gives it reports, the applied state and
+//! CLOCK_MONOTONIC, runs the ReadIndex rounds and proposes the commands, in this very term or not at all.
 //! docs/architecture.md (fencing) proves why these rules keep an exclusive instance from running twice.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,7 +78,7 @@ pub struct Roll {
     waiting: BTreeMap<HostName, Report>,
     /// Pending settings, and when this primary first saw them.
     pending: Option<(u64, Moment)>,
-    /// Hosts that an operator gives up although the brake holds.
+    /// Hosts that an operator gives up although the brake holds, until they are heard.
     given_up: BTreeSet<HostName>,
     ticked: Moment,
 }
@@ -102,14 +103,6 @@ impl Roll {
             given_up: BTreeSet::new(),
             ticked: committed,
         }
-    }
-
-    /// The next term of the same primary. What it has proposed before may still come to be, so whoever it gave up
-    /// stays so.
-    pub fn succeed(self, committed: Moment) -> Self {
-        let mut next = Roll::new(committed);
-        next.heard = self.heard.into_iter().filter(|(_, heard)| heard.condemned).collect();
-        next
     }
 
     /// For how long each host that is up was not heard.
@@ -163,36 +156,42 @@ impl Roll {
         self.heard.get(host).is_some_and(|heard| heard.condemned && Some(heard.incarnation) == known)
     }
 
-    /// An operator says that a host is lost: it is declared down after `host_timeout`, whatever the brake says.
+    /// An operator says that a silent host is lost: it is declared down after `host_timeout`, whatever the brake says,
+    /// unless it is heard before that.
     pub fn give_up(&mut self, host: HostName) {
         self.given_up.insert(host);
     }
 
-    /// To be called each [`REPORT`]. When that was late, the primary itself stood still and blames nobody.
-    pub fn tick(&mut self, state: &State, now: Moment) -> Verdict {
+    /// To be called each [`TICK`]. When that was late, the primary itself stood still, and when no `quorum` hears it,
+    /// it may be the one that is cut off: such time is nobody's silence, and without a quorum it judges nobody.
+    pub fn tick(&mut self, state: &State, quorum: bool, now: Moment) -> Option<Verdict> {
+        if !quorum {
+            return None;
+        }
         let late = now.since(self.ticked).saturating_sub(SILENT);
         self.ticked = now;
         if !late.is_zero() {
             self.stalled(late + SILENT, now);
         }
         self.welcome(state, now);
-        self.given_up.retain(|host| state.hosts.get(host).is_some_and(|host| host.up));
-        let silence = |host: &HostName| now.since(self.heard_at(host));
-        let up: Vec<&HostName> =
-            state.hosts.iter().filter(|(_, host)| host.up).map(|(name, _)| name).collect();
-        let silent: BTreeSet<&HostName> = up.iter().copied().filter(|host| silence(host) > SILENT).collect();
-        let braked = silent.len() > state.settings.bearable(up.len());
+        let silences = self.silences(state, now);
+        let silent = silences.iter().filter(|(_, silence)| **silence > SILENT);
+        let silent: BTreeSet<&HostName> = silent.map(|(host, _)| *host).collect();
+        // It was said of this silence, not of the next one.
+        self.given_up.retain(|host| silent.contains(host));
+        let braked = silent.len() > state.settings.bearable(silences.len());
         let timeout = state.settings.host_timeout;
-        let is_lost = |host: &&HostName| {
-            let silent = silence(host) >= timeout && (!braked || self.given_up.contains(*host));
+        let is_lost = |(host, silence): &(&HostName, Duration)| {
+            let silent = *silence >= timeout && (!braked || self.given_up.contains(*host));
             silent || self.awaits_its_end(state, host)
         };
-        let lost: Vec<HostName> = up.iter().copied().filter(is_lost).cloned().collect();
+        let lost: Vec<HostName> =
+            silences.into_iter().filter(is_lost).map(|(host, _)| host.clone()).collect();
         let brake = if braked { silent.into_iter().cloned().collect() } else { BTreeSet::new() };
         let mut commands: Vec<Command> =
             lost.into_iter().filter_map(|host| self.condemn(state, host)).collect();
         commands.extend(self.settle(state, now));
-        Verdict { commands, brake }
+        Some(Verdict { commands, brake })
     }
 
     /// A life that has just joined is as one that was just heard: its first report is still under way.

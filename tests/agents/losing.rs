@@ -109,6 +109,10 @@ fn the_brake_holds_until_a_host_is_given_up_by_hand() {
     let status = cluster.run(1, &["status"]);
     assert_eq!(status.code, Some(1));
     assert!(status.out.contains("`bigbrother hosts declare-down HOST`"), "{status:?}");
+    until("one that is heard is not given up", || {
+        let lives = cluster.run(2, &["hosts", "declare-down", "beta"]);
+        expect(lives.code == Some(4) && lives.err.contains("still-heard"), lives)
+    });
     let told = cluster.ok(2, &["hosts", "declare-down", "delta"]).out;
     assert!(told.contains("delta"), "{told}");
     // One is left, which the cluster bears: it is declared down by itself.

@@ -1,6 +1,6 @@
 //! Peers that die, hand over, lose their quorum and come back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bigbrother::cluster::node::ProposeError;
@@ -183,6 +183,54 @@ fn a_primary_that_is_cut_off_confirms_no_host() {
     }
     net.heal();
     until("a confirm, by whoever is the primary now", || confirmed().ok_or("none"));
+}
+
+/// Nobody heard it while it was cut off, so what it thought of others then is worth nothing when it is elected again.
+#[test]
+fn a_primary_that_comes_back_gives_up_nobody_who_is_heard() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    let net = Net::before(&mut all);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    let old = peers.remove(primary(&peers));
+    let facts = HostFacts { version: old.state().version, ..HostFacts::default() };
+    let Response::Incarnation(incarnation) = old.propose(Command::JoinHost { host: name("delta"), facts })
+    else {
+        panic!("no incarnation")
+    };
+    let seq = AtomicU64::new(1);
+    let confirmed_by = |peer: &Peer| {
+        let report = Report { host: name("delta"), incarnation, seq: seq.fetch_add(1, Ordering::Relaxed) };
+        let vigil = peer.node().peer();
+        let asked = vigil.report(Attendance { report, players: None }, Duration::from_millis(300));
+        peer.run(asked).ok_or("no confirm")
+    };
+    until("a confirm", || confirmed_by(&old));
+    for other in &peers {
+        cut_off(&net, &old, std::slice::from_ref(other));
+    }
+    let silence = Duration::from_secs(9);
+    until("delta is silent for longer than host_timeout, by the one that is cut off", || {
+        let heard = confirmed_by(&peers[0]);
+        let watched =
+            old.run(old.node().watched(Duration::from_secs(1))).map_err(|error| error.to_string())?;
+        let silent = watched.silent_ms.get(&name("delta")).copied().unwrap_or(0);
+        if u128::from(silent) > silence.as_millis() { Ok(()) } else { Err(format!("{silent} ms, {heard:?}")) }
+    });
+    net.heal();
+    // Nobody else is left to hand over to.
+    let new = peers.iter().position(|peer| peer.standing().primary.as_ref() == Some(peer.name())).unwrap();
+    let new = peers.remove(new);
+    peers.pop().unwrap().kill();
+    until("the old one is the primary again", || {
+        let _ = new.run(new.node().hand_over());
+        let standing = old.standing();
+        if standing.quorum && standing.primary.as_ref() == Some(old.name()) { Ok(()) } else { Err(standing) }
+    });
+    until("a confirm by it", || {
+        let delta = &old.state().hosts[&name("delta")];
+        assert!(delta.up && delta.incarnation == incarnation, "it was given up: {delta:?}");
+        confirmed_by(&old)
+    });
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub enum Fault {
     NoReadIndex,
     /// A new primary takes silence from before its time for silence.
     NoWait,
+    /// A primary judges without a quorum, and is certain in all its terms of whom it gave up in one.
+    GivenUpForGood,
     /// A claim is given back while the run ends.
     EagerRelease,
     /// A claim is never given back.

@@ -206,6 +206,13 @@ impl Peer {
         heard + 1 >= self.quorum()
     }
 
+    /// A quorum was heard just now.
+    pub fn has_quorum(&self, now: u64) -> bool {
+        let Role::Leader(reign) = &self.role else { return false };
+        let fresh = |other: &usize| now < reign.echoed[*other].1 + LOYAL;
+        self.others().filter(fresh).count() + 1 >= self.quorum()
+    }
+
     fn replicate(&mut self) {
         let others = self.others();
         let Role::Leader(reign) = &mut self.role else { return };
@@ -247,10 +254,7 @@ impl Peer {
 
     fn asked(&mut self, from: usize, term: u64, last: (u64, usize), now: u64) {
         let loyal = match &self.role {
-            Role::Leader(reign) => {
-                let fresh = |other: &usize| now < reign.echoed[*other].1 + LOYAL;
-                self.others().filter(fresh).count() + 1 >= self.quorum()
-            }
+            Role::Leader(_) => self.has_quorum(now),
             _ => self.leader.is_some() && now < self.heard + LOYAL,
         };
         if loyal || term < self.term {

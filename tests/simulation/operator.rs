@@ -117,6 +117,7 @@ fn some_settings(rng: &mut fastrand::Rng) -> Settings {
     Settings {
         fence_after: Duration::from_secs(fence),
         host_timeout: Duration::from_secs(timeout),
+        max_lost: rng.choice([None, None, Some(2), Some(4)]).unwrap(),
         ..Settings::default()
     }
 }

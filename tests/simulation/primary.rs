@@ -1,12 +1,13 @@
-//! A primary: what a leader of the log does with the real planner and roll. It lives and dies with one term.
+//! A primary: what a leader of the log does with the real planner and roll. It lives and dies with one term, as in
+//! `cluster/node/vigil.rs`; one that is cut off goes on ticking until it hears of another term.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bigbrother::host::Moment;
 use bigbrother::plan::liveness::{Confirm, Report, Roll, Round};
 use bigbrother::plan::{Liveness, Planner};
-use bigbrother::spec::Strategy;
+use bigbrother::spec::{HostName, Strategy};
 use bigbrother::state::{Command, State};
 
 use crate::faults::Fault;
@@ -26,6 +27,8 @@ pub struct Primary {
     ticked: u64,
     /// The basis of the last plan, when that was, and whether anything followed.
     planned: Option<(u64, u64, bool)>,
+    /// Hosts and their lives, for a planted fault.
+    pub given_up: BTreeSet<(HostName, u64)>,
     /// By whom the last word of each host came.
     pub via: BTreeMap<usize, usize>,
     /// Proposals that are to be answered: where, in which term, to whom, under which number.
@@ -38,7 +41,7 @@ impl Primary {
         let mut roll = Roll::new(Moment(committed.0 - early));
         // Small steps: it must not look as if it had slept.
         for ns in (0..early).rev().step_by(100_000_000) {
-            roll.tick(state, Moment(committed.0 - ns));
+            roll.tick(state, true, Moment(committed.0 - ns));
         }
         Primary {
             term,
@@ -47,6 +50,7 @@ impl Primary {
             rounds: Vec::new(),
             ticked: 0,
             planned: None,
+            given_up: BTreeSet::new(),
             via: BTreeMap::new(),
             pending: BTreeMap::new(),
         }
@@ -82,7 +86,12 @@ impl Primary {
         if !round.is_empty() {
             self.rounds.push((peer.begin_round(), peer.commit, round));
         }
-        let mut commands = self.roll.tick(state, at).commands;
+        let quorum = peer.has_quorum(now) || fault == Fault::GivenUpForGood;
+        let mut commands =
+            self.roll.tick(state, quorum, at).map(|verdict| verdict.commands).unwrap_or_default();
+        if fault == Fault::GivenUpForGood {
+            commands = self.give_up_again(state, commands);
+        }
         let due = self
             .planned
             .is_none_or(|(basis, when, acted)| basis != state.basis || acted && now >= when + AGAIN);
@@ -92,6 +101,20 @@ impl Primary {
             commands.extend(plan);
         }
         commands
+    }
+
+    fn give_up_again(&mut self, state: &State, commands: Vec<Command>) -> Vec<Command> {
+        let said = |command| match command {
+            Command::HostDown { host, incarnation } => Some((host, incarnation)),
+            _ => None,
+        };
+        self.given_up.extend(commands.into_iter().filter_map(said));
+        let lives = |(host, incarnation): &(_, u64)| {
+            state.hosts.get(host).is_some_and(|known| known.up && known.incarnation == *incarnation)
+        };
+        self.given_up.retain(lives);
+        let given_up = self.given_up.iter().cloned();
+        given_up.map(|(host, incarnation)| Command::HostDown { host, incarnation }).collect()
     }
 
     fn plan(&mut self, state: &State, now: u64, fault: Fault) -> Vec<Command> {

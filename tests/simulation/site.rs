@@ -1,6 +1,7 @@
 //! A machine: its clocks, its power and its disk; its keeper, and while it lives its agent, which is also a peer where
 //! the cluster has one here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bigbrother::host::fence::Boot;
@@ -98,6 +99,8 @@ pub struct Site {
     pub peer: Option<Peer>,
     pub copy: Copy,
     pub primary: Option<Primary>,
+    /// Whom its primaries gave up, for a planted fault.
+    pub given_up: BTreeSet<(HostName, u64)>,
     pub session: Session,
     pub attached: Attached,
     backlog: Vec<(usize, Message)>,
@@ -119,6 +122,7 @@ impl Site {
             peer: (n < peers).then(|| Peer::new(n, peers, fault)),
             copy: Copy::default(),
             primary: None,
+            given_up: BTreeSet::new(),
             session: Session::default(),
             attached: Attached::default(),
             backlog: Vec::new(),

@@ -23,13 +23,15 @@ enum Trouble {
     PrimaryCutOff,
     /// The primary and another host hear each other and nobody else.
     PrimaryOnAnIsland,
+    /// The primary and the hosts that are no peers hear each other, and so do the other peers.
+    PrimaryWithoutPeers,
     PrimaryStops,
     PrimaryDies,
 }
 
 use Trouble::*;
 
-const ALL: [Trouble; 18] = [
+const ALL: [Trouble; 19] = [
     Power,
     PowerOfAll,
     AgentDies,
@@ -46,6 +48,7 @@ const ALL: [Trouble; 18] = [
     ProgramIsMissing,
     PrimaryCutOff,
     PrimaryOnAnIsland,
+    PrimaryWithoutPeers,
     PrimaryStops,
     PrimaryDies,
 ];
@@ -64,6 +67,7 @@ impl Weather {
         let (kinds, pace, bustle): (&[Trouble], u64, u64) = match fault {
             Fault::StaleStart => (&[AgentDiesBriefly], 1_000, 800),
             Fault::NoReadIndex | Fault::HoldTooLong => (&[PrimaryCutOff, PrimaryOnAnIsland], 15_000, 3_000),
+            Fault::GivenUpForGood => (&[PrimaryWithoutPeers], 20_000, 800),
             Fault::NoWait => (&[PrimaryDies, PrimaryStops, PrimaryCutOff], 5_000, 3_000),
             Fault::FenceIgnored => (&[AgentDies, AgentStops], 8_000, 3_000),
             Fault::OldRunsGoOn => (&[CutOff], 15_000, 3_000),
@@ -95,7 +99,9 @@ impl World {
     pub fn trouble(&mut self) -> u64 {
         if let Some(kind) = self.rng.choice(&self.weather.kinds).copied() {
             match kind {
-                PrimaryCutOff | PrimaryOnAnIsland | PrimaryStops | PrimaryDies => self.strike_primary(kind),
+                PrimaryCutOff | PrimaryOnAnIsland | PrimaryWithoutPeers | PrimaryStops | PrimaryDies => {
+                    self.strike_primary(kind);
+                }
                 CutOff | CutOneWay | Split | Rough => self.strike_network(kind),
                 _ => self.strike_host(kind),
             }
@@ -155,6 +161,10 @@ impl World {
             PrimaryOnAnIsland => {
                 let other = self.rng.usize(..hosts);
                 self.network.strand(&[at, other], hosts);
+            }
+            PrimaryWithoutPeers => {
+                let island: Vec<usize> = (self.peers..hosts).chain([at]).collect();
+                self.network.strand(&island, hosts);
             }
             PrimaryStops => self.sites[at].stalled = now + span,
             _ => self.sites[at].lose_agent(now + span / 20, now, self.fault),

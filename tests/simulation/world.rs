@@ -300,11 +300,15 @@ impl World {
         if leads {
             self.chronicle.leads(term, n)?;
         }
-        self.sites[n].primary.take_if(|primary| !leads || primary.term != term);
-        if reigns && self.sites[n].primary.is_none() {
-            let committed = self.sites[n].machine.moment(self.now);
-            self.sites[n].primary =
-                Some(Primary::new(term, committed, &self.sites[n].copy.state, self.fault));
+        let site = &mut self.sites[n];
+        if let Some(before) = site.primary.take_if(|primary| !leads || primary.term != term) {
+            site.given_up = before.given_up;
+        }
+        if reigns && site.primary.is_none() {
+            let committed = site.machine.moment(self.now);
+            let mut primary = Primary::new(term, committed, &site.copy.state, self.fault);
+            primary.given_up = std::mem::take(&mut site.given_up);
+            site.primary = Some(primary);
         }
         self.apply(n)?;
         let site = &mut self.sites[n];

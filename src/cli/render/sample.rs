@@ -110,6 +110,7 @@ pub fn plan() -> PlanView {
         }],
         scaled: BTreeMap::from([("login".parse().unwrap(), 2)]),
         unscaled: BTreeMap::from([("zone".parse().unwrap(), 80)]),
+        warnings: vec!["look first".to_owned()],
     }
 }
 

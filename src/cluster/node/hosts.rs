@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Shared;
-use super::propose::{PATIENCE, PeersError, ProposeError, stamped};
+use super::propose::{PATIENCE, PeersError, ProposeError};
 use super::service::{Answers, words};
 use crate::cluster::raft::Change;
 use crate::cluster::raft::membership::PeersChange;
@@ -38,7 +38,7 @@ impl Answers {
             Kind::Propose => {
                 let change: Change = decode(body).map_err(words)?;
                 rights::change(&from.host, &change).map_err(words)?;
-                encode(&match shared.submit(stamped(change), ATTEMPT).await {
+                encode(&match shared.submit(change.stamped(shared.now_ms()), ATTEMPT).await {
                     Ok((outcome, index)) => Proposed::Applied(outcome, index),
                     Err(ProposeError::Unknown(_)) => Proposed::Unknown,
                     Err(_) => Proposed::NoPrimary,

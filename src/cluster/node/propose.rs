@@ -14,7 +14,6 @@ use openraft::async_runtime::watch::WatchReceiver;
 use super::service::{Forwarded, PeersAnswer};
 use super::standing::FRESH;
 use super::{Peer, Shared};
-use crate::agent::replica::wall_ms;
 use crate::cluster::raft::membership::{self, PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome};
 use crate::cluster::wire::{CallError, EncodeError, Kind, Purpose, Target, decode, encode};
@@ -29,8 +28,6 @@ const ATTEMPT: Duration = Duration::from_millis(1500);
 const AGAIN: Duration = Duration::from_millis(10);
 /// How long a round with a quorum may take.
 const ROUND: Duration = Duration::from_secs(1);
-/// So far another host's clock may be ahead of this one's.
-const AHEAD_MS: u64 = 60_000;
 /// How long a hand-over may take.
 const HAND_OVER: Duration = Duration::from_secs(1);
 
@@ -89,8 +86,8 @@ pub struct Primary {
 impl Peer {
     /// Applies a command, whoever is the primary. When it returns, this host's own copy has the change.
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
-        let envelope = Arc::new(Envelope { stamp_ms: wall_ms(), command });
         let shared = &self.shared;
+        let envelope = Arc::new(Envelope { stamp_ms: shared.now_ms(), command });
         let number = shared.number.fetch_add(1, Ordering::Relaxed);
         let change = Change::of(envelope, (shared.origin, number));
         let started = Instant::now();
@@ -163,11 +160,6 @@ impl Peer {
     pub async fn promote_peer(&self, host: HostName) -> Result<(), PeersError> {
         self.shared.change_peers(&PeersChange::Promote { host }, 24 * PATIENCE).await.map(drop)
     }
-}
-
-/// A change of another host, stamped as this one's clock allows it.
-pub(super) fn stamped(change: Change) -> Change {
-    change.stamped_until(wall_ms().saturating_add(AHEAD_MS))
 }
 
 /// Where an attempt went, and what came of it.

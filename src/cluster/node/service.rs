@@ -10,7 +10,7 @@ use openraft::{ReadPolicy, Snapshot, TokioRuntime};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, Probed};
-use super::propose::{PATIENCE, PeersError, stamped};
+use super::propose::{PATIENCE, PeersError};
 use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, PeerId, SnapshotMeta, Types, Vote};
@@ -139,7 +139,7 @@ impl Answers {
             }
             Kind::Propose => {
                 let change: Change = decode(body).map_err(words)?;
-                let applied = raft.client_write(stamped(change)).await;
+                let applied = raft.client_write(change.stamped(self.shared.now_ms())).await;
                 encode(&match applied {
                     Ok(applied) => Forwarded::Applied(applied.data, applied.log_id.index),
                     Err(_) => Forwarded::NotPrimary,

@@ -1,26 +1,26 @@
 //! The primary's watch over all hosts: it confirms that they live, and declares down those that are silent.
 //!
 //! Owns the [`Roll`] of a term, the rounds with a quorum behind each confirm, and what hosts tell beside the
-//! state. What it declares it writes into the log of its own term and never has forwarded: another primary
-//! may have confirmed the host since. On a peer that is not the primary it answers nothing. Called over the
-//! wire and by this peer's own agent; the rules are [`crate::plan::liveness`]'s.
+//! state. What it declares it writes into the log of its own term or not at all: another primary, or this one in
+//! another term, may have confirmed the host since. On a peer that is not the primary it answers nothing. Called over
+//! the wire and by this peer's own agent; the rules are [`crate::plan::liveness`]'s.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::impls::OneshotResponder;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::{NotPrimary, Peer, Primary, Shared};
-use crate::agent::replica::wall_ms;
 use crate::agent::supervise::moment;
-use crate::cluster::raft::Change;
+use crate::cluster::raft::{Change, LeaderId};
 use crate::cluster::wire::{Kind, Purpose, decode, encode};
 use crate::plan::Liveness;
-use crate::plan::liveness::{Attendance, Confirm, Report, Roll, Round};
+use crate::plan::liveness::{Attendance, Confirm, Report, Roll, Round, Verdict};
 use crate::spec::{HostName, InstanceId};
 use crate::state::{Command, Envelope};
 
@@ -41,7 +41,7 @@ const TELL: Duration = Duration::from_millis(500);
 pub(super) enum Ask {
     /// A host lives.
     Report(Attendance, oneshot::Sender<Confirm>),
-    /// An operator gives a host up.
+    /// An operator gives a silent host up.
     GiveUp(HostName, oneshot::Sender<()>),
     /// How the hosts stand.
     Look(oneshot::Sender<Watched>),
@@ -136,7 +136,7 @@ impl Shared {
 /// Watches in each term of which this peer is the primary.
 pub(super) async fn watch(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
     let mut led = shared.led.subscribe();
-    let mut last: Option<Roll> = None;
+    let mut last: Option<(u64, Roll)> = None;
     loop {
         tokio::select! {
             // Whoever asks hears that this is not the primary by its question being dropped.
@@ -153,14 +153,11 @@ pub(super) async fn watch(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
         match shared.ensure_primary().await {
             // The round waited for the first entry of the term to be committed and applied.
             Ok(primary) => {
-                let now = moment();
-                let roll = match last.take() {
-                    Some(before) => before.succeed(now),
-                    None => Roll::new(now),
-                };
+                let same = last.take().filter(|(term, _)| *term == primary.term);
+                let roll = same.map_or_else(|| Roll::new(moment()), |(_, roll)| roll);
                 let mut vigil = Vigil::new(shared.clone(), primary.term, roll);
                 vigil.lead(&mut asks).await;
-                last = Some(vigil.roll);
+                last = Some((primary.term, vigil.roll));
                 shared.liveness.send_replace(Arc::default());
             }
             Err(_) => tokio::time::sleep(AGAIN).await,
@@ -251,8 +248,20 @@ impl Vigil {
 
     /// Who is silent for too long is declared down; who was heard is confirmed after a round.
     fn judge(&mut self) {
-        let state = self.shared.states.borrow().clone();
-        let verdict = self.roll.tick(&state, moment());
+        let (state, quorum) = (self.shared.states.borrow().clone(), *self.shared.quorum.borrow());
+        if let Some(verdict) = self.roll.tick(&state, quorum, moment()) {
+            self.carry_out(verdict);
+        }
+        if self.rounds.is_empty() {
+            let round = self.roll.begin_round();
+            if !round.is_empty() {
+                let shared = self.shared.clone();
+                self.rounds.spawn(async move { (round, shared.ensure_primary().await) });
+            }
+        }
+    }
+
+    fn carry_out(&mut self, verdict: Verdict) {
         let brake: Vec<HostName> = verdict.brake.into_iter().collect();
         if brake != self.brake {
             self.tell_of_the_brake(&brake);
@@ -265,13 +274,6 @@ impl Vigil {
                     tracing::warn!(%host, "silent for host_timeout: declared down");
                 }
                 self.write(command);
-            }
-        }
-        if self.rounds.is_empty() {
-            let round = self.roll.begin_round();
-            if !round.is_empty() {
-                let shared = self.shared.clone();
-                self.rounds.spawn(async move { (round, shared.ensure_primary().await) });
             }
         }
     }
@@ -289,14 +291,25 @@ impl Vigil {
         }
     }
 
-    /// Into the log of this very primary: see the module.
+    /// Into the log of this very term: see the module. What waits in Raft's queue may be taken up in a later one.
     fn write(&mut self, command: Command) {
-        let Some(raft) = self.shared.raft() else { return };
+        let (Some(raft), Some(node_id)) = (self.shared.raft(), self.shared.ours.borrow().id) else { return };
+        let leader = LeaderId { term: self.term, node_id };
+        let change = Change::State(Arc::new(Envelope { stamp_ms: self.shared.now_ms(), command }));
         self.writes.spawn(async move {
-            let change = Change::State(Arc::new(Envelope { stamp_ms: wall_ms(), command }));
-            match tokio::time::timeout(ROUND, raft.client_write(change)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "not written"),
+            let (responder, answer) = OneshotResponder::new_pair();
+            let write = async {
+                raft.write(change)
+                    .with_leader(leader)
+                    .responder(responder)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                let answer = answer.await.map_err(|_| "Raft has ended".to_owned())?;
+                answer.map(drop).map_err(|error| error.to_string())
+            };
+            match tokio::time::timeout(ROUND, write).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(error, "not written"),
                 Err(_) => tracing::debug!("not written in time"),
             }
         });

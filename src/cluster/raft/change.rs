@@ -60,13 +60,10 @@ impl Change {
         }
     }
 
-    /// The same, stamped no later than this: the state takes the latest stamp for its time and never goes back, so
-    /// one wrong clock would be for ever.
-    pub fn stamped_until(mut self, latest_ms: u64) -> Change {
-        if let Change::State(envelope) | Change::Once { envelope, .. } = &mut self
-            && envelope.stamp_ms > latest_ms
-        {
-            Arc::make_mut(envelope).stamp_ms = latest_ms;
+    /// The same, stamped anew: the state takes the latest stamp for its time, so another host's clock is not to be asked.
+    pub fn stamped(mut self, now_ms: u64) -> Change {
+        if let Change::State(envelope) | Change::Once { envelope, .. } = &mut self {
+            Arc::make_mut(envelope).stamp_ms = now_ms;
         }
         self
     }
@@ -176,16 +173,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_is_no_later_than_it_may_be() {
+    fn only_who_takes_a_change_says_what_time_it_is() {
         let envelope =
             |stamp_ms| Arc::new(Envelope { stamp_ms, command: Command::Pause { target: Target::All } });
         let once = |stamp_ms| Change::Once { key: (1, 2), envelope: envelope(stamp_ms) };
-        for (stamp, kept) in [(4, 4), (5, 5), (u64::MAX, 5)] {
-            assert_eq!(Change::State(envelope(stamp)).stamped_until(5), Change::State(envelope(kept)));
-            assert_eq!(once(stamp).stamped_until(5), once(kept));
+        for stamp in [4, 5, u64::MAX] {
+            assert_eq!(Change::State(envelope(stamp)).stamped(5), Change::State(envelope(5)));
+            assert_eq!(once(stamp).stamped(5), once(5));
         }
         let forget = Change::Forget { host: name("delta") };
-        assert_eq!(forget.clone().stamped_until(5), forget);
+        assert_eq!(forget.clone().stamped(5), forget);
     }
 
     #[test]

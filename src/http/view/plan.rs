@@ -24,6 +24,9 @@ pub struct PlanView {
     /// Those that end, since the count in the file becomes another.
     #[serde(default)]
     pub unscaled: BTreeMap<ProcessName, u32>,
+    /// What to think of before.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A process that differs.
@@ -85,6 +88,9 @@ impl fmt::Display for PlanView {
         }
         for (process, count) in &self.unscaled {
             writeln!(f, "  {process} is not scaled to {count} any more: its count in the file is another")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "! {warning}")?;
         }
         if !self.changes_something() {
             writeln!(f, "nothing would change (spec revision {})", self.revision)?;

@@ -44,6 +44,11 @@ fn a_new_primary_that_does_not_wait() {
 }
 
 #[test]
+fn a_primary_that_gives_up_for_good() {
+    crate::catches(Fault::GivenUpForGood, LAW);
+}
+
+#[test]
 fn a_claim_that_is_given_back_while_its_run_ends() {
     crate::catches(Fault::EagerRelease, LAW);
 }
