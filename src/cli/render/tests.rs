@@ -225,6 +225,7 @@ fn a_plan_is_told_by_process() {
     count: 40 -> 60
   login is scaled to 2 (`bigbrother scale login default` takes that back)
   zone is not scaled to 80 any more: its count in the file is another
+! look first
 "
     );
     assert!(sample::plan().changes_something());
