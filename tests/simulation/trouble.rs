@@ -67,7 +67,7 @@ impl Weather {
         let (kinds, pace, bustle): (&[Trouble], u64, u64) = match fault {
             Fault::StaleStart => (&[AgentDiesBriefly], 1_000, 800),
             Fault::NoReadIndex | Fault::HoldTooLong => (&[PrimaryCutOff, PrimaryOnAnIsland], 15_000, 3_000),
-            Fault::GivenUpForGood => (&[PrimaryWithoutPeers], 20_000, 800),
+            Fault::GivenUpForGood => (&[PrimaryWithoutPeers], 14_000, 400),
             Fault::NoWait => (&[PrimaryDies, PrimaryStops, PrimaryCutOff], 5_000, 3_000),
             Fault::FenceIgnored => (&[AgentDies, AgentStops], 8_000, 3_000),
             Fault::OldRunsGoOn => (&[CutOff], 15_000, 3_000),
@@ -154,7 +154,10 @@ impl World {
 
     fn strike_primary(&mut self, kind: Trouble) {
         let (now, hosts) = (self.now, self.sites.len());
-        let Some(at) = self.sites.iter().position(|site| site.primary.is_some()) else { return };
+        // One that is cut off may be there beside it.
+        let terms =
+            self.sites.iter().enumerate().filter_map(|(n, site)| Some((site.primary.as_ref()?.term, n)));
+        let Some((_, at)) = terms.max() else { return };
         let span = self.rng.u64(200..20_000);
         match kind {
             PrimaryCutOff => self.network.cut_off(at, hosts, &mut self.rng),
