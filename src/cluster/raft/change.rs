@@ -202,8 +202,7 @@ mod tests {
     fn outcomes_are_remembered_for_a_time_but_not_without_bound() {
         let filled = |count: usize, at_ms: u64| {
             let mut recent = Recent::default();
-            (0..count as u64)
-                .for_each(|number| recent.remember((7, number), Outcome::Number(number), at_ms));
+            (0..count as u64).for_each(|number| recent.remember((7, number), Outcome::Number(number), at_ms));
             recent
         };
         let held = |recent: &Recent, count: usize| {

@@ -317,14 +317,12 @@ mod tests {
         let (recorder, feed) = feed::feed();
         let (states, _) = watch::channel(Arc::default());
         let disk = Slow(Arc::new(tokio::sync::Semaphore::new(1)));
-        let mut machine =
-            Machine::new(disk, states, watch::channel(Applied::default()).0).telling(recorder);
+        let mut machine = Machine::new(disk, states, watch::channel(Applied::default()).0).telling(recorder);
         let mut modified = feed.modified();
         let state = Arc::new(State { index: 40, ..State::default() });
         let snapshot = Content { state, ..Content::default() }.bytes().unwrap();
-        let installed =
-            RaftStateMachine::<C>::install_snapshot(&mut machine, &SnapshotMeta::default(), snapshot);
-        installed.await.unwrap();
+        let meta = SnapshotMeta::default();
+        RaftStateMachine::<C>::install_snapshot(&mut machine, &meta, snapshot).await.unwrap();
         assert!(!feed.knows((39, feed::END)) && feed.knows((40, feed::END)));
         assert!(modified.has_changed().unwrap(), "whoever waits for a change waits on");
         assert_eq!((*modified.borrow_and_update(), *feed.newest().borrow()), (40, 40));

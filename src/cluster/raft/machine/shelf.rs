@@ -101,24 +101,23 @@ impl Shelf for DiskShelf {
     }
 
     async fn newest(&self) -> io::Result<Option<(SnapshotMeta, SnapshotBytes)>> {
-        let Some(label) = self.label()? else { return Ok(None) };
-        let path = self.folder.join(&label.file);
-        let read =
-            tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(io::Error::other)?;
-        let bytes = match read {
-            // A newer one has just taken its place.
-            Err(gone)
-                if gone.kind() == io::ErrorKind::NotFound
-                    && self.label()?.is_some_and(|now| now.file != label.file) =>
-            {
-                return Box::pin(self.newest()).await;
+        loop {
+            let Some(label) = self.label()? else { return Ok(None) };
+            let path = self.folder.join(&label.file);
+            let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+            let bytes = match read.map_err(io::Error::other)? {
+                // Unless a newer one has just taken its place.
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => match self.label()? {
+                    Some(now) if now.file != label.file => continue,
+                    _ => return Err(gone),
+                },
+                read => read?,
+            };
+            if bytes.len() as u64 != label.length {
+                return Err(io::Error::other(format!("the snapshot {} is damaged", label.file)));
             }
-            read => read?,
-        };
-        if bytes.len() as u64 != label.length {
-            return Err(io::Error::other(format!("the snapshot {} is damaged", label.file)));
+            return Ok(Some((label.meta, Arc::new(bytes))));
         }
-        Ok(Some((label.meta, Arc::new(bytes))))
     }
 }
 
