@@ -153,6 +153,7 @@ fn history(ring: &Ring) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::ring::Alone;
 
     #[test]
     fn a_revision_is_what_the_file_applied_only_in_the_history_in_which_it_did() {
@@ -169,5 +170,8 @@ mod tests {
         std::fs::write(&path, r#"{"revision":9}"#).unwrap();
         let memory = Memory::read(&path);
         assert!(memory.holds(7, 9) && memory.holds(0, 9) && !memory.holds(7, 8));
+        // What a host alone is called changes with each life of its agent; its revisions go on.
+        let alone = Alone::to(tokio::sync::mpsc::channel(1).0, "alpha".parse().unwrap());
+        assert_eq!(history(&Ring::Alone(Alone { history: 7, ..alone })), 0);
     }
 }
