@@ -5,8 +5,9 @@
 //! host, and every command is idempotent or guarded. Pure: time is stamped in the command by its proposer.
 //! Called by the replica (one host now, Raft later); read by everything. The files: `apply` is the list of
 //! commands and what operators ask for, `hosts` who is in the cluster, `placing` who may run what,
-//! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `clock` what time it is, `leader` who speaks
-//! for a process, `access` who may ask the API, `shared_map` how the large maps lie in memory, [`check`] what must always be true.
+//! `directory` what runs, `rest` what runs no more, `epoch` what is restarted as a whole, `clock` what time it is, `leader`
+//! who speaks for a process, `recover` how a copy that was put back goes on, `access` who may ask the API, `shared_map` how
+//! the large maps lie in memory, [`check`] what must always be true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,7 @@ mod journal;
 mod leader;
 mod placing;
 mod ports;
+mod recover;
 mod rest;
 mod settings;
 mod shared_map;

@@ -1,13 +1,14 @@
 //! This host's cluster.toml: reading it at start and on reload, and whether its processes may be applied.
 //!
 //! Owns the rule of precedence: the file's processes are applied when the cluster has none, and on a reload
-//! only if the cluster still has what this file last applied; else the difference is reported as drift.
+//! only if the cluster still has what this file last applied, in the same history; else the difference is reported as drift.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::handle::{AskError, Handle};
+use super::ring::Ring;
 use crate::config::{self, Config, Context, difference};
 use crate::http::view::PlanView;
 use crate::state::{Command, Rejected, Response, Settings};
@@ -43,9 +44,33 @@ pub enum Outcome {
 const ATTEMPTS: usize = 5;
 
 /// The memory of what the file last applied.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Memory {
     revision: u64,
+    /// Of which founding of the cluster; 0: of this host alone, whose revisions are its own disk's. `None`: an earlier
+    /// program did not write it.
+    #[serde(default)]
+    history: Option<u64>,
+}
+
+impl Memory {
+    fn read(path: &Path) -> Memory {
+        std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Forgetting it only makes the next reload report drift, so a full disk is no reason to stop.
+    fn write(self, path: &Path) {
+        let bytes = serde_json::to_vec(&self).unwrap_or_default();
+        if let Err(error) = super::disk::replace(path, &bytes) {
+            tracing::warn!(%error, path = %path.display(), "cannot note which revision this file applied");
+        }
+    }
+
+    /// Whether the cluster still has what the file last applied. After a restore, or founded anew, it gives the same
+    /// revisions again, to others.
+    fn holds(&self, history: u64, revision: u64) -> bool {
+        self.revision == revision && self.history.is_none_or(|of| of == history)
+    }
 }
 
 /// Reads and checks the file.
@@ -83,23 +108,22 @@ pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError
 
 async fn try_apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError> {
     let memory = config.host.data_dir.join("applied.json");
-    let last: Memory =
-        std::fs::read(&memory).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
     let state = handle.state.borrow().clone();
+    let remember = |revision| Memory { revision, history: Some(history(&handle.ring)) }.write(&memory);
     if state.spec == config.spec && state.revision > 0 {
-        remember(&memory, state.revision);
+        remember(state.revision);
         return Ok(Outcome::InForce(state.revision));
     }
     let mut view = difference::difference(&state.spec, &config.spec);
     view.revision = state.revision;
-    if state.revision != 0 && state.revision != last.revision {
+    if state.revision != 0 && !Memory::read(&memory).holds(history(&handle.ring), state.revision) {
         return Ok(Outcome::Drift(view));
     }
     let command = Command::ApplySpec { spec: config.spec.clone(), expected_revision: Some(state.revision) };
     if let Response::Revision(revision) = handle.propose(command).await? {
         view.revision = revision;
     }
-    remember(&memory, view.revision);
+    remember(view.revision);
     Ok(Outcome::Applied(view))
 }
 
@@ -120,10 +144,34 @@ async fn set_spans(handle: &Handle, config: &Config) -> Result<(), AskError> {
     handle.propose(Command::Settings { settings }).await.map(drop)
 }
 
-/// Forgetting it only makes the next reload report drift, so a full disk is no reason to stop.
-fn remember(path: &Path, revision: u64) {
-    let bytes = serde_json::to_vec(&Memory { revision }).unwrap_or_default();
-    if let Err(error) = super::disk::replace(path, &bytes) {
-        tracing::warn!(%error, path = %path.display(), "cannot note which revision this file applied");
+/// Names what the revisions belong to.
+fn history(ring: &Ring) -> u64 {
+    // That of a host alone names one life of its agent.
+    if ring.is_alone() { 0 } else { ring.history() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::ring::Alone;
+
+    #[test]
+    fn a_revision_is_what_the_file_applied_only_in_the_history_in_which_it_did() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("applied.json");
+        assert!(!Memory::read(&path).holds(7, 9), "nothing is known");
+        Memory { revision: 9, history: Some(7) }.write(&path);
+        let memory = Memory::read(&path);
+        assert_eq!(memory, Memory { revision: 9, history: Some(7) });
+        for (history, revision, holds) in [(7, 9, true), (7, 8, false), (8, 9, false), (0, 9, false)] {
+            assert_eq!(memory.holds(history, revision), holds, "{revision} of {history}");
+        }
+        // As an earlier program has left it.
+        std::fs::write(&path, r#"{"revision":9}"#).unwrap();
+        let memory = Memory::read(&path);
+        assert!(memory.holds(7, 9) && memory.holds(0, 9) && !memory.holds(7, 8));
+        // What a host alone is called changes with each life of its agent; its revisions go on.
+        let alone = Alone::to(tokio::sync::mpsc::channel(1).0, "alpha".parse().unwrap());
+        assert_eq!(history(&Ring::Alone(Alone { history: 7, ..alone })), 0);
     }
 }

@@ -31,6 +31,7 @@ mod standing;
 mod vigil;
 
 pub use opening::OpenError;
+pub(in crate::cluster) use propose::bytes_of;
 pub use propose::{NotPrimary, PeersError, Primary, ProposeError};
 pub use settings::Settings;
 pub use standing::Standing;

@@ -71,7 +71,7 @@ impl State {
                 self.create_token(name, *role, *hash, *expires_ms)
             }
             Command::TokenRevoke { name } => self.revoke_token(name),
-            Command::Recover => Ok(self.recover()),
+            Command::Recover => Ok(self.recover(envelope.stamp_ms)),
         }
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Response, State, of_process};
+use super::{State, of_process};
 use crate::keeper::protocol::RunId;
 use crate::spec::{HostName, InstanceId, ProcessName};
 
@@ -27,16 +27,7 @@ pub struct Leader {
     pub token: u64,
 }
 
-/// How far a copy that was put back goes ahead: more than a cluster changes between a copy and its loss.
-const AHEAD: u64 = 1 << 32;
-
 impl State {
-    /// This state is of some time ago: the tokens that were given since are passed over.
-    pub(super) fn recover(&mut self) -> Response {
-        self.index = self.index.saturating_add(AHEAD);
-        Response::Done
-    }
-
     /// Elects where the leader is gone. `touched`: processes of which some run began, ended or changed.
     pub(super) fn elect(&mut self, touched: &BTreeSet<ProcessName>) {
         for name in touched {

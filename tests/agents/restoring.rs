@@ -52,6 +52,11 @@ fn a_backup_of_one_peer_brings_the_cluster_back_when_all_disks_are_lost() {
     cluster.ok(3, &["scale", "zone", "6"]);
     cluster.ok(3, &["start", "zone.1"]);
     zones_are(&cluster, 0, &["ready"; 6]);
+    let applied = cluster.hosts[saved].data.join("applied.json");
+    until("its file was in force at the revision of the copy", || {
+        let memory = std::fs::read_to_string(&applied).unwrap();
+        expect(memory.contains("\"revision\":2"), memory)
+    });
 
     // All is lost, but for the attached host's copy, which is newer.
     let attached = cluster.hosts[3].data.join("attached.bin");
@@ -63,12 +68,20 @@ fn a_backup_of_one_peer_brings_the_cluster_back_when_all_disks_are_lost() {
     let told = cluster.ok(saved, &["peers", "recover", "--config", file.to_str().unwrap(), "--yes"]).out;
     assert!(told.contains("attached.bin") && told.contains("peers promote"), "{told}");
     std::fs::remove_file(&attached).unwrap();
+    // That it applied this revision was before.
+    let file = zones(&cluster.hosts[0]).replace("count = 6", "count = 7");
+    cluster.hosts[saved].write_config(&file);
     cluster.hosts.iter_mut().for_each(|host| host.launch_agent());
 
     // What was changed since is gone, what was changed before is there.
     for host in 0..4 {
         zones_are(&cluster, host, &kept);
     }
+    until("its file is not applied unasked", || {
+        let status = cluster.status(saved)?;
+        let told = status.spec_drift.as_ref().is_some_and(|drift| drift.contains("zone"));
+        expect(told && status.revision == 2, status)
+    });
     // The others are newcomers, and vote when they are told to.
     for peer in (0..3).filter(|peer| *peer != saved) {
         until("it is a peer", || {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use bigbrother::cluster::node::Settings;
+use bigbrother::cluster::feed::END;
+use bigbrother::cluster::node::{ProposeError, Settings};
+use bigbrother::cluster::raft::log_store::MAX_CHANGE;
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{CallError, Dialer, Exchange, Kind, Purpose, Target, encode};
 use tokio::sync::{mpsc, watch};
@@ -64,6 +66,107 @@ fn a_lagging_peer_gets_a_snapshot() {
     peers.push(Peer::start(&settings));
     assert_eq!(notes(&agreed(&peers)).len(), 200);
     assert_eq!(peers[2].node().id(), Some(3));
+}
+
+/// Whoever watches there was told nothing of what lies between, although it lived all the time.
+#[test]
+fn watchers_of_a_peer_that_got_a_snapshot_begin_anew() {
+    let (_folder, mut all) = settings(&["alpha", "beta", "gamma"]);
+    all.iter_mut().for_each(|settings| settings.snapshot_every = 20);
+    let mut peers: Vec<Peer> = all.iter().map(Peer::start).collect();
+    peers[0].propose(spec());
+    let lagging = (primary(&peers) + 1) % 3;
+    let lagging = peers.remove(lagging);
+    let feed = lagging.node().feed();
+    let mut rounds = 0;
+    // A primary that still has the entries gives those: then once more.
+    until("a snapshot", || {
+        rounds += 1;
+        agreed(peers.iter().chain([&lagging]));
+        let seen = (lagging.state().index, END);
+        let mut modified = feed.modified();
+        modified.mark_unchanged();
+        assert!(feed.knows(seen));
+        let thaw = lagging.freeze();
+        for number in 0..100 {
+            peers[number % 2].propose(launch(&format!("{rounds} {number}")));
+        }
+        until("the primary waits for it no more", || {
+            let silent = |peer: &Peer| {
+                let members = peer.node().peers().into_iter();
+                members.filter(|member| member.peer.name == lagging.name().as_str()).find_map(|m| m.silent)
+            };
+            let silent: Vec<_> = peers.iter().filter_map(silent).collect();
+            if silent.iter().any(|silent| *silent > Duration::from_secs(2)) { Ok(()) } else { Err(silent) }
+        });
+        drop(thaw);
+        let now = agreed(peers.iter().chain([&lagging])).index;
+        match (feed.knows(seen), modified.has_changed().unwrap()) {
+            (false, true) if feed.knows((now, END)) && *feed.newest().borrow() == now => Ok(()),
+            known => Err(known),
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_starts_from_a_snapshot_knows_nothing_from_before_it() {
+    let (folder, mut all) = settings(&["alpha"]);
+    all[0].snapshot_every = 20;
+    let alpha = Peer::start(&all[0]);
+    alpha.propose(spec());
+    let snapshots = || {
+        let files = std::fs::read_dir(folder.path().join("alpha/raft")).unwrap().flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("snapshot-") && name.ends_with(".bin")).collect::<Vec<_>>()
+    };
+    // When the second one is there, the first one has counted.
+    let mut seen = std::collections::BTreeSet::new();
+    until("two snapshots", || {
+        alpha.propose(launch("one more"));
+        seen.extend(snapshots());
+        if seen.len() > 1 { Ok(()) } else { Err(seen.clone()) }
+    });
+    let feed = alpha.node().feed();
+    assert!(feed.knows((1, END)), "it was there from the beginning");
+    let index = alpha.state().index;
+    let alpha = Peer::start(&alpha.close());
+    until(
+        "its copy is whole",
+        || {
+            if alpha.state().index == index { Ok(()) } else { Err(alpha.state().index) }
+        },
+    );
+    let feed = alpha.node().feed();
+    assert!(!feed.knows((1, END)) && feed.knows((index, END)));
+}
+
+/// It would stop the log: no message takes it to another peer.
+#[test]
+fn a_change_that_no_peer_could_be_sent_is_refused_and_the_cluster_goes_on() {
+    let (_folder, peers) = formed(&["alpha", "beta", "gamma"]);
+    peers[0].propose(spec());
+    let much = launch(&"x".repeat(MAX_CHANGE));
+    let peer = &peers[(primary(&peers) + 1) % 3];
+    for proposer in [peer, &peers[primary(&peers)]] {
+        let refused = proposer.run(proposer.node().propose(much.clone())).unwrap_err();
+        assert!(matches!(refused, ProposeError::TooLarge(_)), "{refused}");
+        assert!(refused.to_string().contains(&MAX_CHANGE.to_string()), "{refused}");
+    }
+    // Nor does the primary take one from another peer, whose program may be an earlier one.
+    let (exchange, target) = speaker(peer.name().as_str(), &peers[primary(&peers)]);
+    let envelope = std::sync::Arc::new(bigbrother::state::Envelope { stamp_ms: 1, command: much });
+    let body = encode(&bigbrother::cluster::raft::Change::State(envelope)).unwrap();
+    let primary = &peers[primary(&peers)];
+    until("an answer", || {
+        let asked =
+            exchange.call(&target, Purpose::Bulk, Kind::Propose, body.clone(), Duration::from_secs(5));
+        match primary.run(asked) {
+            Err(CallError::Failed(why)) if why.contains("the most that the peers take") => Ok(()),
+            other => Err(other.map(|answer| answer.len())),
+        }
+    });
+    peers[0].propose(launch("afterwards"));
+    assert_eq!(notes(&agreed(&peers)), ["afterwards".to_owned()].into());
 }
 
 #[test]

@@ -91,6 +91,13 @@ impl Peer {
         self.runtime.as_ref().unwrap().spawn(async move { std::thread::sleep(time) });
     }
 
+    /// The same until what comes back is dropped.
+    pub fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        let (thaw, thawed) = std::sync::mpsc::channel();
+        self.runtime.as_ref().unwrap().spawn(async move { thawed.recv().unwrap_err() });
+        thaw
+    }
+
     fn end(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bigbrother::cluster::node::Settings;
 use bigbrother::cluster::node::recover::{RecoverError, recover};
 use bigbrother::cluster::tls::issue;
+use bigbrother::state::{Command, HostFacts, Response};
 
 use super::certificates::{files, valid_in};
 use super::peers::*;
@@ -94,6 +95,35 @@ fn a_backup_of_one_peer_becomes_the_cluster_and_the_others_come_to_it() {
     let mut peers = peers;
     peers.remove(1).kill();
     peers[0].propose(launch("without it"));
+}
+
+/// The first attempt was not the right one, or the next disk fails: nobody may hold a number of the life before.
+#[test]
+fn a_copy_that_is_put_back_again_goes_on_after_all_that_was_given_out() {
+    let (outside, mut all) = settings(&["alpha"]);
+    let settings = all.remove(0);
+    let join = || Command::JoinHost { host: name("alpha"), facts: HostFacts::default() };
+    let given = |peer: &Peer| match peer.propose(join()) {
+        Response::Incarnation(incarnation) => (peer.state().index, incarnation),
+        other => panic!("{other:?}"),
+    };
+    let alpha = Peer::start(&settings);
+    let mut last = given(&alpha);
+    alpha.close();
+    let backup = outside.path().join("backup");
+    copy(&folder(&settings), &backup);
+    for life in 1..=3 {
+        std::fs::remove_dir_all(folder(&settings)).unwrap();
+        copy(&backup, &folder(&settings));
+        recovered_soon(&settings);
+        let alpha = Peer::start(&settings);
+        for _ in 0..5 {
+            let now = given(&alpha);
+            assert!(now.0 > last.0 && now.1 > last.1, "life {life}: {now:?} after {last:?}");
+            last = now;
+        }
+        alpha.close();
+    }
 }
 
 #[test]

@@ -58,6 +58,9 @@ impl Service for Echo {
     }
 
     async fn take_snapshot(&self, _: &Hello, head: Vec<u8>, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+        if head == b"slow disk" {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
         self.snapshots.fetch_add(bytes.len(), Ordering::Relaxed);
         Ok(head)
     }
@@ -328,6 +331,24 @@ async fn a_vote_does_not_wait_behind_a_snapshot() {
     // On one connection the slowest would have waited for all of it; the rest is the machine's own business.
     let most = (started.elapsed() / 5).max(Duration::from_millis(75));
     assert!(slowest < most, "{slowest:?} of {:?}", started.elapsed());
+}
+
+/// Each step has its second; what comes after the last one takes the longer the more there is to write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_large_snapshot_may_take_longer_than_a_step() {
+    let wire = wire(ours("beta", "pirates")).await;
+    let send = |length: usize| {
+        let (dialer, target) = (wire.exchange.dialer().clone(), wire.target.clone());
+        let bytes = vec![7; length];
+        async move { parcel::send(&dialer, &target, b"slow disk".to_vec(), &bytes, Duration::from_secs(1)).await }
+    };
+    let (large, small) = tokio::join!(send(32 << 20), send(1 << 10));
+    assert_eq!(large.unwrap(), b"slow disk");
+    assert_eq!(
+        small,
+        Err(CallError::Late(Duration::from_secs(1))),
+        "it is waited for no longer than it may take"
+    );
 }
 
 /// Opens connections without a word until it is told to end, more in 3 s than there may be in all.

@@ -41,7 +41,7 @@ impl Copy {
                     return outcome.clone();
                 }
                 let outcome = self.command(envelope, fault);
-                Arc::make_mut(&mut self.recent).remember(*key, outcome.clone());
+                Arc::make_mut(&mut self.recent).remember(*key, outcome.clone(), self.state.now_ms);
                 outcome
             }
             _ => Outcome::Nothing,

@@ -41,6 +41,7 @@ impl Answers {
                 encode(&match shared.submit(change.stamped(shared.now_ms()), ATTEMPT).await {
                     Ok((outcome, index)) => Proposed::Applied(outcome, index),
                     Err(ProposeError::Unknown(_)) => Proposed::Unknown,
+                    Err(error @ ProposeError::TooLarge(_)) => return Err(words(error)),
                     Err(_) => Proposed::NoPrimary,
                 })
             }

@@ -14,8 +14,10 @@ use openraft::async_runtime::watch::WatchReceiver;
 use super::service::{Forwarded, PeersAnswer};
 use super::standing::FRESH;
 use super::{Peer, Shared};
+use crate::cluster::raft::log_store::MAX_CHANGE;
 use crate::cluster::raft::membership::{self, PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome};
+use crate::cluster::wire::codec::encode_unbounded;
 use crate::cluster::wire::{CallError, EncodeError, Kind, Purpose, Target, decode, encode};
 use crate::spec::HostName;
 use crate::state::{Command, Envelope, Rejected, Response};
@@ -51,9 +53,26 @@ pub enum ProposeError {
     /// This host is attached to no peer now: nothing was applied.
     #[error("no peer serves this host, which is none itself ({0}): is one up, and reached from here?")]
     NoPeer(String),
-    /// Too large for one message.
-    #[error("the change is too large")]
-    TooLarge(#[from] EncodeError),
+    /// It would not get from one peer to another.
+    #[error(
+        "the change takes {0} bytes, and {MAX_CHANGE} is the most that the peers take at once: nothing was changed"
+    )]
+    TooLarge(usize),
+    /// It makes no message.
+    #[error("the change cannot be written")]
+    Encode(#[from] EncodeError),
+}
+
+/// The bytes of a change, as they go to the primary.
+pub(in crate::cluster) fn bytes_of(change: &Change) -> Result<Vec<u8>, ProposeError> {
+    let bytes = encode_unbounded(change)?;
+    fits(&bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a change of these bytes may go into the log.
+pub(super) fn fits(bytes: &[u8]) -> Result<(), ProposeError> {
+    if bytes.len() > MAX_CHANGE { Err(ProposeError::TooLarge(bytes.len())) } else { Ok(()) }
 }
 
 /// Why the peers were not changed.
@@ -202,7 +221,7 @@ impl Shared {
         change: Change,
         patience: Duration,
     ) -> Result<(Outcome, u64), ProposeError> {
-        let body = encode(&change)?;
+        let body = bytes_of(&change)?;
         let deadline = Instant::now() + patience;
         let mut unknown = false;
         while Instant::now() < deadline {

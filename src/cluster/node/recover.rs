@@ -3,8 +3,8 @@
 //!
 //! Owns the record of it, in the files of a peer whose agent does not run. The copy goes on as another history, of
 //! which it is the only peer: copies of two moments must never meet in one log, so nobody of the old history is
-//! listened to. Whoever watches the directory begins anew, and fencing tokens given since are passed over. Called
-//! by the command line.
+//! listened to. Whoever watches the directory begins anew, and what was given out since is passed over by this machine's
+//! clock: fencing tokens, generations, incarnations. Called by the command line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::identity::Identity;
 use super::{Settings, ours_of, seat};
+use crate::agent::replica::wall_ms;
 use crate::cluster::raft::log_store::cache::Marks;
 use crate::cluster::raft::log_store::disk::{Disk, FILE, Key, Op, OpenError, Record};
 use crate::cluster::raft::machine::DiskShelf;
@@ -127,8 +128,7 @@ pub async fn recover(settings: &Settings, anyway: bool) -> Result<u64, RecoverEr
     let by = LeaderId { term: voted.max(last.leader_id.term) + 1, node_id: id };
     let peer = Peer { name: host.to_string(), address };
     let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, peer)]));
-    // The time of the state goes on when the primary says what it is.
-    let passed_over = Change::State(Arc::new(Envelope { stamp_ms: 0, command: Command::Recover }));
+    let passed_over = Change::State(Arc::new(Envelope { stamp_ms: wall_ms(), command: Command::Recover }));
     let payloads =
         [EntryPayload::Membership(alone.map_err(io::Error::other)?), EntryPayload::Normal(passed_over)];
     let entries: Vec<Entry> = (last.index + 1..)

@@ -10,7 +10,7 @@ use openraft::{ReadPolicy, Snapshot, TokioRuntime};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, Probed};
-use super::propose::{PATIENCE, PeersError};
+use super::propose::{PATIENCE, PeersError, fits};
 use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, PeerId, SnapshotMeta, Types, Vote};
@@ -138,6 +138,7 @@ impl Answers {
                 encode(&raft.handle_transfer_leader(rpc).await.map_err(words)?)
             }
             Kind::Propose => {
+                fits(body).map_err(words)?;
                 let change: Change = decode(body).map_err(words)?;
                 let applied = raft.client_write(change.stamped(self.shared.now_ms())).await;
                 encode(&match applied {

@@ -14,8 +14,13 @@ use super::{Peer, PeerId};
 use crate::spec::HostName;
 use crate::state::{Command, Envelope, Rejected, Response};
 
-/// Outcomes that are remembered, for a proposer that asks again.
-const REMEMBERED: usize = 1024;
+/// Outcomes are remembered for so long by the time of the state, for a proposer that asks again. It may do so for some
+/// seconds, in which a new primary's clock may move that time on by a minute.
+const REMEMBERED_MS: u64 = 120_000;
+/// As many are remembered whatever their age: that time may jump.
+const FEWEST: usize = 1024;
+/// And no more than so many: five seconds of 13,000 changes each.
+const MOST: usize = 65_536;
 
 /// One change. Append-only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +135,8 @@ impl Roll {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recent {
     outcomes: BTreeMap<(u64, u64), Outcome>,
-    order: VecDeque<(u64, u64)>,
+    /// With the time of the state when each was applied.
+    order: VecDeque<((u64, u64), u64)>,
 }
 
 impl Recent {
@@ -139,12 +145,16 @@ impl Recent {
         self.outcomes.get(&key)
     }
 
-    /// It was applied.
-    pub fn remember(&mut self, key: (u64, u64), outcome: Outcome) {
+    /// It was applied, at this time of the state.
+    pub fn remember(&mut self, key: (u64, u64), outcome: Outcome, now_ms: u64) {
         self.outcomes.insert(key, outcome);
-        self.order.push_back(key);
-        while self.order.len() > REMEMBERED {
-            self.order.pop_front().and_then(|oldest| self.outcomes.remove(&oldest));
+        self.order.push_back((key, now_ms));
+        while let Some((oldest, at_ms)) = self.order.front()
+            && self.order.len() > FEWEST
+            && (self.order.len() > MOST || now_ms.saturating_sub(*at_ms) >= REMEMBERED_MS)
+        {
+            self.outcomes.remove(oldest);
+            self.order.pop_front();
         }
     }
 }
@@ -186,14 +196,27 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_outcomes_are_remembered() {
-        let mut recent = Recent::default();
-        for number in 0..=REMEMBERED as u64 {
-            recent.remember((7, number), Outcome::Number(number));
-        }
+    fn outcomes_are_remembered_for_a_time_but_not_without_bound() {
+        let filled = |count: usize, at_ms: u64| {
+            let mut recent = Recent::default();
+            (0..count as u64).for_each(|number| recent.remember((7, number), Outcome::Number(number), at_ms));
+            recent
+        };
+        let held = |recent: &Recent, count: usize| {
+            assert_eq!((recent.outcomes.len(), recent.order.len()), (count, count));
+            recent.outcomes.keys().next().map(|key| key.1)
+        };
+        // Many in a short time are all remembered, whoever is among them asks again.
+        let mut recent = filled(5_000, 1_000);
+        recent.remember((7, 5_000), Outcome::Nothing, 999 + REMEMBERED_MS);
+        assert_eq!(held(&recent, 5_001), Some(0));
+        assert_eq!(recent.outcome((7, 0)), Some(&Outcome::Number(0)));
+        // Later only the last ones.
+        recent.remember((7, 5_001), Outcome::Nothing, 1_000 + REMEMBERED_MS);
+        assert_eq!(held(&recent, FEWEST), Some(5_002 - FEWEST as u64));
         assert_eq!(recent.outcome((7, 0)), None);
-        assert_eq!(recent.outcome((7, 1)), Some(&Outcome::Number(1)));
-        assert_eq!(recent.outcomes.len(), REMEMBERED);
+        let recent = filled(MOST + 3, 1_000);
+        assert_eq!(held(&recent, MOST), Some(3));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{AsyncRuntime, OptionalSend};
 
 use super::{Entry, LogId, Types, Vote};
+use crate::cluster::wire::frame::MAX_BODY;
 use crate::cluster::wire::{decode, encode};
 
 pub mod cache;
@@ -22,8 +23,13 @@ use cache::Cache;
 pub use disk::{Disk, OpenError};
 use disk::{Key, Op, Record};
 
-/// What one read gives at most, in bytes: one message must hold it.
+/// A read gives entries until it has so many bytes.
 const READ_BYTES: usize = 2 * 1024 * 1024;
+/// What a message to another peer and the last of its entries have beside the change in it, at most.
+const AROUND: usize = 128;
+/// The largest change, in bytes: a message must hold it and what a read gives before it. A larger one would never get to
+/// another peer, nor would anything after it.
+pub const MAX_CHANGE: usize = MAX_BODY - READ_BYTES - AROUND;
 
 /// The log. Cheap to clone: all clones are the same log.
 #[derive(Clone)]

@@ -12,25 +12,22 @@ use std::sync::Arc;
 use openraft::entry::RaftPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend, Snapshot};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt};
 
-use super::change::{Change, Outcome, Recent, Roll};
+use super::change::{Change, Outcome, Roll};
 use super::{Entry, LeaderId, LogId, Peer, PeerId, SnapshotMeta, StoredMembership, Types};
 use crate::cluster::feed;
 use crate::cluster::session::message::Place;
 use crate::cluster::session::trail::{Recorder, Step};
 use crate::cluster::wire::codec::encode_unbounded;
-use crate::cluster::wire::decode;
 use crate::state::{Envelope, State};
 
+mod content;
 pub mod shelf;
 
+use content::Content;
 pub use shelf::DiskShelf;
-
-/// Bumped when a snapshot changes its meaning.
-const FORMAT: u16 = 3;
 
 /// A snapshot's bytes.
 pub type SnapshotBytes = Arc<Vec<u8>>;
@@ -39,7 +36,8 @@ pub type Snap = Snapshot<LeaderId, PeerId, Peer, SnapshotBytes>;
 
 /// Where the newest snapshot is kept.
 pub trait Shelf: Clone + Send + Sync + 'static {
-    /// Makes the bytes and keeps them; when this returns they survive a crash, and older ones may go.
+    /// Makes the bytes and keeps them, unless a newer snapshot is kept already: one may have come while they were made.
+    /// When this returns, one that is as new survives a crash, and older ones may go.
     fn keep(
         &self,
         meta: SnapshotMeta,
@@ -59,14 +57,6 @@ pub struct Applied {
     pub roll: Arc<Roll>,
     /// The peers.
     pub membership: StoredMembership,
-}
-
-/// All that a snapshot holds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Content {
-    state: Arc<State>,
-    roll: Arc<Roll>,
-    recent: Arc<Recent>,
 }
 
 /// See the module.
@@ -122,7 +112,8 @@ impl<S: Shelf> Machine<S> {
                     return outcome.clone();
                 }
                 let outcome = self.apply_envelope(envelope);
-                Arc::make_mut(&mut self.content.recent).remember(*key, outcome.clone());
+                let now_ms = self.content.state.now_ms;
+                Arc::make_mut(&mut self.content.recent).remember(*key, outcome.clone(), now_ms);
                 outcome
             }
             Change::HandOut { host, address } => {
@@ -141,9 +132,10 @@ impl<S: Shelf> Machine<S> {
         }
     }
 
-    fn publish(&mut self) {
+    /// The state goes out, and with it what is `told` of the way there.
+    fn publish(&mut self, told: fn(&mut feed::Recorder, &State)) {
         self.states.send_replace(self.content.state.clone());
-        self.feed.iter_mut().for_each(|feed| feed.tell(&self.content.state));
+        self.feed.iter_mut().for_each(|feed| told(feed, &self.content.state));
         let (roll, membership) = (self.content.roll.clone(), self.membership.clone());
         self.applies.send_replace(Applied { log: self.applied, roll, membership });
     }
@@ -189,7 +181,7 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
         if let Some(trail) = &self.trail {
             trail.extend(steps, self.content.state.clone());
         }
-        self.publish();
+        self.publish(feed::Recorder::tell);
         answers.into_iter().for_each(|(responder, outcome)| responder.send(outcome));
         Ok(())
     }
@@ -203,12 +195,7 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
         meta: &SnapshotMeta,
         snapshot: SnapshotBytes,
     ) -> Result<(), io::Error> {
-        let (format, content): (u16, Content) = decode(&snapshot)?;
-        if format != FORMAT {
-            return Err(io::Error::other(format!(
-                "a snapshot of format {format}, this program reads {FORMAT}"
-            )));
-        }
+        let content = Content::of(&snapshot)?;
         self.shelf.keep(meta.clone(), move || Ok(snapshot)).await?;
         self.content = content;
         self.applied = meta.last_log_id;
@@ -216,7 +203,7 @@ impl<RT: AsyncRuntime, S: Shelf> RaftStateMachine<Types<RT>> for Machine<S> {
         if let (Some(trail), Some(last)) = (&self.trail, &self.applied) {
             trail.begin_anew(place(last), self.content.state.clone());
         }
-        self.publish();
+        self.publish(feed::Recorder::begin_anew);
         Ok(())
     }
 
@@ -251,8 +238,7 @@ impl<RT: AsyncRuntime, S: Shelf> RaftSnapshotBuilder<Types<RT>> for Builder<S> {
 
     async fn build_snapshot(&mut self) -> Result<Snap, io::Error> {
         let content = self.content.clone();
-        let bytes = move || Ok(Arc::new(encode_unbounded(&(FORMAT, content))?));
-        let snapshot = self.shelf.keep(self.meta.clone(), bytes).await?;
+        let snapshot = self.shelf.keep(self.meta.clone(), move || content.bytes()).await?;
         Ok(Snapshot { meta: self.meta.clone(), snapshot })
     }
 }
@@ -318,11 +304,27 @@ mod tests {
         tokio::task::yield_now().await;
         machine.apply_change(&pause);
         machine.apply_change(&pause);
-        machine.publish();
+        machine.publish(feed::Recorder::tell);
         assert_eq!((seen.borrow().index, building.is_finished()), (3, false));
         disk.0.add_permits(1);
         let snapshot = building.await.unwrap().unwrap();
-        let (_, content): (u16, Content) = decode(&snapshot.snapshot).unwrap();
-        assert_eq!(content.state.index, 1);
+        assert_eq!(Content::of(&snapshot.snapshot).unwrap().state.index, 1);
+    }
+
+    #[tokio::test]
+    async fn what_comes_as_a_whole_is_told_as_such() {
+        type C = Types<openraft::TokioRuntime>;
+        let (recorder, feed) = feed::feed();
+        let (states, _) = watch::channel(Arc::default());
+        let disk = Slow(Arc::new(tokio::sync::Semaphore::new(1)));
+        let mut machine = Machine::new(disk, states, watch::channel(Applied::default()).0).telling(recorder);
+        let mut modified = feed.modified();
+        let state = Arc::new(State { index: 40, ..State::default() });
+        let snapshot = Content { state, ..Content::default() }.bytes().unwrap();
+        let meta = SnapshotMeta::default();
+        RaftStateMachine::<C>::install_snapshot(&mut machine, &meta, snapshot).await.unwrap();
+        assert!(!feed.knows((39, feed::END)) && feed.knows((40, feed::END)));
+        assert!(modified.has_changed().unwrap(), "whoever waits for a change waits on");
+        assert_eq!((*modified.borrow_and_update(), *feed.newest().borrow()), (40, 40));
     }
 }

@@ -13,7 +13,12 @@ use super::serve::distrust;
 /// Bytes of one part.
 const PART: usize = 256 * 1024;
 
-/// Sends head and bytes and waits for the answer; `ttl` is for each step.
+/// So many bytes a second the other side takes in at least: it reads them, writes them to its disk, and may have to wait
+/// for a snapshot of its own that is under way.
+const TAKEN_IN: u64 = 2 << 20;
+
+/// Sends head and bytes and waits for the answer; `ttl` is for each step, the last of which takes the longer the more there
+/// is to take in.
 pub async fn send(
     dialer: &Dialer,
     target: &Target,
@@ -46,8 +51,9 @@ async fn carry(
         let sent = tokio::time::timeout(ttl, writer.send(&[frame])).await;
         sent.map_err(|_| CallError::Late(ttl))?.map_err(|_| CallError::Broken)?;
     }
-    let answer = tokio::time::timeout(ttl, reader.next()).await.map_err(|_| CallError::Late(ttl))?;
-    match answer.map_err(|_| CallError::Broken)? {
+    let taken_in = ttl + Duration::from_millis(bytes.len() as u64 * 1000 / TAKEN_IN);
+    let answer = tokio::time::timeout(taken_in, reader.next()).await;
+    match answer.map_err(|_| CallError::Late(taken_in))?.map_err(|_| CallError::Broken)? {
         Frame { kind: Kind::Answer, body, .. } => Ok(body),
         Frame { body, .. } => Err(CallError::Failed(String::from_utf8_lossy(&body).into_owned())),
     }

@@ -18,7 +18,7 @@ impl From<AskError> for Refusal {
             }
             AskError::NotAllowed => Refusal::new(StatusCode::FORBIDDEN, "not-allowed", "not allowed", detail),
             AskError::Rejected(rejected) => rejected.into(),
-            AskError::Unanswered(ProposeError::TooLarge(_)) => {
+            AskError::Unanswered(ProposeError::TooLarge(_) | ProposeError::Encode(_)) => {
                 Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", detail)
             }
             AskError::Unanswered(ProposeError::Unknown(_)) => {

@@ -182,6 +182,47 @@ fn a_copy_that_is_put_back_gives_no_token_again() {
     assert_eq!(violations(&back), []);
 }
 
+/// The last fencing token, generation and incarnation that a state has given out.
+fn given(state: &State) -> [u64; 3] {
+    [state.leaders[&name("zone")].token, state.placements[&id("zone.0")].generation, state.incarnations]
+}
+
+/// Gives out one of each.
+fn give(state: &mut State) {
+    state.join("alpha");
+    state.take(Command::Resume { target: Target::Instance(id("zone.0")) }).unwrap();
+    let again = [event("zone.0", 1, EventKind::Unready), ready_event("zone.0", 1)];
+    (1..).zip(again).for_each(|(seq, event)| drop(state.events_of("alpha", seq, vec![event]).unwrap()));
+}
+
+proptest::proptest! {
+    /// The same one, an older one, or one of a life that began with a copy itself.
+    #[test]
+    fn no_copy_that_is_put_back_gives_a_number_again(
+        lives in proptest::collection::vec((any::<proptest::sample::Index>(), 1..9, 1..100_000u64), 1..9)
+    ) {
+        let mut state = three();
+        state.put("zone.0", "alpha").unwrap();
+        let first = vec![event("zone.0", 1, started()), ready_event("zone.0", 1)];
+        state.events_of("alpha", 1, first).unwrap();
+        let (mut last, mut copies, mut now_ms) = (given(&state), vec![state], 1_800_000_000_000);
+        for (copy, changes, until_then) in lives {
+            now_ms += until_then;
+            let mut state = copy.get(&copies).clone();
+            state.apply(&Envelope { stamp_ms: now_ms, command: Command::Recover }).unwrap();
+            for _ in 0..changes {
+                give(&mut state);
+                let now = given(&state);
+                prop_assert!(now.iter().zip(&last).all(|(now, last)| now > last), "{now:?} after {last:?}");
+                prop_assert!(now.iter().all(|number| *number < 1 << 53), "{now:?}");
+                prop_assert_eq!(violations(&state), []);
+                last = now;
+                copies.push(state.clone());
+            }
+        }
+    }
+}
+
 #[test]
 fn one_command_elects_once_so_that_no_token_is_given_twice() {
     let mut state = ready();

@@ -1,6 +1,8 @@
 //! The log and the machine on real files, through openraft's own suite and through faults.
 
+use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
+use openraft::raft::AppendEntriesRequest;
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::type_config::TypeConfigExt;
@@ -138,4 +140,42 @@ async fn a_second_agent_is_refused() {
     let _first = open(&folder);
     let error = Disk::open(folder.path()).map(drop).unwrap_err();
     assert!(error.to_string().contains("another agent"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_read_at_once_and_ends_with_the_largest_change_fits_one_message() {
+    use crate::cluster::raft::Change;
+    // All numbers as long as numbers are.
+    let id = |index: u64| LogId {
+        leader_id: LeaderId { term: u64::MAX, node_id: u64::MAX },
+        index: u64::MAX - 9 + index,
+    };
+    let change = |size: usize| {
+        let of = |length| Change::Expect { host: "delta".parse().unwrap(), address: "x".repeat(length) };
+        let around = encode(&of(size)).unwrap().len() - size;
+        let change = of(size - around);
+        assert_eq!(encode(&change).unwrap().len(), size);
+        change
+    };
+    let entry = |index, size| Entry::new(id(index), EntryPayload::Normal(change(size)));
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(&folder);
+    // As much as is read before another one is: one byte less than enough.
+    let head = encode(&entry(1, 300_000)).unwrap().len() - 300_000;
+    let before = entry(1, READ_BYTES - 1 - head);
+    let (done, written) = C::oneshot();
+    let entries = vec![before, entry(2, MAX_CHANGE), entry(3, 300_000)];
+    RaftLogStorage::<C>::append(&mut log, entries, IOFlushed::signal(done)).await.unwrap();
+    written.await.unwrap().unwrap();
+    let read = RaftLogReader::<C>::limited_get_log_entries(&mut log, id(1).index, id(4).index);
+    let entries = read.await.unwrap();
+    assert_eq!(entries.len(), 2, "what is read ends with the largest");
+    let message = AppendEntriesRequest::<C> {
+        vote: Vote::new_committed(u64::MAX, u64::MAX),
+        prev_log_id: Some(id(0)),
+        entries,
+        leader_commit: Some(id(0)),
+    };
+    let length = encode(&(true, message)).unwrap().len();
+    assert!((MAX_BODY - AROUND..=MAX_BODY).contains(&length), "{length} of {MAX_BODY}");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Attached;
 use crate::agent::replica::wall_ms;
-use crate::cluster::node::{NotPrimary, ProposeError};
+use crate::cluster::node::{NotPrimary, ProposeError, bytes_of};
 use crate::cluster::raft::{Change, Outcome};
 use crate::cluster::session::message::Proposed;
 use crate::cluster::wire::{CallError, Kind, Purpose, Target, decode, encode};
@@ -40,7 +40,7 @@ impl Attached {
     pub async fn propose(&self, command: Command) -> Result<Response, ProposeError> {
         let envelope = Arc::new(Envelope { stamp_ms: wall_ms(), command });
         let number = self.0.number.fetch_add(1, Ordering::Relaxed);
-        let body = encode(&Change::of(envelope, (self.0.origin, number)))?;
+        let body = bytes_of(&Change::of(envelope, (self.0.origin, number)))?;
         let deadline = Instant::now() + PATIENCE;
         // Which of these came of any attempt.
         let (mut heard, mut unknown) = (false, false);
