@@ -1,7 +1,5 @@
 //! The beginning of a run: the order to spawn, its way to ready, and taking over one that lives already.
 
-use std::time::Duration;
-
 use serde_json::Map;
 
 use super::ending::describe;
@@ -13,8 +11,8 @@ use crate::keeper::protocol::{End, RunId};
 use crate::spec::ReadyMode;
 use crate::state::{EventKind, Rest};
 
-/// For an adopted run whose process is not known here any more.
-const UNKNOWN_READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// When a run counts as hung of which it is not known yet how long its start may take.
+const UNKNOWN: Moment = Moment(u64::MAX);
 
 impl Instance {
     pub(super) fn start(&mut self, cx: &mut Step<'_>) {
@@ -131,12 +129,13 @@ impl Instance {
 
     pub(super) fn says_ready(&mut self, cx: &mut Step<'_>) {
         let mode = self.process.as_ref().map(|process| &process.ready.mode);
-        if !matches!(mode, Some(ReadyMode::Native | ReadyMode::Notify)) {
+        if !matches!(mode, None | Some(ReadyMode::Native | ReadyMode::Notify)) {
             return;
         }
         match &mut self.run {
-            // The directory is told of the start before it is told that the run is ready.
-            Some(run) if run.pid.is_none() => run.early = true,
+            // The directory is told of the start before it is told that the run is ready; and whether its own word
+            // counts may not be known yet.
+            Some(run) if run.pid.is_none() || mode.is_none() => run.early = true,
             _ => self.become_ready(cx),
         }
     }
@@ -179,21 +178,31 @@ impl Instance {
     pub(super) fn adopt(&mut self, run: Run, leaving: Leaving, alive: bool, cx: &mut Step<'_>) {
         let ready = run.ready.is_some();
         let pid = run.pid;
-        let timeout = self.process.as_ref().map_or(UNKNOWN_READY_TIMEOUT, |process| process.ready.timeout);
         self.phase = match leaving.phase() {
             Some(phase) => phase,
             None if ready => Phase::Ready,
-            None => Phase::Starting { until: cx.now.at.after(timeout) },
+            None => Phase::Starting { until: UNKNOWN },
         };
-        let process = self.process.clone();
-        let run = self.run.insert(run);
-        match process {
-            Some(process) if ready => run.watch.ready(cx.now.at, &process.heartbeat),
-            Some(process) => run.watch.starting(cx.now.at, &process.ready.mode),
-            None => {}
-        }
+        self.run = Some(run);
+        self.watch(cx);
         if let Some(pid) = pid.filter(|_| alive) {
             self.tell_people(Story::Adopted { pid }, cx);
+        }
+    }
+
+    /// A run that was taken over is watched from the moment on at which it is known how: an agent without a copy of the
+    /// state hears that later than it meets the run.
+    pub(super) fn watch(&mut self, cx: &mut Step<'_>) {
+        let Some((process, run)) = self.process.clone().zip(self.run.as_mut()) else { return };
+        if let Phase::Starting { until } = &mut self.phase {
+            *until = cx.now.at.after(process.ready.timeout);
+        }
+        match run.ready {
+            Some(_) => run.watch.ready(cx.now.at, &process.heartbeat),
+            None => run.watch.starting(cx.now.at, &process.ready.mode),
+        }
+        if std::mem::take(&mut run.early) {
+            self.says_ready(cx);
         }
     }
 }

@@ -199,7 +199,10 @@ impl Instance {
 
     /// What needs no new run applies to the living one at once.
     fn take_process(&mut self, process: &Arc<Process>, cx: &mut Step<'_>) {
-        let Some(before) = self.process.replace(process.clone()) else { return };
+        let Some(before) = self.process.replace(process.clone()) else {
+            self.watch(cx);
+            return;
+        };
         let Some(run) = &mut self.run else { return };
         if before.limits != process.limits {
             cx.out.push(Action::Limit { instance: self.id.clone(), run: run.id });

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::stories::{NOTIFY, TCP};
 use super::*;
 use crate::host::instance::{Leaving, Note};
 use crate::keeper::protocol::SpawnStep;
@@ -59,6 +60,46 @@ fn a_living_run_is_taken_over_and_watched() {
     assert_eq!(orders(rig.wait(ms(4_999))), []);
     assert_eq!(orders(rig.wait(ms(1))), [kill(7)], "it was armed");
     assert_eq!(orders(rig.gone(KILLED)), [ack(7), spawn(8)]);
+}
+
+/// An agent without a copy of the state: what its runs belong to it hears later than of the runs.
+#[test]
+fn one_of_which_nothing_is_known_yet_is_left_alone_and_watched_from_then_on() {
+    for lines in [TCP, NOTIFY, NATIVE] {
+        let mut rig = Rig::idle(lines);
+        let table = vec![found(&rig, 7, Stage::Running)];
+        assert_eq!(orders(rig.host.meet(table, &BTreeMap::new(), &BTreeSet::new(), rig.now())), []);
+        assert_eq!(orders(rig.wait(s(600))), [], "nobody says how it is watched: {lines}");
+        assert_eq!(orders(rig.heed()), []);
+        if lines == TCP {
+            let asked = rig.wait_for_question();
+            rig.on(alive(asked));
+        } else {
+            rig.on(Happening::Beat);
+        }
+        let lived = orders(rig.wait(ms(3_000)));
+        assert!(!lived.contains(&kill(7)), "{lines}: {lived:?}");
+        assert_eq!(rig.phase(), Phase::Ready);
+        assert!(orders(rig.wait(s(10))).contains(&kill(7)), "watched no more: {lines}");
+    }
+}
+
+#[test]
+fn one_that_starts_and_of_which_nothing_is_known_yet_has_its_time_and_its_word() {
+    for says_ready in [true, false] {
+        let mut rig = Rig::idle(NATIVE);
+        let mut run = found(&rig, 7, Stage::Running);
+        run.note.as_mut().unwrap().ready = false;
+        rig.host.meet(vec![run], &BTreeMap::new(), &BTreeSet::new(), rig.now());
+        assert_eq!(orders(rig.wait(s(600))), [], "nobody says how long it may take");
+        if says_ready {
+            rig.on(Happening::Ready);
+        }
+        assert_eq!(orders(rig.heed()), []);
+        assert_eq!(rig.phase() == Phase::Ready, says_ready);
+        assert_eq!(orders(rig.wait(rig.want.process.ready.timeout - ms(1))).contains(&kill(7)), says_ready);
+        assert!(says_ready || orders(rig.wait(ms(1))).contains(&kill(7)), "it has no end");
+    }
 }
 
 #[test]
