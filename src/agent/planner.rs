@@ -33,10 +33,14 @@ pub async fn run(
     let mut leads = handle.ring.leads();
     let mut planning = Planning::default();
     loop {
-        if let Some(leads) = &mut leads
-            && leads.wait_for(|leads| *leads).await.is_err()
-        {
-            return;
+        if let Some(leads) = &mut leads {
+            // What fits nowhere only the primary says; what it said before is soon true no more.
+            if !*leads.borrow() {
+                unplaced.send_replace(Unplaced::default());
+            }
+            if leads.wait_for(|leads| *leads).await.is_err() {
+                return;
+            }
         }
         let Settled { basis, waits } = settle(&handle, &mut planning, &liveness, &unplaced).await;
         let moved = states.wait_for(|state| state.basis != basis);

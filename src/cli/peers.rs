@@ -118,7 +118,7 @@ async fn recover(args: RecoverArgs, out: &Output) -> Result<Exit, Failure> {
     let index = recover::recover(&node::Settings::of(&config), args.anyway).await?;
     let message = format!(
         "{host} is the only peer of the cluster now, with all changes up to {index}. Before you start the agents: move \
-         `raft` in the data_dir of the other peers away, and `attached.bin` in that of all other hosts. Afterwards \
+         `raft` and `attached.bin` in the data_dir of all other hosts away, whichever there is. Afterwards \
          `bigbrother peers promote HOST` for each of the other peers"
     );
     out.answer(&json!({ "host": host, "index": index, "message": message }), |_| message.clone())?;

@@ -99,6 +99,7 @@ pub(super) async fn apply(
     let spec = parse(&body?, &api)?;
     let state = api.handle.state.borrow().clone();
     let mut plan = difference(&state, &spec);
+    plan.warnings.extend(nothing_left(&state.spec, &spec));
     plan.warnings.extend(twice(&api, &state, &spec).await);
     let expected = both(expected_revision, condition, state.revision).map_err(Refusal::of_a_condition)?;
     let applied = match dry_run {
@@ -200,6 +201,14 @@ fn difference(state: &state::State, new: &Spec) -> PlanView {
     plan
 }
 
+/// A host's own file often has no processes; applied, it ends all that others have applied.
+fn nothing_left(old: &Spec, new: &Spec) -> Option<String> {
+    let ends = new.processes.is_empty() && !old.processes.is_empty();
+    ends.then(|| {
+        "this file has no process: every process of the cluster ends. Is it the right file?".to_owned()
+    })
+}
+
 /// Processes that are to be exclusive from now on may run on hosts that cannot hear of it now.
 async fn twice(api: &Api, state: &state::State, new: &Spec) -> Option<String> {
     let names = become_exclusive(&state.spec, new);
@@ -260,6 +269,16 @@ mod tests {
         };
         let told = plan.to_string();
         assert!(told.contains("\n! ") && told.contains("of zone:") && told.contains("Away: beta."), "{told}");
+    }
+
+    #[test]
+    fn a_file_without_processes_is_warned_of_where_there_are_some() {
+        let [none, one] = ["", "[process.zone]\ncommand = ['/z']\n"].map(spec);
+        assert!(nothing_left(&one, &none).is_some_and(|told| told.contains("every process")));
+        assert_eq!(
+            [nothing_left(&none, &none), nothing_left(&none, &one), nothing_left(&one, &one)],
+            [None, None, None]
+        );
     }
 
     #[test]
