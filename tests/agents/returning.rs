@@ -35,6 +35,36 @@ fn a_host_that_comes_back_starts_nothing_that_runs_elsewhere_now() {
     assert_eq!(ran(&cluster, &ZONES), before, "it started something that ran elsewhere");
 }
 
+/// Healthy as long as it is asked: each question leaves a line.
+fn questioned(host: &Host) -> String {
+    format!(
+        "[process.asked]\ncommand = {}\ncount = 4\nready = {{ mode = \"spawned\" }}\n\
+         heartbeat = {{ mode = \"exec\", command = [\"/bin/sh\", \"-c\", \"echo >> {}/questions.{{instance}}\"], \
+         interval = \"500ms\", timeout = \"3s\" }}\n",
+        host.witness(&["/bin/sleep", "100000"]),
+        host.root.display()
+    )
+}
+
+#[test]
+fn a_host_that_has_lost_its_copy_of_the_state_kills_no_healthy_game() {
+    let mut cluster = Cluster::of(4, questioned);
+    let all = ["asked.0", "asked.1", "asked.2", "asked.3"];
+    let views = cluster.ready(0, &all);
+    let own = views.iter().find(|view| view.host.as_str() == NAMES[3]).expect("one on each host");
+    let before = ran(&cluster, &all);
+    let file = cluster.hosts[0].root.join(format!("questions.{}", own.instance));
+    let questions = || std::fs::read(&file).map_or(0, |lines| lines.len());
+    cluster.hosts[3].stop_agent();
+    std::fs::remove_file(cluster.hosts[3].data.join("attached.bin")).unwrap();
+    let asked = questions();
+    cluster.hosts[3].launch_agent();
+    // For longer than the silence that is a hang.
+    until("it is asked again", || expect(questions() >= asked + 10, (questions(), cluster.logs())));
+    cluster.ready(0, &all);
+    assert_eq!(ran(&cluster, &all), before, "a healthy game was ended");
+}
+
 fn with_arenas(host: &Host) -> String {
     let arena = host.witness(&["/bin/sleep", "100000"]);
     format!(
