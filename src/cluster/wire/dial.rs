@@ -89,10 +89,14 @@ pub enum DialError {
     Encode(#[from] EncodeError),
 }
 
+/// What TLS itself finds is a matter of certificates; all else is one of the network, or of an agent that ended.
+pub(super) fn is_of_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
 impl DialError {
-    /// What TLS itself finds is a matter of certificates; all else is one of the network, or of an agent that ended.
     fn at_the_handshake(address: String, source: std::io::Error) -> DialError {
-        match source.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        match is_of_tls(&source) {
             true => DialError::Tls { address, source },
             false => DialError::Broken { address, source },
         }

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::codec::{decode, encode};
+use super::dial::is_of_tls;
 use super::frame::{Frame, Kind};
 use super::hall::Hall;
 use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
@@ -188,6 +189,10 @@ async fn greet<S: Service>(
         None => (Box::new(socket), None),
         Some(tls) => match tls.accept(socket).await {
             Ok((socket, certificate)) => (Box::new(socket), Some(certificate)),
+            Err(error) if !is_of_tls(&error) => {
+                tracing::debug!(%error, "a connection broke at the handshake");
+                return None;
+            }
             Err(error) => {
                 tracing::info!(%error, "somebody without a certificate of this cluster's CA was refused");
                 return None;
