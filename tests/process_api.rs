@@ -403,7 +403,16 @@ fn cpu() -> Duration {
 #[test]
 fn the_client_is_light() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--locked", "--no-default-features", "--features", "client"])
+        .args([
+            "tree",
+            "--package",
+            "bigbrother",
+            "--offline",
+            "--locked",
+            "--no-default-features",
+            "--features",
+            "client",
+        ])
         .args(["-e", "normal", "--prefix", "none", "--format", "{p}"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
