@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::tests::{AnyHost, any_host, any_spec, spec, take_host};
+use super::super::tests::histories::{AnyHost, any_host, any_spec, take_host};
+use super::super::tests::spec;
 use super::super::{Liveness, Planner, plan};
 use super::*;
 use crate::keeper::protocol::{End, RunId};
