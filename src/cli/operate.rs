@@ -274,7 +274,8 @@ fn summary(goal: Goal, outcomes: &[OutcomeView]) -> String {
         Goal::Gone => "stopped",
         Goal::Ready => "ready",
     };
-    let mut text = format!("{} {what}, after {}\n", counted(done, "instance"), span(slowest as f64));
+    let after = if slowest == 0 { "at once".to_owned() } else { format!("after {}", span(slowest as f64)) };
+    let mut text = format!("{} {what}, {after}\n", counted(done, "instance"));
     if outcomes.is_empty() {
         text = match goal {
             Goal::Replaced => {

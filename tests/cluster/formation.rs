@@ -146,10 +146,11 @@ fn a_host_that_cannot_become_a_peer_says_who_is_missing_and_why() {
         &["the cluster is founded by alpha", "alpha: cannot connect to", "gamma: cannot connect to"],
     );
     let alpha = Peer::start(&settings[0]);
-    let peers = [alpha, beta];
+    waits_for(&alpha, &["missing: gamma.", "gamma: cannot connect to"]);
+    let peers = [alpha, beta, Peer::start(&settings[2])];
     primary(&peers);
     let kept = peers.iter().map(|peer| peer.node().unsettled().borrow().clone());
-    assert_eq!(kept.collect::<Vec<_>>(), [None, None]);
+    assert_eq!(kept.collect::<Vec<_>>(), [None, None, None]);
 }
 
 #[test]
@@ -169,6 +170,6 @@ fn hosts_of_two_authorities_say_that_it_is_tls_that_keeps_them_apart() {
     let ca = |host: usize| std::fs::read_to_string(&all[host].tls.as_ref().unwrap().ca).unwrap();
     std::fs::write(&all[1].tls.as_ref().unwrap().ca, ca(0) + &ca(1)).unwrap();
     let peers: Vec<Peer> = all[..2].iter().map(Peer::start).collect();
-    waits_for(&peers[0], &["1 of the 3 founding peers", "beta: cannot agree on TLS with", "of one CA"]);
+    waits_for(&peers[0], &["missing: beta, gamma.", "beta: cannot agree on TLS with", "of one CA"]);
     waits_for(&peers[1], &["is founded by alpha", "alpha: cannot agree on TLS with", "alert"]);
 }

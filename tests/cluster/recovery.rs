@@ -158,7 +158,7 @@ fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
     let (_folder, mut peers) = formed(&["alpha", "beta", "gamma"]);
     peers[0].propose(spec());
     let in_use = recovered(&peers[0].settings).unwrap_err().to_string();
-    assert!(in_use.contains("another agent runs with this data_dir"), "{in_use}");
+    assert_eq!(in_use, "the agent of alpha runs: stop it first");
     // The others go on: there is nothing to recover.
     let alpha = peers.remove(0).close();
     let alive = |settings: &Settings| {
@@ -182,6 +182,8 @@ fn what_is_no_copy_or_in_use_or_lives_elsewhere_is_refused() {
     let mut attached = nothing.clone();
     attached.peers.remove(&attached.host);
     assert!(matches!(recovered(&attached), Err(RecoverError::NoPeer(_))));
+    attached.peers.clear();
+    assert!(matches!(recovered(&attached), Err(RecoverError::Alone(_))));
     // A disk that never belonged to a cluster.
     let fresh = Peer::start(&nothing);
     fresh.kill();
@@ -277,7 +279,7 @@ fn the_copy_of_one_that_does_not_vote_is_taken_only_when_that_is_meant() {
         });
         assert!(refused.contains(standing) && refused.contains("--anyway"), "{refused}");
     }
-    recovered_by(&all[1], true).unwrap();
+    recovered_anyway(&all[1]);
     // It is the primary of another history, in which nobody was removed.
     let beta = Peer::start(&all[1]);
     beta.propose(launch("alone"));

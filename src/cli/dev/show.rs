@@ -122,10 +122,12 @@ impl Show {
                 format!("on {}; the primary is {primary}", counted(n, "host"))
             }
         };
+        // The primary's host is the one that is lost.
+        let stays = self.hosts.iter().find(|host| Some(&host.name) != status.primary.as_ref());
         let mut text = format!(
             "{} ready, {whom}. In another terminal:\n\n  export BIGBROTHER_API={}\n  {program} ps\n",
             counted(list.len(), "zone server"),
-            first.api.address()
+            stays.unwrap_or(first).api.address()
         );
         if self.hosts.len() > 1 {
             text.push_str(&format!("  {program} hosts\n"));

@@ -6,16 +6,12 @@
 //! token takes the seat meant for it. So a host whose disk was lost can never vote twice. [`decide`] is pure.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::raft::membership::founders;
 use crate::cluster::raft::{Peer, PeerId};
 use crate::spec::HostName;
-
-/// How long the first peer waits for the rest once a majority is there.
-const GRACE: Duration = Duration::from_secs(3);
 
 /// The record on disk. Append-only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +46,7 @@ pub struct Founding {
 pub struct Founder {
     /// Whose.
     pub peer: Peer,
-    /// Of the disk that may take it; `None`: the host was not heard, it gets another number later.
+    /// Of the disk that may take it; `None`: a record of a build that founded without this host.
     pub token: Option<u64>,
 }
 
@@ -88,26 +84,31 @@ impl Founding {
     }
 }
 
-/// What a host without a number does next, by what the others answered `waited` after it started to ask.
+/// What a host without a number does next, by what the other peers of its file answered.
 ///
-/// Only the first of the founding peers founds, and only when a majority of them has no number either: had
-/// the cluster been founded before, one of them would know. `history` is random.
+/// Only the first of the founding peers founds, and only when every peer of the file answers that it has no number
+/// either. A majority would not do: the only disk that knows of a cluster may be that of a host which does not answer
+/// yet, as after `recover`. `history` is random.
 pub fn decide(
     host: &HostName,
     token: u64,
     peers: &BTreeMap<HostName, String>,
     heard: &BTreeMap<HostName, Probed>,
-    waited: Duration,
     history: u64,
 ) -> Decision {
     let mut formed = Vec::new();
+    let mut tokens = BTreeMap::from([(host, token)]);
     for (name, probed) in heard {
-        if let Identity::Peer { founding, .. } = &probed.identity {
-            let seat = founding.as_ref().and_then(|founding| Some((founding.seat(host, token)?, founding)));
-            if let Some((id, founding)) = seat {
-                return Decision::Take(id, founding.clone());
+        match &probed.identity {
+            Identity::Fresh { token } => drop(tokens.insert(name, *token)),
+            Identity::Peer { founding, .. } => {
+                let seat =
+                    founding.as_ref().and_then(|founding| Some((founding.seat(host, token)?, founding)));
+                if let Some((id, founding)) = seat {
+                    return Decision::Take(id, founding.clone());
+                }
+                formed.push(name.clone());
             }
-            formed.push(name.clone());
         }
     }
     if !formed.is_empty() {
@@ -124,18 +125,17 @@ pub fn decide(
             "the cluster is founded by {first}, which does not answer or waits itself"
         ));
     }
-    let token_of = |name: &HostName| match heard.get(name).map(|probed| &probed.identity) {
-        _ if name == host => Some(token),
-        Some(Identity::Fresh { token }) => Some(*token),
-        _ => None,
-    };
-    let there = founders.keys().filter(|name| token_of(name).is_some()).count();
-    if there <= founders.len() / 2 || there < founders.len() && waited < GRACE {
-        return Decision::Wait(format!("{there} of the {} founding peers are there", founders.len()));
+    let missing: Vec<&str> = peers.keys().filter(|n| !tokens.contains_key(n)).map(HostName::as_str).collect();
+    if !missing.is_empty() {
+        return Decision::Wait(format!(
+            "the cluster is founded once all its peers answer; missing: {}. Start them, or leave them out of `peers` in \
+             every cluster.toml for now",
+            missing.join(", ")
+        ));
     }
     let seat = |(number, (name, address)): (u64, (&HostName, &String))| {
         let peer = Peer { name: name.to_string(), address: address.clone() };
-        (number, Founder { peer, token: token_of(name) })
+        (number, Founder { peer, token: tokens.get(name).copied() })
     };
     Decision::Found(Founding { history, members: (1..).zip(&founders).map(seat).collect() })
 }
@@ -161,12 +161,12 @@ mod tests {
         (name(host), Probed { identity, peers: peers() })
     }
 
-    fn asked<const N: usize>(host: &str, heard: [(HostName, Probed); N], waited_ms: u64) -> Decision {
-        decide(&name(host), 11, &peers(), &heard.into(), Duration::from_millis(waited_ms), 9)
+    fn asked<const N: usize>(host: &str, heard: [(HostName, Probed); N]) -> Decision {
+        decide(&name(host), 11, &peers(), &heard.into(), 9)
     }
 
     fn founding() -> Founding {
-        match asked("alpha", [fresh("beta", 22), fresh("gamma", 33)], 0) {
+        match asked("alpha", [fresh("beta", 22), fresh("gamma", 33)]) {
             Decision::Found(founding) => founding,
             other => panic!("{other:?}"),
         }
@@ -178,31 +178,42 @@ mod tests {
             founding().members.into_iter().map(|(id, f)| (id, f.peer.name, f.token)).collect();
         let all = [(1, "alpha", 11), (2, "beta", 22), (3, "gamma", 33)];
         assert_eq!(tokens, all.map(|(id, host, token)| (id, host.to_owned(), Some(token))));
-        assert!(matches!(asked("beta", [fresh("alpha", 1), fresh("gamma", 33)], 9000), Decision::Wait(_)));
+        assert!(matches!(asked("beta", [fresh("alpha", 1), fresh("gamma", 33)]), Decision::Wait(_)));
     }
 
+    /// Whoever is not heard may be the one that has the cluster's state.
     #[test]
-    fn a_majority_is_enough_after_a_while_and_less_never() {
-        assert!(matches!(asked("alpha", [], 90_000), Decision::Wait(_)));
-        assert!(matches!(asked("alpha", [fresh("beta", 22)], 2900), Decision::Wait(_)));
-        let Decision::Found(founding) = asked("alpha", [fresh("beta", 22)], 3000) else { panic!() };
-        assert_eq!(founding.members[&3].token, None);
+    fn nobody_founds_without_a_peer_of_the_file_whether_it_would_vote_or_not() {
+        let waits = |decision: Decision, missing: &str| {
+            let Decision::Wait(why) = decision else { panic!("{decision:?}") };
+            assert!(why.contains(&format!("missing: {missing}.")), "{why}");
+        };
+        waits(asked("alpha", []), "beta, gamma");
+        waits(asked("alpha", [fresh("beta", 22)]), "gamma");
+        // Of two only the first founds and votes.
+        let two = [("alpha", "alpha:1"), ("beta", "beta:1")];
+        let two = two.map(|(host, address)| (name(host), address.to_owned())).into();
+        waits(decide(&name("alpha"), 11, &two, &BTreeMap::new(), 9), "beta");
+        let beta = Probed { identity: Identity::Fresh { token: 22 }, peers: two.clone() };
+        let heard = [(name("beta"), beta)].into();
+        let Decision::Found(founding) = decide(&name("alpha"), 11, &two, &heard, 9) else { panic!() };
+        assert_eq!(founding.members.keys().collect::<Vec<_>>(), [&1]);
     }
 
     #[test]
     fn only_the_disk_that_was_there_takes_its_seat() {
         let heard = || [member("alpha", Some(founding()))];
-        let decision = decide(&name("beta"), 22, &peers(), &heard().into(), Duration::ZERO, 0);
+        let decision = decide(&name("beta"), 22, &peers(), &heard().into(), 0);
         assert_eq!(decision, Decision::Take(2, founding()));
         // The same host with another disk.
-        let decision = decide(&name("beta"), 23, &peers(), &heard().into(), Duration::ZERO, 0);
+        let decision = decide(&name("beta"), 23, &peers(), &heard().into(), 0);
         assert_eq!(decision, Decision::Join(vec![name("alpha")]));
     }
 
     #[test]
     fn a_wiped_first_peer_does_not_found_again() {
         assert_eq!(
-            asked("alpha", [member("beta", None), fresh("gamma", 33)], 90_000),
+            asked("alpha", [member("beta", None), fresh("gamma", 33)]),
             Decision::Join(vec![name("beta")])
         );
     }
@@ -211,16 +222,14 @@ mod tests {
     fn files_that_differ_are_told_of() {
         let (host, mut probed) = fresh("beta", 22);
         probed.peers.remove(&name("gamma"));
-        let Decision::Wait(why) = asked("alpha", [(host, probed), fresh("gamma", 33)], 9000) else {
-            panic!()
-        };
+        let Decision::Wait(why) = asked("alpha", [(host, probed), fresh("gamma", 33)]) else { panic!() };
         assert!(why.contains("cluster.toml of beta differ"), "{why}");
     }
 
     #[test]
     fn a_host_alone_founds_at_once() {
         let alone = [(name("alpha"), "alpha:1".to_owned())].into();
-        let decision = decide(&name("alpha"), 11, &alone, &BTreeMap::new(), Duration::ZERO, 9);
+        let decision = decide(&name("alpha"), 11, &alone, &BTreeMap::new(), 9);
         assert!(matches!(decision, Decision::Found(founding) if founding.members.len() == 1));
     }
 }

@@ -46,6 +46,15 @@ pub enum RecoverError {
     /// It would be no peer when its agent starts.
     #[error("{0} is not among `peers` in [cluster] of its cluster.toml: write it there first")]
     NoPeer(HostName),
+    /// Its state is a file, of which there are no copies.
+    #[error(
+        "{0} is a host alone (no `peers` in [cluster]): its state is `state.bin` in data_dir, which you put there while no \
+         agent runs"
+    )]
+    Alone(HostName),
+    /// This host's own agent runs.
+    #[error("the agent of {0} runs: stop it first")]
+    Running(HostName),
     /// Another peer's agent runs: two clusters would come of it, and each would run what is exclusive.
     #[error(
         "{host} answers at {address}: a cluster that lives needs no copy; if it is to go, stop all its agents first"
@@ -106,12 +115,18 @@ pub enum RecoverError {
 /// listens where one of the latter was, or when it is that of a peer that does not vote by it.
 pub async fn recover(settings: &Settings, anyway: bool) -> Result<u64, RecoverError> {
     let Settings { host, peers, data_dir, .. } = settings;
+    if peers.is_empty() {
+        return Err(RecoverError::Alone(host.clone()));
+    }
     let address = peers.get(host).cloned().ok_or_else(|| RecoverError::NoPeer(host.clone()))?;
     let folder = data_dir.join("raft");
     if !folder.join(FILE).exists() {
         return Err(RecoverError::NoCopy { folder });
     }
-    let disk = Arc::new(Disk::open(&folder)?);
+    let disk = Arc::new(Disk::open(&folder).map_err(|error| match error {
+        OpenError::InUse { .. } => RecoverError::Running(host.clone()),
+        error => error.into(),
+    })?);
     let marks = disk.load()?.marks();
     let identity: Option<Identity> = disk.get(Key::Identity)?.as_deref().map(decode).transpose()?;
     let (Some(identity @ Identity::Peer { id, .. }), Some(last)) = (identity, marks.last) else {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::identity::{Decision, Founding, Identity, Probed, decide};
 use super::service::JoinAnswer;
@@ -71,7 +71,7 @@ impl Settler {
                 self.start().await?;
             }
             Identity::Fresh { .. } if alone => {
-                let Decision::Found(founding) = self.decide(&BTreeMap::new(), Duration::ZERO) else {
+                let Decision::Found(founding) = self.decide(&BTreeMap::new()) else {
                     return Ok(Some(self));
                 };
                 self.become_founder(founding).await?;
@@ -85,10 +85,9 @@ impl Settler {
 
     /// Goes on until this host is a peer.
     pub(super) async fn run(mut self) {
-        let since = Instant::now();
         while self.shared.raft().is_none() {
             let (heard, silent) = self.look_around().await;
-            if let Err(error) = self.step((&heard, &silent), since.elapsed()).await {
+            if let Err(error) = self.step(&heard, &silent).await {
                 self.wait(&format!("cannot become a peer: {error}"), &silent);
             }
             tokio::time::sleep(AGAIN).await;
@@ -113,12 +112,8 @@ impl Settler {
         self.shared.unsettled.send_replace(Some(format!("{why}{silent}")));
     }
 
-    async fn step(
-        &mut self,
-        (heard, silent): (&BTreeMap<HostName, Probed>, &Silent),
-        waited: Duration,
-    ) -> Result<(), OpenError> {
-        match self.decide(heard, waited) {
+    async fn step(&mut self, heard: &BTreeMap<HostName, Probed>, silent: &Silent) -> Result<(), OpenError> {
+        match self.decide(heard) {
             Decision::Wait(why) => self.wait(&why, silent),
             Decision::Take(id, founding) => self.become_peer(id, founding.history, Some(founding)).await?,
             Decision::Found(founding) => self.become_founder(founding).await?,
@@ -134,14 +129,14 @@ impl Settler {
         Ok(())
     }
 
-    fn decide(&self, heard: &BTreeMap<HostName, Probed>, waited: Duration) -> Decision {
+    fn decide(&self, heard: &BTreeMap<HostName, Probed>) -> Decision {
         let settings = &self.shared.settings;
         let Identity::Fresh { token } = *self.shared.identity.borrow() else {
             return Decision::Wait(String::new());
         };
         let alone = BTreeMap::from([(settings.host.clone(), settings.listen.clone())]);
         let peers = if settings.peers.is_empty() { &alone } else { &settings.peers };
-        decide(&settings.host, token, peers, heard, waited, fastrand::u64(1..))
+        decide(&settings.host, token, peers, heard, fastrand::u64(1..))
     }
 
     /// What the other peers of the file answer, or why they do not.
