@@ -255,10 +255,15 @@ impl Ring {
 
     /// How the cluster stands; `None`: this host is alone.
     pub fn standing(&self) -> Option<Standing> {
+        self.standings().map(|standing| standing.borrow().clone())
+    }
+
+    /// The same, and how it changes.
+    pub fn standings(&self) -> Option<watch::Receiver<Standing>> {
         match self {
             Ring::Alone(_) => None,
-            Ring::Peer(peer) => Some(peer.standing().borrow().clone()),
-            Ring::Attached(attached) => Some(attached.standing().borrow().clone()),
+            Ring::Peer(peer) => Some(peer.standing()),
+            Ring::Attached(attached) => Some(attached.standing()),
         }
     }
 

@@ -46,6 +46,8 @@ const API_SOCKET_MODE: u32 = 0o600;
 
 /// What a disk must take before a log that has stopped is tried again, in bytes.
 const ROOM: usize = 1 << 20;
+/// How often it is asked to.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How long an agent that ends before it has begun waits for the API's last answers.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(3);
@@ -182,10 +184,10 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     planner.map(tokio::spawn);
     tokio::spawn(super::supervise::carry_launches(handle.clone(), tasks.launches, tasks.launched));
     let (hang_up, hung_up) = mpsc::channel(1);
-    tokio::spawn(reload.run(keeper_met, hung_up));
+    tokio::spawn(reload.run(keeper_met.clone(), hung_up));
     tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
 
-    let ended = until_end(&mut signals, &hang_up, &supervision);
+    let ended = until_end(&mut signals, &hang_up, keeper_met);
     let result = tokio::select! {
         result = ended => result,
         error = log_stopped(&handle, config.host.data_dir.join("room")) => Err(error),
@@ -201,19 +203,19 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
     result
 }
 
+/// `met`: told by the supervision loop, so closed when that has ended.
 async fn until_end(
     signals: &mut Signals,
     hang_up: &mpsc::Sender<()>,
-    supervision: &JoinHandle<()>,
+    mut met: watch::Receiver<Option<CgroupSupport>>,
 ) -> Result<(), AgentError> {
-    let mut check = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             // A reload that is under way reads the file as it is now anyway.
             _ = signals.reload.recv() => drop(hang_up.try_send(())),
-            _ = check.tick() => if supervision.is_finished() {
+            met = met.changed() => if met.is_err() {
                 return Err(AgentError::Supervision);
             }
         }
@@ -223,10 +225,13 @@ async fn until_end(
 /// A peer whose log has stopped goes on by itself, as if it were cut off. It can only begin anew; as soon as its disk
 /// takes something, the agent ends for that, so that its service manager starts it again.
 async fn log_stopped(handle: &Handle, probe: PathBuf) -> AgentError {
+    let Some(mut standing) = handle.ring.standings() else { return std::future::pending().await };
     loop {
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        let standing = handle.ring.standing().filter(|standing| !standing.removed);
-        let Some(why) = standing.and_then(|standing| standing.broken) else { continue };
+        let broken = standing.wait_for(|standing| standing.broken.is_some() && !standing.removed).await;
+        let Ok(Some(why)) = broken.map(|standing| standing.broken.clone()) else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(AGAIN).await;
         let path = probe.clone();
         let taken = tokio::task::spawn_blocking(move || {
             let taken = super::disk::replace(&path, &vec![0; ROOM]);
@@ -386,3 +391,6 @@ pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
         version: Version::NEWEST,
     }
 }
+
+#[cfg(test)]
+mod tests;
