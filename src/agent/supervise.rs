@@ -294,10 +294,8 @@ impl Supervisor {
         for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
             next = next.min(due);
         }
-        if self.link.is_none() {
-            next = next.min(self.connect_at);
-        }
-        next = self.later_at.into_iter().chain(self.saying.next_due()).fold(next, Moment::min);
+        let connect = self.link.is_none().then_some(self.connect_at);
+        next = [connect, self.later_at, self.saying.next_due()].into_iter().flatten().fold(next, Moment::min);
         self.guard_due(now).map_or(next, |due| next.min(due)).max(now)
     }
 

@@ -185,11 +185,14 @@ pub fn complaints(status: &StatusView) -> Vec<String> {
     }
     let names = |hosts: &[HostName]| hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if !status.quorum {
-        let missing = match status.missing.as_slice() {
-            [] => String::new(),
-            missing => format!("; no answer from {} (`bigbrother peers` says why)", names(missing)),
+        let why = match (&status.apart, status.missing.as_slice()) {
+            // Told with what it waits for.
+            (Some(_), _) if status.starting.is_some() => String::new(),
+            (Some(why), _) => format!("; {why}"),
+            (None, []) => String::new(),
+            (None, missing) => format!("; no answer from {} (`bigbrother peers` says why)", names(missing)),
         };
-        all.push(format!("there is no quorum: nothing can be changed{missing}"));
+        all.push(format!("there is no quorum: nothing can be changed{why}"));
     }
     if !status.brake.is_empty() {
         let hosts = names(&status.brake);

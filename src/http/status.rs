@@ -67,6 +67,7 @@ pub(super) async fn read(
         superseded: state.superseded.values().map(|runs| runs.len() as u64).sum(),
         unplaced: unplaced(state.clone()).await?,
         broken: standing.broken,
+        apart: ring.unsettled().borrow().clone(),
         revision: state.revision,
         spec_drift: snapshot.spec_drift.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

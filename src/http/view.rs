@@ -70,6 +70,9 @@ pub struct StatusView {
     /// Why nothing changes on this host until its agent is started again; null: all is well.
     #[serde(default)]
     pub broken: Option<String>,
+    /// What keeps this host from the cluster, in words: peers that it waits for, or that do not serve it; null: nothing.
+    #[serde(default)]
+    pub apart: Option<String>,
     /// The revision of the spec.
     pub revision: u64,
     /// The file and the cluster's spec differ: what `bigbrother plan` would show. Null when they agree.

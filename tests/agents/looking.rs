@@ -145,4 +145,10 @@ fn an_agent_that_cannot_join_says_who_is_missing() {
     assert_eq!(beta.get("/v1/peers").unwrap(), serde_json::json!([]));
     let refused = beta.get("/v1/instances").unwrap_err();
     assert!(refused.contains("founded by alpha"), "{refused}");
+    // It goes on with what it ran before, and says the same.
+    until("it says so when it is at work", || {
+        let status = beta.status()?;
+        let apart = status.apart.clone().unwrap_or_default();
+        expect(status.starting.is_none() && apart.contains("gamma: cannot connect to"), status)
+    });
 }

@@ -1,3 +1,5 @@
+//! How an agent ends.
+
 use super::*;
 
 /// It has no runtime of its own to be told by when it panics: what it tells by closes.

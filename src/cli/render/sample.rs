@@ -88,6 +88,7 @@ pub fn status() -> StatusView {
         unplaced: BTreeMap::new(),
         broken: None,
         revision: 3,
+        apart: None,
         spec_drift: None,
         version: "0.1.0".to_owned(),
         started_at: "2026-01-02T01:02:03.000Z".to_owned(),
