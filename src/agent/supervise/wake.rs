@@ -9,7 +9,7 @@ use crate::agent::handle::HostRequest;
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup;
 use crate::agent::probe::ProbeResult;
-use crate::host::{Action, Moment};
+use crate::host::Action;
 use crate::keeper::protocol::RunId;
 use crate::plan::liveness::Confirm;
 
@@ -37,7 +37,7 @@ const OTHERS: Duration = Duration::from_millis(20);
 const QUESTIONS: usize = 16;
 
 impl Supervisor {
-    pub(super) async fn wake(&mut self, until: Moment) -> Wake {
+    pub(super) async fn wake(&mut self, wait: Duration) -> Wake {
         let Parts { states, requests, shutdown, gate, settings, launched, settled, attended, .. } =
             &mut self.parts;
         let link = self.link.as_mut();
@@ -57,7 +57,7 @@ impl Supervisor {
             Ok(()) = gate, if !self.open => Wake::Gate,
             Some(done) = launched.recv() => Wake::Launched(done),
             Some(request) = requests.recv() => Wake::Asked(request),
-            () = self.bell.rings(until) => Wake::Time,
+            () = tokio::time::sleep(wait) => Wake::Time,
         }
     }
 
