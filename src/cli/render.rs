@@ -187,7 +187,9 @@ pub fn complaints(status: &StatusView) -> Vec<String> {
     if !status.quorum {
         let why = match (&status.apart, status.missing.as_slice()) {
             // Told with what it waits for.
-            (Some(_), _) if status.starting.is_some() => String::new(),
+            (Some(why), _) if status.starting.as_ref().is_some_and(|waits| waits.contains(why)) => {
+                String::new()
+            }
             (Some(why), _) => format!("; {why}"),
             (None, []) => String::new(),
             (None, missing) => format!("; no answer from {} (`bigbrother peers` says why)", names(missing)),

@@ -95,6 +95,8 @@ impl Settler {
         while !self.finish().await {
             tokio::time::sleep(AGAIN).await;
         }
+        // It may have been admitted without the answer.
+        self.shared.unsettled.send_replace(None);
     }
 
     fn say(&mut self, text: &str) {
@@ -226,10 +228,7 @@ impl Settler {
             None => {
                 let change = PeersChange::Admit { id };
                 match self.shared.change_peers(&change, ADMISSION).await {
-                    Ok(_) => {
-                        self.say("admitted to the cluster");
-                        self.shared.unsettled.send_replace(None);
-                    }
+                    Ok(_) => self.say("admitted to the cluster"),
                     Err(error) => self.wait(&format!("not admitted yet: {error}"), &Silent::new()),
                 }
                 false
