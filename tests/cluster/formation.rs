@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use bigbrother::cluster::node::Settings;
+use bigbrother::cluster::node::identity::{Founder, Founding, Identity};
+use bigbrother::cluster::raft;
+use bigbrother::cluster::raft::log_store::disk::{Disk, Key};
 use bigbrother::cluster::raft::membership::Role;
+use bigbrother::cluster::wire::encode;
 use bigbrother::state::{Rejected, Target};
 
 use super::peers::*;
@@ -146,11 +151,72 @@ fn a_host_that_cannot_become_a_peer_says_who_is_missing_and_why() {
         &["the cluster is founded by alpha", "alpha: cannot connect to", "gamma: cannot connect to"],
     );
     let alpha = Peer::start(&settings[0]);
-    waits_for(&alpha, &["missing: gamma.", "gamma: cannot connect to"]);
+    let gamma = ["missing: gamma.", "gamma: cannot connect to"];
+    waits_for(&alpha, &gamma);
+    // Whoever looks at another one hears the same.
+    waits_for(&beta, &[&["the cluster is founded by alpha, which waits itself: "], &gamma[..]].concat());
     let peers = [alpha, beta, Peer::start(&settings[2])];
     primary(&peers);
-    let kept = peers.iter().map(|peer| peer.node().unsettled().borrow().clone());
-    assert_eq!(kept.collect::<Vec<_>>(), [None, None, None]);
+    peers.iter().for_each(nothing_keeps);
+}
+
+/// Waits until a peer gives no reason any more for not being settled.
+fn nothing_keeps(peer: &Peer) {
+    until("nothing keeps it", || match peer.node().unsettled().borrow().clone() {
+        None => Ok(()),
+        Some(why) => Err(why),
+    });
+}
+
+/// A founding of these that is written down on the disks of all but the founder; and the founder's record.
+fn written_down(all: &[Settings]) -> Identity {
+    let seat = |(id, settings): (u64, &Settings)| {
+        let peer = raft::Peer { name: settings.host.to_string(), address: settings.listen.clone() };
+        (id, Founder { peer, token: Some(id) })
+    };
+    let founding = Founding { history: 9, members: (1..).zip(all).map(seat).collect() };
+    let record = |id| Identity::Peer { id, history: 9, founding: Some(founding.clone()) };
+    (2..).zip(&all[1..]).for_each(|(id, settings)| write(settings, &record(id)));
+    record(1)
+}
+
+fn write(settings: &Settings, identity: &Identity) {
+    let disk = Disk::open(&settings.data_dir.join("raft")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(disk.put(Key::Identity, encode(identity).unwrap())).unwrap();
+}
+
+#[test]
+fn a_peer_that_is_settled_gives_no_reason_for_waiting_any_more() {
+    let (_folder, settings) = settings(&["alpha", "beta", "gamma"]);
+    let founder = written_down(&settings);
+    let beta = Peer::start(&settings[1]);
+    waits_for(&beta, &["the cluster is founded by alpha, which does not answer", "alpha: cannot connect to"]);
+    write(&settings[0], &founder);
+    let peers = [Peer::start(&settings[0]), beta, Peer::start(&settings[2])];
+    primary(&peers);
+    peers.iter().for_each(nothing_keeps);
+}
+
+#[test]
+fn a_founder_that_lost_its_disk_before_it_founded_is_told_of() {
+    let (_folder, settings) = settings(&["alpha", "beta", "gamma"]);
+    written_down(&settings);
+    let peers: Vec<Peer> = settings.iter().map(Peer::start).collect();
+    let lost = "alpha was to found the cluster, and lost its disk before this host heard";
+    for peer in &peers[1..] {
+        let folder = peer.settings.data_dir.join("raft");
+        waits_for(peer, &[lost, &format!("move {} away", folder.display())]);
+    }
+    waits_for(&peers[0], &["gives it no number", lost]);
+    // What it says is enough.
+    let settings: Vec<Settings> = peers.into_iter().map(Peer::close).collect();
+    for settings in &settings[1..] {
+        std::fs::rename(settings.data_dir.join("raft"), settings.data_dir.join("away")).unwrap();
+    }
+    let peers: Vec<Peer> = settings.iter().map(Peer::start).collect();
+    primary(&peers);
+    peers.iter().for_each(nothing_keeps);
 }
 
 #[test]

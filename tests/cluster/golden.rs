@@ -363,6 +363,9 @@ fn peers(lines: &mut Lines) {
             Probed { identity, peers },
         );
     }
+    let fresh =
+        Probed { identity: Identity::Fresh { token: 4 }, peers: [(delta.clone(), address.clone())].into() };
+    lines.add_all("probed.waits", [(fresh.clone(), None), (fresh, Some("why".to_owned()))]);
     lines.add("join", (delta.clone(), address.clone()));
     let host = delta.clone();
     lines.add_all(

@@ -70,12 +70,25 @@ pub enum Decision {
     Found(Founding),
     /// Asks again later; says why.
     Wait(String),
+    /// The same, since this host founds the cluster, and it has not done so yet.
+    Await(HostName),
 }
 
 impl Founding {
     /// The members as Raft wants them.
     pub fn peers(&self) -> BTreeMap<PeerId, Peer> {
         self.members.iter().map(|(id, founder)| (*id, founder.peer.clone())).collect()
+    }
+
+    /// Whoever is to found the cluster, with the number that its seat has.
+    pub fn first(&self) -> Option<(PeerId, &Founder)> {
+        self.members.first_key_value().map(|(id, founder)| (*id, founder))
+    }
+
+    /// Has the disk of whoever was to found the cluster been lost since? Then nobody founds this one any more.
+    pub fn has_lost_its_founder(&self, founder: &Probed) -> bool {
+        let kept = self.first().and_then(|(_, first)| first.token);
+        matches!((kept, &founder.identity), (Some(kept), Identity::Fresh { token }) if *token != kept)
     }
 
     fn seat(&self, host: &HostName, token: u64) -> Option<PeerId> {
@@ -118,12 +131,8 @@ pub fn decide(
         return Decision::Wait(format!("`peers` in the cluster.toml of {name} differ from those of {host}"));
     }
     let founders = founders(peers);
-    let first = founders.keys().next();
-    if first != Some(host) {
-        let first = first.map_or_else(String::new, ToString::to_string);
-        return Decision::Wait(format!(
-            "the cluster is founded by {first}, which does not answer or waits itself"
-        ));
+    if let Some(first) = founders.keys().next().filter(|first| **first != *host) {
+        return Decision::Await(first.clone());
     }
     let missing: Vec<&str> = peers.keys().filter(|n| !tokens.contains_key(n)).map(HostName::as_str).collect();
     if !missing.is_empty() {
@@ -178,7 +187,10 @@ mod tests {
             founding().members.into_iter().map(|(id, f)| (id, f.peer.name, f.token)).collect();
         let all = [(1, "alpha", 11), (2, "beta", 22), (3, "gamma", 33)];
         assert_eq!(tokens, all.map(|(id, host, token)| (id, host.to_owned(), Some(token))));
-        assert!(matches!(asked("beta", [fresh("alpha", 1), fresh("gamma", 33)]), Decision::Wait(_)));
+        for heard in [vec![fresh("alpha", 1), fresh("gamma", 33)], vec![fresh("gamma", 33)], vec![]] {
+            let decision = decide(&name("beta"), 22, &peers(), &heard.into_iter().collect(), 9);
+            assert_eq!(decision, Decision::Await(name("alpha")));
+        }
     }
 
     /// Whoever is not heard may be the one that has the cluster's state.
@@ -208,6 +220,14 @@ mod tests {
         // The same host with another disk.
         let decision = decide(&name("beta"), 23, &peers(), &heard().into(), 0);
         assert_eq!(decision, Decision::Join(vec![name("alpha")]));
+    }
+
+    #[test]
+    fn a_founder_has_lost_its_disk_when_it_has_another_one_and_no_number() {
+        let lost = |founder: (HostName, Probed)| founding().has_lost_its_founder(&founder.1);
+        assert!(lost(fresh("alpha", 12)));
+        assert!(!lost(fresh("alpha", 11)), "it is about to write its number down");
+        assert!(!lost(member("alpha", Some(founding()))) && !lost(member("alpha", None)));
     }
 
     #[test]

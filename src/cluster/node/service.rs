@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, Probed};
 use super::propose::{PATIENCE, PeersError, fits};
+use super::settle::ASKS_WHY;
 use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, PeerId, SnapshotMeta, Types, Vote};
@@ -65,7 +66,9 @@ impl Service for Answers {
         match kind {
             Kind::Probe => {
                 let identity = self.shared.identity.borrow().clone();
-                encode(&Probed { identity, peers: self.shared.settings.peers.clone() }).map_err(words)
+                let probed = Probed { identity, peers: self.shared.settings.peers.clone() };
+                let why = (body == ASKS_WHY).then(|| self.shared.unsettled.borrow().clone());
+                why.map_or_else(|| encode(&probed), |why| encode(&(&probed, why))).map_err(words)
             }
             Kind::Seat => {
                 let id: PeerId = decode(&body).map_err(words)?;

@@ -18,7 +18,7 @@ use crate::cluster::raft::log_store::disk::{Disk, Key};
 use crate::cluster::raft::machine::Machine;
 use crate::cluster::raft::membership::{PeersChange, Raft};
 use crate::cluster::raft::network::Network;
-use crate::cluster::wire::{Kind, Purpose, Target, decode, encode};
+use crate::cluster::wire::{DecodeError, Kind, Purpose, Target, decode, encode};
 use crate::spec::HostName;
 
 /// Between two looks around.
@@ -28,8 +28,25 @@ const QUESTION: Duration = Duration::from_millis(1500);
 /// What the catching up of a newcomer may take.
 const ADMISSION: Duration = Duration::from_secs(150);
 
-/// Who does not answer, and why.
-type Silent = BTreeMap<HostName, String>;
+/// What the other peers of the file answer.
+struct Around {
+    heard: BTreeMap<HostName, Probed>,
+    /// Who does not answer, and why.
+    silent: BTreeMap<HostName, String>,
+    /// What those wait for that do, in their own words; a build that does not tell it is not in here.
+    told: BTreeMap<HostName, String>,
+}
+
+impl Around {
+    fn reasons(&self) -> String {
+        let silent: Vec<String> = self.silent.iter().map(|(host, why)| format!("{host}: {why}")).collect();
+        if silent.is_empty() { String::new() } else { format!(" ({})", silent.join("; ")) }
+    }
+}
+
+/// The body of a probe that asks as well what its answerer waits for. Without it only the record is answered, which is all
+/// that older builds take; and they look at no body.
+pub(super) const ASKS_WHY: &[u8] = &[1];
 
 /// The record of the disk; a fresh disk is given one.
 pub(super) async fn identity(disk: &Arc<Disk>) -> io::Result<Identity> {
@@ -86,16 +103,17 @@ impl Settler {
     /// Goes on until this host is a peer.
     pub(super) async fn run(mut self) {
         while self.shared.raft().is_none() {
-            let (heard, silent) = self.look_around().await;
-            if let Err(error) = self.step(&heard, &silent).await {
-                self.wait(&format!("cannot become a peer: {error}"), &silent);
+            let around = self.look_around().await;
+            if let Err(error) = self.step(&around).await {
+                self.wait(&format!("cannot become a peer: {error}"), &around.reasons());
             }
             tokio::time::sleep(AGAIN).await;
         }
         while !self.finish().await {
+            self.explain().await;
             tokio::time::sleep(AGAIN).await;
         }
-        // It may have been admitted without the answer.
+        // It may have been admitted without the answer, and a cluster is founded by another peer.
         self.shared.unsettled.send_replace(None);
     }
 
@@ -106,24 +124,42 @@ impl Settler {
         }
     }
 
-    /// Says why this host is no peer yet. Who is silent, and why, changes all the time: that is for whoever asks.
-    fn wait(&mut self, why: &str, silent: &Silent) {
+    /// Says why this host is no peer yet. What is `more`, who is silent and why, changes all the time: that is for whoever
+    /// asks.
+    fn wait(&mut self, why: &str, more: &str) {
         self.say(why);
-        let silent: Vec<String> = silent.iter().map(|(host, why)| format!("{host}: {why}")).collect();
-        let silent = if silent.is_empty() { String::new() } else { format!(" ({})", silent.join("; ")) };
-        self.shared.unsettled.send_replace(Some(format!("{why}{silent}")));
+        self.shared.unsettled.send_replace(Some(format!("{why}{more}")));
     }
 
-    async fn step(&mut self, heard: &BTreeMap<HostName, Probed>, silent: &Silent) -> Result<(), OpenError> {
-        match self.decide(heard) {
-            Decision::Wait(why) => self.wait(&why, silent),
+    fn wait_for(&mut self, founder: &HostName, around: &Around) {
+        let founded = format!("the cluster is founded by {founder}, which");
+        if around.silent.contains_key(founder) {
+            return self.wait(&format!("{founded} does not answer"), &around.reasons());
+        }
+        match around.told.get(founder) {
+            Some(why) => self.wait(&format!("{founded} waits itself"), &format!(": {why}")),
+            None => {
+                self.wait(&format!("{founded} has not done so yet"), "; `bigbrother status` there says why")
+            }
+        }
+    }
+
+    async fn step(&mut self, around: &Around) -> Result<(), OpenError> {
+        match self.decide(&around.heard) {
+            Decision::Wait(why) => self.wait(&why, &around.reasons()),
+            Decision::Await(founder) => self.wait_for(&founder, around),
             Decision::Take(id, founding) => self.become_peer(id, founding.history, Some(founding)).await?,
             Decision::Found(founding) => self.become_founder(founding).await?,
             Decision::Join(hosts) => {
                 for host in hosts {
                     match self.ask_for_a_number(&host).await {
                         Ok((id, history)) => return self.become_peer(id, history, None).await,
-                        Err(why) => self.wait(&format!("{host} gives it no number: {why}"), silent),
+                        Err(why) => {
+                            let told = around.told.get(&host);
+                            let told = told.map(|told| format!(" ({host}: {told})")).unwrap_or_default();
+                            let why = format!("{host} gives it no number: {why}");
+                            self.wait(&why, &(told + &around.reasons()));
+                        }
                     }
                 }
             }
@@ -141,18 +177,21 @@ impl Settler {
         decide(&settings.host, token, peers, heard, fastrand::u64(1..))
     }
 
-    /// What the other peers of the file answer, or why they do not.
-    async fn look_around(&self) -> (BTreeMap<HostName, Probed>, Silent) {
-        let asked = self.shared.ask_each(self.shared.settings.others(), (Kind::Probe, Vec::new()), QUESTION);
-        let (mut heard, mut silent) = (BTreeMap::new(), Silent::new());
+    async fn look_around(&self) -> Around {
+        let question = (Kind::Probe, ASKS_WHY.to_vec());
+        let asked = self.shared.ask_each(self.shared.settings.others(), question, QUESTION);
+        let (mut heard, mut silent, mut told) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (host, answer) in asked.join_all().await {
             let answer = answer.map_err(|error| error.to_string());
-            match answer.and_then(|answer| decode(&answer).map_err(|error| error.to_string())) {
-                Ok(probed) => drop(heard.insert(host, probed)),
+            match answer.and_then(|answer| probed(&answer).map_err(|error| error.to_string())) {
+                Ok((probed, why)) => {
+                    told.extend(why.map(|why| (host.clone(), why)));
+                    heard.insert(host, probed);
+                }
                 Err(why) => drop(silent.insert(host, why)),
             }
         }
-        (heard, silent)
+        Around { heard, silent, told }
     }
 
     async fn ask_for_a_number(&self, host: &HostName) -> Result<(u64, u64), String> {
@@ -220,19 +259,62 @@ impl Settler {
             // The first founder founds; the others hear of it through the log.
             Some(founding) if founding.members.keys().next() == Some(&id) => {
                 if let Err(error) = raft.initialize(founding.peers()).await {
-                    self.wait(&format!("cannot found the cluster: {error}"), &Silent::new());
+                    self.wait(&format!("cannot found the cluster: {error}"), "");
                 }
                 false
             }
-            Some(_) => true,
+            Some(_) => false,
             None => {
                 let change = PeersChange::Admit { id };
                 match self.shared.change_peers(&change, ADMISSION).await {
                     Ok(_) => self.say("admitted to the cluster"),
-                    Err(error) => self.wait(&format!("not admitted yet: {error}"), &Silent::new()),
+                    Err(error) => self.wait(&format!("not admitted yet: {error}"), ""),
                 }
                 false
             }
         }
+    }
+
+    /// Says what a peer waits for whose number is that of a founding which was not carried out yet.
+    async fn explain(&mut self) {
+        let Identity::Peer { id, founding: Some(founding), .. } = self.shared.identity.borrow().clone()
+        else {
+            return;
+        };
+        let Some((_, first)) = founding.first().filter(|(first, _)| *first != id) else { return };
+        let Ok(founder) = first.peer.name.parse::<HostName>() else { return };
+        let around = self.look_around().await;
+        if !around.heard.get(&founder).is_some_and(|heard| founding.has_lost_its_founder(heard)) {
+            return self.wait_for(&founder, &around);
+        }
+        let folder = self.shared.settings.data_dir.join("raft");
+        self.wait(
+            &format!(
+                "{founder} was to found the cluster, and lost its disk before this host heard of the founding. If all other \
+                 peers say the same, there is no state yet that could be lost: on each of them stop the agent, move {} \
+                 away, and start the agent again",
+                folder.display()
+            ),
+            &around.reasons(),
+        );
+    }
+}
+
+/// What was answered to [`ASKS_WHY`]. An older build tells its record only.
+fn probed(answer: &[u8]) -> Result<(Probed, Option<String>), DecodeError> {
+    decode(answer).or_else(|_| Ok((decode(answer)?, None)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_build_answers_is_heard_too() {
+        let probed = Probed { identity: Identity::Fresh { token: 4 }, peers: BTreeMap::new() };
+        let told = (probed.clone(), Some("it waits".to_owned()));
+        assert_eq!(super::probed(&encode(&told).unwrap()).unwrap(), told);
+        assert_eq!(super::probed(&encode(&probed).unwrap()).unwrap(), (probed, None));
+        assert!(super::probed(b"rubbish").is_err());
     }
 }
