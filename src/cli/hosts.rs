@@ -11,7 +11,7 @@ use super::api::Api;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::render::{self, counted};
-use crate::http::view::{DoneView, HostView, InstanceView};
+use crate::http::view::{DoneView, HostView, InstanceView, StatusView};
 use crate::spec::HostName;
 
 /// Between two questions to the agent.
@@ -75,11 +75,23 @@ pub async fn hosts(args: HostsArgs, api: &Api, out: &Output) -> Result<Exit, Fai
     match args.what {
         None | Some(HostsCommand::List) => {
             let hosts: Vec<HostView> = api.get("/v1/hosts").await?;
-            out.answer(&hosts, |page| render::hosts::hosts(&hosts, page))?;
+            let apart = apart(hosts.is_empty(), api).await;
+            out.answer(&hosts, |page| render::hosts::hosts(&hosts, page) + &apart)?;
             Ok(Exit::Ok)
         }
         Some(HostsCommand::DeclareDown { host }) => done(&host, "declare-down", api, out).await,
     }
+}
+
+/// Behind an empty list: why the agent that was asked has no part in a cluster yet.
+pub(super) async fn apart(empty: bool, api: &Api) -> String {
+    if !empty {
+        return String::new();
+    }
+    // Whoever does not answer now has said nothing that would help.
+    let status = api.get::<StatusView>("/v1/status").await.ok();
+    let why = status.and_then(|status| status.starting.or(status.apart));
+    why.map(|why| format!(": {why}")).unwrap_or_default()
 }
 
 /// `undrain`

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::api::{Api, ApiError};
 use super::exit::{Exit, Failure};
+use super::hosts::apart;
 use super::output::Output;
 use super::render;
 use crate::agent::spec_file::{self, FileError};
@@ -80,7 +81,8 @@ pub async fn peers(args: PeersArgs, api: &Api, out: &Output) -> Result<Exit, Fai
     let (what, request) = match args.what {
         None | Some(PeersCommand::List) => {
             let peers: Vec<PeerView> = api.get("/v1/peers").await?;
-            out.answer(&peers, |page| render::hosts::peers(&peers, page))?;
+            let apart = apart(peers.is_empty(), api).await;
+            out.answer(&peers, |page| render::hosts::peers(&peers, page) + &apart)?;
             return Ok(Exit::Ok);
         }
         Some(PeersCommand::Add { host, address }) => ("add", PeerRequest { host, address: Some(address) }),
