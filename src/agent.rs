@@ -9,6 +9,7 @@ pub mod beginning;
 pub mod book;
 pub mod chronicle;
 pub mod disk;
+pub mod ending;
 pub mod evidence;
 pub mod folders;
 pub mod handle;

@@ -11,6 +11,8 @@ use host::PATIENCE;
 
 #[path = "agents/access.rs"]
 mod access;
+#[path = "agents/beginning.rs"]
+mod beginning;
 #[path = "agents/certificates.rs"]
 mod certificates;
 #[path = "agents/cluster.rs"]

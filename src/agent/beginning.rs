@@ -22,6 +22,8 @@ use crate::plan::Liveness;
 use crate::state::HostFacts;
 use crate::systemd::Systemd;
 
+/// What an agent that has met its keeper waits for.
+pub(super) const JOINS: &str = "it joins the cluster";
 /// Between two attempts to join.
 const AGAIN: Duration = Duration::from_millis(200);
 /// How long the file's processes are tried beside a cluster that lost its quorum just after the join.
@@ -39,6 +41,9 @@ pub enum BeginError {
          new peer, with the state of the others; the games go on"
     )]
     Removed,
+    /// Whoever was to act behind the gate is gone.
+    #[error("the supervision thread ended")]
+    Supervision,
 }
 
 /// What the beginning is made of.
@@ -65,7 +70,7 @@ impl Beginning<'_> {
         alone: Option<(&watch::Receiver<Arc<Liveness>>, &watch::Sender<planner::Unplaced>)>,
     ) -> Result<Reporter, BeginError> {
         let Beginning { handle, facts, reports, starting, gate } = self;
-        let mut gate = Gate { closed: Some(gate), starting };
+        let mut gate = Gate { closed: Some(gate), starting, systemd: Systemd::from_environment() };
         let patience = handle.state.borrow().settings.host_timeout;
         join(handle, &mut reporter, &facts, &mut gate, patience).await?;
         gate.say("it compares what is wanted with what runs".to_owned());
@@ -85,7 +90,7 @@ impl Beginning<'_> {
                 Ok(done) => done?,
                 // The quorum was lost again, just after the join.
                 Err(_) => {
-                    gate.open();
+                    gate.open()?;
                     file.await?;
                 }
             }
@@ -94,7 +99,7 @@ impl Beginning<'_> {
             Some((liveness, unplaced)) => planner::settle_once(handle, liveness, unplaced).await,
             None => await_plan(handle, reporter.incarnation(), patience).await,
         }
-        gate.open();
+        gate.open()?;
         Ok(reporter)
     }
 }
@@ -118,7 +123,7 @@ async fn join(
                 if unsettled.borrow().is_none() {
                     gate.say(format!("it cannot join: {error}"));
                 }
-                if began.elapsed() >= patience && gate.open() {
+                if began.elapsed() >= patience && gate.open()? {
                     tracing::warn!(
                         "no quorum for {patience:?}: what this host ran before is started from its own copy"
                     );
@@ -151,6 +156,7 @@ async fn await_plan(handle: &Handle, incarnation: u64, patience: Duration) {
 struct Gate<'a> {
     closed: Option<oneshot::Sender<()>>,
     starting: &'a watch::Sender<Option<String>>,
+    systemd: Systemd,
 }
 
 impl Gate<'_> {
@@ -168,25 +174,57 @@ impl Gate<'_> {
         unsettled: &mut watch::Receiver<Option<String>>,
     ) -> T {
         let mut work = std::pin::pin!(work);
-        let mut known = true;
-        while known {
+        loop {
             if let Some(why) = unsettled.borrow_and_update().clone() {
-                self.say(format!("it joins the cluster: {why}"));
+                self.say(format!("{JOINS}: {why}"));
             }
             tokio::select! {
                 done = &mut work => return done,
-                changed = unsettled.changed() => known = changed.is_ok(),
+                changed = unsettled.changed() => if changed.is_err() {
+                    return work.await;
+                }
+            }
+            // Nothing keeps it any more, so what did is not said any longer.
+            if unsettled.borrow().is_none() {
+                self.say(JOINS.to_owned());
             }
         }
-        work.await
     }
 
-    /// True when it was closed. The loop that waits behind it ends only with the agent.
-    fn open(&mut self) -> bool {
-        let Some(gate) = self.closed.take() else { return false };
-        let _ = gate.send(());
+    /// True when it was closed. The loop that waits behind it ends only with the agent; if it is gone, nothing is in force.
+    fn open(&mut self) -> Result<bool, BeginError> {
+        let Some(gate) = self.closed.take() else { return Ok(false) };
+        gate.send(()).map_err(|()| BeginError::Supervision)?;
         self.starting.send_replace(None);
-        Systemd::from_environment().tell("READY=1");
-        true
+        self.systemd.tell("READY=1");
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_gate_without_a_supervision_behind_it_does_not_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, starting) =
+            (folder.path().join("notify"), watch::channel(Some("it joins".to_owned())).0);
+        let told = UnixDatagram::bind(&socket).unwrap();
+        told.set_nonblocking(true).unwrap();
+        let mut said = [0; 16];
+        let open = |keep: bool| {
+            let (gate, behind) = oneshot::channel();
+            let _behind = keep.then_some(behind);
+            Gate { closed: Some(gate), starting: &starting, systemd: Systemd::at(&socket) }.open()
+        };
+        assert!(matches!(open(false), Err(BeginError::Supervision)));
+        assert!(told.recv(&mut said).is_err(), "systemd is told nothing");
+        assert!(starting.borrow().is_some(), "nor whoever asks");
+        assert!(matches!(open(true), Ok(true)));
+        assert_eq!(told.recv(&mut said).map(|length| said[..length].to_vec()).unwrap(), b"READY=1");
+        assert!(starting.borrow().is_none());
     }
 }

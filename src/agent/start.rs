@@ -14,9 +14,10 @@ use std::thread::JoinHandle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::attendance::Carrier;
-use super::beginning::{BeginError, Beginning};
+use super::beginning::{BeginError, Beginning, JOINS};
 use super::book::{Book, BookError};
 use super::chronicle::{Chronicle, rfc3339};
+use super::ending::Ending;
 use super::folders::{self, FolderError};
 use super::handle::{Handle, HostRequest};
 use super::keeper_link::{KeeperSource, start_first};
@@ -43,11 +44,6 @@ use crate::systemd::Systemd;
 
 /// Who may use the API's socket: this account.
 const API_SOCKET_MODE: u32 = 0o600;
-
-/// What a disk must take before a log that has stopped is tried again, in bytes.
-const ROOM: usize = 1 << 20;
-/// How often it is asked to.
-const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How long an agent that ends before it has begun waits for the API's last answers.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(3);
@@ -89,7 +85,7 @@ pub enum AgentError {
     Serve(#[from] ServeError),
     /// The beginning.
     #[error(transparent)]
-    Begin(#[from] BeginError),
+    Begin(BeginError),
     /// Threads, descriptors, signals.
     #[error("the machine refuses what an agent needs")]
     Machine(#[from] std::io::Error),
@@ -99,6 +95,15 @@ pub enum AgentError {
     /// The supervision loop ended by itself.
     #[error("the supervision thread ended; the games go on, start the agent again")]
     Supervision,
+}
+
+impl From<BeginError> for AgentError {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::Supervision => AgentError::Supervision,
+            other => AgentError::Begin(other),
+        }
+    }
 }
 
 /// Runs an agent until SIGTERM or SIGINT.
@@ -133,26 +138,28 @@ struct Tasks {
 }
 
 async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
-    // Before all else: it refuses a second agent, which would take the keeper from the first.
-    let socket = config.host.runtime_dir.join("api.sock");
-    let (api, tls) = (config.host.api.as_deref(), config.host.api_tls.as_ref());
-    let (entrance, tunnelled) = Entrance::new();
-    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?.with_tunnel(tunnelled);
-    let _held = folders::hold(&config.host.data_dir).await?;
-    let (handle, tasks, parts) = assemble(options, &config, entrance, listeners.shown()).await?;
+    // Before all else: a signal that comes now ends no agent halfway, and no reload is lost.
+    let mut signals = Signals::new()?;
+    let (listeners, _held, (handle, tasks, parts)) = tokio::select! {
+        prepared = prepare(options, &config) => prepared?,
+        // A disk or a name that hangs keeps no agent from ending.
+        () = signals.end() => return Ok(()),
+    };
     let metrics = parts.metrics.clone();
     let (shutdown, ending) = watch::channel(false);
     let (open_gate, gate) = oneshot::channel();
     let (met, keeper_met) = watch::channel(None);
     let (starting, waits) = watch::channel(Some(waits_for_keeper(&config.host)));
-    let api = crate::http::serve(handle.clone(), listeners, waits, ending.clone());
-    let mut api = tokio::spawn(api);
-    let supervision = start_supervision(Parts { met, gate, shutdown: ending.clone(), ..parts })?;
+    let api = tokio::spawn(crate::http::serve(handle.clone(), listeners, waits, ending.clone()));
+    let supervision = start_supervision(Parts { met, gate, shutdown: ending, ..parts })?;
     let copy = tasks.copy.run(metrics.clone());
-    let writer = tokio::spawn(tasks.writer.run(metrics.clone()));
+    let writer = tokio::spawn(tasks.writer.run(metrics));
     tokio::spawn(tasks.carrier.run(handle.ring.clone()));
+    let running = Running { shutdown, supervision, writer, api, copy, handle: handle.clone() };
 
-    let mut signals = Signals::new()?;
+    let (hang_up, hung_up) = mpsc::channel(1);
+    let standing = handle.ring.standings();
+    let mut ending = Ending::new(signals, hang_up, keeper_met.clone(), standing, &config.host.data_dir);
     let (mut reports, reload) = (tasks.reports, tasks.reload);
     let liveness = handle.ring.liveness().unwrap_or(tasks.liveness);
     let alone = handle.ring.is_alone();
@@ -165,85 +172,71 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
         let mut met = keeper_met.clone();
         let cgroups = met.wait_for(Option::is_some).await.map_err(|_| AgentError::Supervision)?.clone();
         let facts = facts(&config.host, &cgroups.unwrap_or(CgroupSupport::None));
-        starting.send_replace(Some("it joins the cluster".to_owned()));
+        starting.send_replace(Some(JOINS.to_owned()));
         let beginning =
             Beginning { handle: &handle, facts, reports: &mut reports, starting: &starting, gate: open_gate };
         let plans = alone.then_some((&liveness, &tasks.unplaced));
-        Ok::<_, AgentError>(beginning.run(tasks.reporter, &reload, &config, plans).await?)
+        Ok(beginning.run(tasks.reporter, &reload, &config, plans).await?)
     };
-    let reporter = tokio::select! {
-        reporter = begin => reporter?,
-        () = signals.end() => {
-            let _ = shutdown.send(true);
-            let _ = tokio::time::timeout(LAST_ANSWERS, &mut api).await;
-            copy.close().await;
-            return Ok(());
+    let begun = ending.unless(begin).await;
+    let in_force = matches!(begun, Ok(Some(_)));
+    let result = match begun {
+        Ok(Some(reporter)) => {
+            tokio::spawn(reporter.run(reports));
+            planner.map(tokio::spawn);
+            tokio::spawn(super::supervise::carry_launches(handle, tasks.launches, tasks.launched));
+            tokio::spawn(reload.run(keeper_met, hung_up));
+            let (host, runtime_dir) = (&config.host.name, config.host.runtime_dir.display());
+            tracing::info!(%host, %runtime_dir, "agent started");
+            ending.reached().await
         }
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
     };
-    tokio::spawn(reporter.run(reports));
-    planner.map(tokio::spawn);
-    tokio::spawn(super::supervise::carry_launches(handle.clone(), tasks.launches, tasks.launched));
-    let (hang_up, hung_up) = mpsc::channel(1);
-    tokio::spawn(reload.run(keeper_met.clone(), hung_up));
-    tracing::info!(host = %config.host.name, runtime_dir = %config.host.runtime_dir.display(), "agent started");
-
-    let ended = until_end(&mut signals, &hang_up, keeper_met);
-    let result = tokio::select! {
-        result = ended => result,
-        error = log_stopped(&handle, config.host.data_dir.join("room")) => Err(error),
-    };
-    Systemd::from_environment().tell("STOPPING=1");
-    let _ = shutdown.send(true);
-    let joined = tokio::task::spawn_blocking(move || supervision.join());
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), joined).await;
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), writer).await;
-    api.abort();
-    handle.audit.settled().await;
-    copy.close().await;
+    running.end(in_force).await;
     result
 }
 
-/// `met`: told by the supervision loop, so closed when that has ended.
-async fn until_end(
-    signals: &mut Signals,
-    hang_up: &mpsc::Sender<()>,
-    mut met: watch::Receiver<Option<CgroupSupport>>,
-) -> Result<(), AgentError> {
-    loop {
-        tokio::select! {
-            _ = signals.terminate.recv() => return Ok(()),
-            _ = signals.interrupt.recv() => return Ok(()),
-            // A reload that is under way reads the file as it is now anyway.
-            _ = signals.reload.recv() => drop(hang_up.try_send(())),
-            met = met.changed() => if met.is_err() {
-                return Err(AgentError::Supervision);
-            }
-        }
-    }
+/// The doors, the lock on the data, and all parts.
+async fn prepare(
+    options: &AgentOptions,
+    config: &Config,
+) -> Result<(Listeners, Option<std::fs::File>, Made), AgentError> {
+    // First: it refuses a second agent, which would take the keeper from the first.
+    let socket = config.host.runtime_dir.join("api.sock");
+    let (api, tls) = (config.host.api.as_deref(), config.host.api_tls.as_ref());
+    let (entrance, tunnelled) = Entrance::new();
+    let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?.with_tunnel(tunnelled);
+    let held = folders::hold(&config.host.data_dir).await?;
+    let made = assemble(options, config, entrance, listeners.shown()).await?;
+    Ok((listeners, held, made))
 }
 
-/// A peer whose log has stopped goes on by itself, as if it were cut off. It can only begin anew; as soon as its disk
-/// takes something, the agent ends for that, so that its service manager starts it again.
-async fn log_stopped(handle: &Handle, probe: PathBuf) -> AgentError {
-    let Some(mut standing) = handle.ring.standings() else { return std::future::pending().await };
-    loop {
-        let broken = standing.wait_for(|standing| standing.broken.is_some() && !standing.removed).await;
-        let Ok(Some(why)) = broken.map(|standing| standing.broken.clone()) else {
-            return std::future::pending().await;
-        };
-        tokio::time::sleep(AGAIN).await;
-        let path = probe.clone();
-        let taken = tokio::task::spawn_blocking(move || {
-            let taken = super::disk::replace(&path, &vec![0; ROOM]);
-            // What was written in part takes room, too.
-            let _ = std::fs::remove_file(path.with_extension("new"));
-            let _ = std::fs::remove_file(&path);
-            taken
-        });
-        match taken.await {
-            Ok(Ok(())) => return AgentError::LogStopped(why),
-            _ => tracing::error!(why, "this peer's log has stopped; is the disk full?"),
+/// What runs beside the beginning, and to the end.
+struct Running {
+    shutdown: watch::Sender<bool>,
+    supervision: JoinHandle<()>,
+    writer: tokio::task::JoinHandle<()>,
+    api: tokio::task::JoinHandle<Result<(), ServeError>>,
+    copy: Copy,
+    handle: Handle,
+}
+
+impl Running {
+    /// The games stay. `in_force`: of an agent that has begun nobody waits for a last answer.
+    async fn end(mut self, in_force: bool) {
+        Systemd::from_environment().tell("STOPPING=1");
+        let _ = self.shutdown.send(true);
+        let supervision = self.supervision;
+        let joined = tokio::task::spawn_blocking(move || supervision.join());
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), joined).await;
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.writer).await;
+        if !in_force {
+            let _ = tokio::time::timeout(LAST_ANSWERS, &mut self.api).await;
         }
+        self.api.abort();
+        self.handle.audit.settled().await;
+        self.copy.close().await;
     }
 }
 
@@ -391,6 +384,3 @@ pub(super) fn facts(host: &HostSettings, cgroups: &CgroupSupport) -> HostFacts {
         version: Version::NEWEST,
     }
 }
-
-#[cfg(test)]
-mod tests;
