@@ -77,7 +77,7 @@ const STUCK_NS: u64 = 5_000_000_000;
 const CROWD: usize = 32;
 /// A child that is on its way for longer is slow, and holds up no requests.
 const CROWD_NS: u64 = 200_000_000;
-/// How long after the last start or end of a run the memory of both is given back.
+/// How long after the last start or end of a run, or its own start, the memory of those is given back.
 const CALM_NS: u64 = 2_000_000_000;
 /// With `exit_when_idle`: how long without runs and without an agent.
 const IDLE_NS: u64 = 5_000_000_000;
@@ -129,7 +129,7 @@ pub struct Keeper {
     strays: Vec<InstanceId>,
     /// One child's end was looked at, others may have ended: when all are looked at.
     sweep_ns: Option<u64>,
-    /// Runs have started or ended; when that is long ago.
+    /// This keeper or runs have started or ended; when that is long ago.
     calm_ns: Option<u64>,
     /// The deadline in force has passed and its runs were killed.
     fence_fired: bool,
@@ -210,6 +210,7 @@ impl Keeper {
         self.look_at_unborn(now);
         if self.calm_ns.is_some_and(|at| now >= at) {
             self.calm_ns = None;
+            self.surroundings.rest();
             memory::give_back();
         }
         self.repeat_kills(now);

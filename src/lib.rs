@@ -23,6 +23,8 @@ pub mod spec;
 #[cfg(feature = "host")]
 pub mod agent;
 #[cfg(feature = "host")]
+pub mod alarm;
+#[cfg(feature = "host")]
 pub mod cli;
 #[cfg(feature = "host")]
 pub mod cluster;

@@ -40,6 +40,7 @@ use crate::state::State;
 use crate::systemd::Systemd;
 
 mod answers;
+mod bell;
 mod effects;
 mod fencing;
 mod hearing;
@@ -50,6 +51,7 @@ mod saying;
 mod wake;
 mod watchers;
 
+use bell::Bell;
 use wake::Wake;
 pub use watchers::{LaunchDone, LaunchOrder, carry_launches};
 
@@ -137,6 +139,7 @@ pub struct Supervisor {
     host: Host,
     /// Of what is wanted; `None`: it is to be compared with what is there.
     grounds: Option<Grounds>,
+    bell: Bell,
     link: Option<Link>,
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
@@ -190,6 +193,7 @@ impl Supervisor {
         Ok(Supervisor {
             host: Host::new(parts.book.last_run()),
             grounds: None,
+            bell: Bell::new()?,
             link: None,
             keeper: None,
             cgroups: CgroupSupport::None,
@@ -232,9 +236,8 @@ impl Supervisor {
         let mut more = false;
         let mut put_off_since = None;
         loop {
-            let wait = if more { Duration::ZERO } else { self.wait() };
-            self.expected = moment().after(wait);
-            let wake = self.wake(wait).await;
+            self.expected = if more { moment() } else { self.next_due() };
+            let wake = self.wake(self.expected).await;
             self.orders.begin_turn(moment());
             self.catch_up();
             match wake {
@@ -282,22 +285,6 @@ impl Supervisor {
                 tokio::task::yield_now().await;
             }
         }
-    }
-
-    /// How long nothing is due.
-    fn wait(&self) -> Duration {
-        let now = moment();
-        let mut next = self.turned.after(TURN);
-        // Without a keeper nothing can be carried out, so nothing falls due.
-        for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
-            next = next.min(due);
-        }
-        if self.link.is_none() {
-            next = next.min(self.connect_at);
-        }
-        next = self.later_at.into_iter().chain(self.saying.next_due()).fold(next, Moment::min);
-        next = self.guard_due(now).map_or(next, |due| next.min(due));
-        next.since(now)
     }
 
     /// When this thread itself stood still, silence of the processes proves nothing.

@@ -1,6 +1,6 @@
 //! What the loop waits for: descriptors by source, an alarm, and the end of its patience.
 //!
-//! Owns the epoll descriptor and the alarm, a timer on CLOCK_BOOTTIME: a deadline that passes while the machine sleeps is
+//! Owns the epoll descriptor and the alarm, which goes by CLOCK_BOOTTIME: a deadline that passes while the machine sleeps is
 //! seen when it wakes. All that is less strict waits by epoll's own time-out, which costs no system call. Called by the
 //! loop only.
 
@@ -12,9 +12,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::timerfd::ClockId;
 
 use super::protocol::RunId;
+use crate::alarm::Alarm;
 
 /// Who has something for the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +75,7 @@ impl Source {
 /// epoll and the alarm.
 pub struct Poll {
     epoll: Epoll,
-    timer: TimerFd,
-    /// When the timer rings; `None`: not set.
-    rings_ns: Option<u64>,
+    alarm: Alarm,
     /// The kernel waits by milliseconds.
     coarse: bool,
 }
@@ -85,10 +84,8 @@ impl Poll {
     /// With nothing to wait for but the alarm.
     pub fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let timer =
-            TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-        let poll = Poll { epoll, timer, rings_ns: None, coarse: false };
-        poll.add(&poll.timer, Source::Alarm, EpollFlags::EPOLLIN)?;
+        let poll = Poll { epoll, alarm: Alarm::new(ClockId::CLOCK_BOOTTIME)?, coarse: false };
+        poll.add(&poll.alarm, Source::Alarm, EpollFlags::EPOLLIN)?;
         Ok(poll)
     }
 
@@ -149,25 +146,14 @@ impl Poll {
         self.epoll.wait(events, most)
     }
 
-    /// Rings at this time of CLOCK_BOOTTIME or earlier. The timer is only set when it would ring too late,
-    /// so a deadline that keeps moving away costs no system call.
+    /// Rings at this time of CLOCK_BOOTTIME or earlier; `None`: need not ring.
     pub fn ring_at(&mut self, at_ns: Option<u64>) -> io::Result<()> {
-        let Some(at) = at_ns else { return Ok(()) };
-        if self.rings_ns.is_some_and(|rings| rings <= at) {
-            return Ok(());
-        }
-        // Zero would unset it.
-        let expiration = Expiration::OneShot(Duration::from_nanos(at.max(1)).into());
-        self.timer.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
-        self.rings_ns = Some(at);
-        Ok(())
+        at_ns.map_or(Ok(()), |at_ns| self.alarm.ring_at(at_ns))
     }
 
     /// The alarm has rung.
     pub fn rang(&mut self) {
-        let mut count = [0_u8; 8];
-        let _ = nix::unistd::read(&self.timer, &mut count);
-        self.rings_ns = None;
+        self.alarm.rang();
     }
 }
 

@@ -187,9 +187,6 @@ impl Keeper {
     fn born(&mut self, id: RunId) {
         let Some(pending) = self.pending.remove(&id) else { return };
         self.surroundings.born(pending.birth);
-        if self.pending.is_empty() {
-            self.surroundings.rest();
-        }
         self.tell_birth(id);
     }
 

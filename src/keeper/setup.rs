@@ -26,7 +26,7 @@ use super::protocol::SOCKET;
 use super::spawn::{self, Surroundings};
 use super::table::Table;
 use super::upgrade::Carried;
-use super::{Keeper, fault, memory};
+use super::{Keeper, fault};
 use crate::lock;
 use crate::systemd::Systemd;
 
@@ -106,7 +106,6 @@ pub fn run(options: Options) -> Result<(), KeeperError> {
     // Never dropped, whatever ends us (an error and a panic, too): a child whose exec hangs still lives in this
     // memory, and nothing that it reads must be unmapped under it.
     let mut keeper = ManuallyDrop::new(Keeper::new(options, signals, carried)?);
-    memory::give_back();
     keeper.serve().map_err(kernel("epoll"))?;
     keeper.link.end();
     keeper.tidy();
@@ -179,7 +178,8 @@ impl Keeper {
             repeats: Default::default(),
             strays: Vec::new(),
             sweep_ns: None,
-            calm_ns: None,
+            // What its own start has taken is given back when the runs' have started, too.
+            calm_ns: Some(boottime_ns() + super::CALM_NS),
             fence_fired: false,
             heard_ns: boottime_ns(),
             draining: true,

@@ -192,7 +192,7 @@ impl Surroundings {
         }
     }
 
-    /// No child is on its way: gives back memory.
+    /// No child is to be expected soon: gives back memory.
     pub fn rest(&mut self) {
         self.stacks.trim();
     }

@@ -5,7 +5,7 @@
 //! once. An order that waits holds up no other; it fails when its look-up takes too long, and is withdrawn when its
 //! run is to end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,13 +24,14 @@ use crate::process_api::socket::{Identity, KnownBy, door};
 use crate::spec::{HeartbeatMode, InstanceId, Probe, Process, ReadyMode};
 
 mod queue;
+mod waiting;
 
 use queue::Queue;
+use waiting::{LONGEST_LOOK_UP, Waiting, Waitings};
 
-/// What is not looked up by then is a failed spawn.
-const LONGEST_LOOK_UP: Duration = Duration::from_secs(5);
-/// How long one turn of the loop may give orders.
-const TURN: Duration = Duration::from_millis(20);
+/// How long one turn of the loop may give orders: between two, what was looked up for the first of them goes to the keeper,
+/// which starts those beside the next.
+const TURN: Duration = Duration::from_millis(2);
 /// Names the command of the run itself among those of its instance.
 const COMMAND: &str = "command";
 /// Names the command of its probe.
@@ -82,28 +83,16 @@ impl OrderError {
 pub(super) struct Orders {
     lookups: Lookups,
     /// For a look-up.
-    waiting: BTreeMap<RunId, Waiting>,
+    waiting: Waitings,
     /// For the keeper, or for their turn.
     queue: Queue,
     /// When the present turn has given orders for long enough.
     until: Moment,
 }
 
-struct Waiting {
-    instance: InstanceId,
-    errand: Errand,
-    since: Moment,
-}
-
-impl Waiting {
-    fn fails_at(&self) -> Moment {
-        self.since.after(LONGEST_LOOK_UP)
-    }
-}
-
 impl Orders {
     pub(super) fn new(lookups: Lookups) -> Self {
-        Orders { lookups, waiting: BTreeMap::new(), queue: Queue::default(), until: Moment(u64::MAX) }
+        Orders { lookups, waiting: Waitings::default(), queue: Queue::default(), until: Moment(u64::MAX) }
     }
 
     /// Another turn of the loop begins.
@@ -113,12 +102,12 @@ impl Orders {
 
     /// Runs that no keeper has heard of yet.
     pub(super) fn unsent(&self) -> BTreeSet<RunId> {
-        self.waiting.keys().chain(self.queue.runs()).copied().collect()
+        self.waiting.runs().chain(self.queue.runs()).copied().collect()
     }
 
     /// No keeper has heard of it yet.
     fn has(&self, run: RunId) -> bool {
-        self.waiting.contains_key(&run) || self.queue.has(run)
+        self.waiting.has(run) || self.queue.has(run)
     }
 
     /// Some could go in the next turn, were the keeper there.
@@ -128,7 +117,7 @@ impl Orders {
 
     /// When [`Supervisor::tend_orders`] is next needed.
     pub(super) fn next_due(&self) -> Option<Moment> {
-        self.waiting.values().map(Waiting::fails_at).chain(self.lookups.next_due()).min()
+        self.waiting.next_due().into_iter().chain(self.lookups.next_due()).min()
     }
 }
 
@@ -165,8 +154,7 @@ impl Supervisor {
         let errand = self.parts.resolver.errand(&order, &want.process.command, COMMAND)?;
         self.prepare_probe(&order);
         let Some(found) = self.looked_up(&errand) else {
-            let waiting = Waiting { instance: instance.clone(), errand, since: moment() };
-            self.orders.waiting.insert(run, waiting);
+            self.orders.waiting.put(run, instance.clone(), errand, moment());
             return Ok(());
         };
         // Before the table of a new connection is complete, a run that it cannot hold would pass for lost; before the
@@ -245,7 +233,11 @@ impl Supervisor {
         self.orders.lookups.came_back(&errand);
         self.parts.resolver.learn(&errand, result.as_ref(), moment());
         let failed = result.err().map(OrderError::LookUp);
-        for (instance, run, _) in self.take_orders(|waiting| waiting.errand == errand) {
+        for (run, Waiting { instance, .. }) in self.orders.waiting.take(&errand) {
+            // It may be over by now.
+            if self.host.instance_of(run).is_none() {
+                continue;
+            }
             let actions = match &failed {
                 Some(error) => self.cannot_spawn(run, error),
                 None => self.spawn(&instance, run),
@@ -269,17 +261,9 @@ impl Supervisor {
         }
     }
 
-    /// Takes the orders that this is true of; those whose run is over by now are dropped.
-    fn take_orders(&mut self, meant: impl Fn(&Waiting) -> bool) -> Vec<(InstanceId, RunId, Errand)> {
-        let host = &self.host;
-        self.orders.waiting.retain(|run, _| host.instance_of(*run).is_some());
-        let meant = self.orders.waiting.extract_if(.., |_, waiting| meant(waiting));
-        meant.map(|(run, waiting)| (waiting.instance, run, waiting.errand)).collect()
-    }
-
     /// The run is to end and was never ordered. `None`: it was.
     pub(super) fn withdraw(&mut self, run: RunId) -> Option<Vec<Action>> {
-        let waiting = self.orders.waiting.remove(&run).map(|waiting| waiting.instance);
+        let waiting = self.orders.waiting.remove(run).map(|waiting| waiting.instance);
         waiting.or_else(|| self.orders.queue.remove(run))?;
         let why = "it was stopped before it was started".to_owned();
         let now = self.now();
@@ -289,14 +273,12 @@ impl Supervisor {
     /// What is due: look-ups that take too long, and the next thread for those that nobody has taken.
     pub(super) fn tend_orders(&mut self, now: Moment) {
         self.orders.lookups.tend(now);
-        if self.orders.waiting.is_empty() {
-            return;
-        }
-        let overdue = |waiting: &Waiting| waiting.fails_at() <= now;
-        for (_, run, errand) in self.take_orders(overdue) {
-            let step = self.orders.lookups.whereabouts(&errand);
-            let actions = self.cannot_spawn(run, &OrderError::Stuck(step));
-            self.carry_out(actions);
+        while let Some((run, waiting)) = self.orders.waiting.take_overdue(now) {
+            if self.host.instance_of(run).is_some() {
+                let step = self.orders.lookups.whereabouts(&waiting.errand);
+                let actions = self.cannot_spawn(run, &OrderError::Stuck(step));
+                self.carry_out(actions);
+            }
         }
     }
 

@@ -1,15 +1,15 @@
-//! What wakes the loop, and in which order: what the processes live by comes first.
+//! What wakes the loop, when, and in which order: what the processes live by comes first.
 //!
 //! Takes nothing but what it gives back; the loop does the rest.
 
 use std::time::Duration;
 
-use super::{KEEPER_BATCH, LaunchDone, Parts, Supervisor, moment};
+use super::{KEEPER_BATCH, LaunchDone, Parts, Supervisor, TURN, moment};
 use crate::agent::handle::HostRequest;
 use crate::agent::keeper_link::{Link, LinkError};
 use crate::agent::lookup;
 use crate::agent::probe::ProbeResult;
-use crate::host::Action;
+use crate::host::{Action, Moment};
 use crate::keeper::protocol::RunId;
 use crate::plan::liveness::Confirm;
 
@@ -31,13 +31,31 @@ pub(super) enum Wake {
     End,
 }
 
+/// Turns that nothing but a deadline asks for are at least so far apart.
+const APART: Duration = Duration::from_micros(500);
 /// How often others than the keeper are heard in any case.
 const OTHERS: Duration = Duration::from_millis(20);
 /// As many of their questions are answered in one go.
 const QUESTIONS: usize = 16;
 
 impl Supervisor {
-    pub(super) async fn wake(&mut self, wait: Duration) -> Wake {
+    /// Until when nothing is due.
+    pub(super) fn next_due(&self) -> Moment {
+        let now = moment();
+        let mut next = self.turned.after(TURN);
+        // Without a keeper nothing can be carried out, so nothing falls due.
+        for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
+            next = next.min(due);
+        }
+        if self.link.is_none() {
+            next = next.min(self.connect_at);
+        }
+        next = self.later_at.into_iter().chain(self.saying.next_due()).fold(next, Moment::min);
+        // What stays overdue, because only others can do something about it, is not to keep the loop turning.
+        self.guard_due(now).map_or(next, |due| next.min(due)).max(self.turned.after(APART))
+    }
+
+    pub(super) async fn wake(&mut self, until: Moment) -> Wake {
         let Parts { states, requests, shutdown, gate, settings, launched, settled, attended, .. } =
             &mut self.parts;
         let link = self.link.as_mut();
@@ -57,7 +75,7 @@ impl Supervisor {
             Ok(()) = gate, if !self.open => Wake::Gate,
             Some(done) = launched.recv() => Wake::Launched(done),
             Some(request) = requests.recv() => Wake::Asked(request),
-            () = tokio::time::sleep(wait) => Wake::Time,
+            () = self.bell.rings(until) => Wake::Time,
         }
     }
 
