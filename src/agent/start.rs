@@ -25,7 +25,7 @@ use super::reporter::{Report, Reporter};
 use super::resolve::Resolver;
 use super::ring::copy::{Copy, OpenError};
 use super::ring::{self, Ring};
-use super::signals::Signals;
+use super::signals::{Signals, Told};
 use super::spec_file::{self, FileError};
 use super::supervise::{Parts, Supervisor};
 use super::{attendance, planner, reload};
@@ -211,10 +211,11 @@ async fn until_end(
 ) -> Result<(), AgentError> {
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return Ok(()),
-            _ = signals.interrupt.recv() => return Ok(()),
-            // A reload that is under way reads the file as it is now anyway.
-            _ = signals.reload.recv() => drop(hang_up.try_send(())),
+            told = signals.next() => match told {
+                Told::End => return Ok(()),
+                // A reload that is under way reads the file as it is now anyway.
+                Told::Reload => drop(hang_up.try_send(())),
+            },
             met = met.changed() => if met.is_err() {
                 return Err(AgentError::Supervision);
             }
@@ -274,13 +275,13 @@ fn handle(
 }
 
 /// Where settings, drift and reports go.
-type Told = (watch::Sender<Arc<HostSettings>>, watch::Sender<Option<String>>, mpsc::Sender<Report>);
+type Outlets = (watch::Sender<Arc<HostSettings>>, watch::Sender<Option<String>>, mpsc::Sender<Report>);
 
 fn reloader(
     options: &AgentOptions,
     handle: &Handle,
     shown: Option<Shown>,
-    (settings, drift, reports): Told,
+    (settings, drift, reports): Outlets,
     requests: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
 ) -> reload::Reloader {
     let (path, host, handle) = (options.config.clone(), options.host.clone(), handle.clone());
@@ -312,7 +313,7 @@ async fn assemble(
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
     let handle = handle(config, resolver.logs(), requests, ring, state.clone(), events.clone());
-    let told = (settings, drift, reports.clone());
+    let (told, began) = ((settings, drift, reports.clone()), state.borrow().clone());
     let reload = reloader(options, &handle, shown, told, to_reload);
     let tasks = Tasks {
         copy,
@@ -337,7 +338,7 @@ async fn assemble(
         early,
         book,
         resolver,
-        chronicle: Chronicle::new(host.name.clone(), events),
+        chronicle: Chronicle::new(host.name.clone(), events, &began, handle.ring.standings()),
         metrics: handle.metrics.clone(),
         reports,
         settled,
