@@ -157,6 +157,19 @@ fn the_brake_holds_until_a_host_is_given_up_by_hand() {
     assert!(again.code == Some(4) && again.err.contains("down-already"), "{again:?}");
 }
 
+#[test]
+fn who_is_attached_is_told_how_it_becomes_a_peer_or_leaves() {
+    let cluster = Cluster::of(4, zones);
+    let hosts = cluster.hosts_view(0);
+    let agent = &hosts.iter().find(|host| host.host.as_str() == "delta").unwrap().agent;
+    for (asked, what) in [(0, "promote"), (3, "promote"), (1, "remove")] {
+        let refused = cluster.run(asked, &["peers", what, "delta"]);
+        let remedy = format!("`bigbrother peers add delta {agent}`");
+        assert!(refused.code == Some(4) && refused.err.contains(&remedy), "{refused:?}");
+        assert!(refused.err.contains("needs no `peers remove`"), "{refused:?}");
+    }
+}
+
 fn peers(cluster: &Cluster, host: usize) -> Vec<PeerView> {
     serde_json::from_value(cluster.json(host, &["peers", "list"])).unwrap()
 }
