@@ -215,3 +215,33 @@ fn line(event: &EventView) -> sse::Event {
 fn reset(missed: u64) -> sse::Event {
     sse::Event::default().event("reset").data(format!("{{\"missed\":{missed}}}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_hosts_tell_is_passed_on_once_and_the_rest_always() {
+        let event = |kind: &str, seq, number| EventView {
+            seq,
+            at: format!("2026-01-02T03:04:05.{seq:03}Z"),
+            host: "alpha".parse().unwrap(),
+            instance: None,
+            run: None,
+            kind: kind.to_owned(),
+            cause: None,
+            detail: None,
+            number,
+        };
+        let mut once = Once::default();
+        let mut is_new = |kind, seq, number| once.is_new(&event(kind, seq, number));
+        assert!(is_new("primary", 7, Some(2)));
+        assert!(!is_new("primary", 9, Some(2)), "another host's word");
+        assert!(is_new("primary", 9, Some(3)) && is_new("host-down", 9, Some(3)));
+        assert!(is_new("started", 9, None) && is_new("started", 9, None));
+        for number in 0..2 * ONCE as u64 {
+            is_new("host-up", 1, Some(number));
+        }
+        assert_eq!(once.0.len(), ONCE);
+    }
+}
