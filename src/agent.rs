@@ -4,6 +4,7 @@
 //! planner, the reporter, the probes and the API share another. Bounded channels run between them, so that
 //! nothing on the second one delays a heartbeat deadline or a restart.
 
+pub mod annals;
 pub mod attendance;
 pub mod beginning;
 pub mod book;

@@ -94,6 +94,8 @@ enum Command {
     /// Show the state of cluster, agent and keeper. Exits 1 if it is not healthy.
     Status(look::StatusArgs),
     /// List instances.
+    ///
+    /// BEAT is how long ago the last heartbeat of the run was, PLAYERS what it says of itself.
     Ps(look::PsArgs),
     /// Show what happened, and with -f what happens.
     Events(look::EventsArgs),

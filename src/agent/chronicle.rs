@@ -1,16 +1,19 @@
 //! The last events of this host, for people.
 //!
-//! Owns two rings (all events, and those of each instance) and the live feed. It never decides; the
-//! supervision loop writes, the API asks.
+//! Owns two rings (all events, and those of each instance), the live feed, and the annals of the cluster. It never
+//! decides; the supervision loop writes, the API asks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
+use super::annals::{Annals, Tiding};
+use crate::cluster::node::Standing;
 use crate::host::{Cause, Occurrence, Story, describe};
 use crate::http::view::EventView;
 use crate::spec::{HostName, InstanceId};
+use crate::state::State;
 
 /// Events kept of all instances together.
 const MOST: usize = 1_000;
@@ -24,38 +27,77 @@ pub struct Chronicle {
     all: VecDeque<EventView>,
     of_one: BTreeMap<InstanceId, VecDeque<EventView>>,
     feed: broadcast::Sender<EventView>,
+    annals: Annals,
+    /// Of the cluster; `None`: this host is alone.
+    standing: Option<watch::Receiver<Standing>>,
 }
 
 impl Chronicle {
-    /// An empty chronicle.
-    pub fn new(host: HostName, feed: broadcast::Sender<EventView>) -> Self {
-        Chronicle { host, seq: 0, all: VecDeque::new(), of_one: BTreeMap::new(), feed }
+    /// An empty chronicle, which tells what becomes of this state.
+    pub fn new(
+        host: HostName,
+        feed: broadcast::Sender<EventView>,
+        state: &State,
+        standing: Option<watch::Receiver<Standing>>,
+    ) -> Self {
+        let annals = Annals::new(host.clone(), state);
+        Chronicle { host, seq: 0, all: VecDeque::new(), of_one: BTreeMap::new(), feed, annals, standing }
+    }
+
+    /// Writes down what is other in the state than it was.
+    pub fn follow(&mut self, state: &State, wall_ms: u64) {
+        for tiding in self.annals.look(state) {
+            self.tell(tiding, wall_ms);
+        }
+    }
+
+    /// Writes down that there is another primary.
+    pub fn follow_primary(&mut self, wall_ms: u64) {
+        let Some(standing) = &self.standing else { return };
+        let standing = standing.borrow();
+        let tiding = self.annals.stands(standing.primary.as_ref(), standing.term);
+        drop(standing);
+        tiding.into_iter().for_each(|tiding| self.tell(tiding, wall_ms));
+    }
+
+    fn tell(&mut self, tiding: Tiding, wall_ms: u64) {
+        self.push(EventView {
+            seq: 0,
+            at: rfc3339(wall_ms),
+            host: tiding.host,
+            instance: tiding.instance,
+            run: None,
+            kind: tiding.kind.to_owned(),
+            cause: tiding.cause.map(str::to_owned),
+            detail: Some(tiding.detail),
+            number: tiding.number,
+        });
     }
 
     /// Writes down what happened.
     pub fn write(&mut self, occurrence: Occurrence, wall_ms: u64) {
         let (kind, cause, detail) = words(&occurrence.story);
         let run = occurrence.run.map(|run| run.0);
-        self.push(occurrence.instance, run, kind, cause, detail, wall_ms);
+        self.note(occurrence.instance, run, kind, cause, detail, wall_ms);
     }
 
     /// Writes down what somebody announces to do by hand.
     pub fn announce(&mut self, instance: InstanceId, text: String, wall_ms: u64) {
-        self.push(instance, None, "announce", None, Some(text), wall_ms);
+        self.note(instance, None, "announce", None, Some(text), wall_ms);
     }
 
     /// Writes down that limits of a run are not enforced.
     pub fn unenforced(&mut self, instance: InstanceId, run: u64, files: &[String], wall_ms: u64) {
         let detail = format!("this host cannot set {}", files.join(", "));
-        self.push(instance, Some(run), "unenforced", None, Some(detail), wall_ms);
+        self.note(instance, Some(run), "unenforced", None, Some(detail), wall_ms);
     }
 
     /// Writes down what became of a run's port.
     pub fn port(&mut self, instance: InstanceId, run: u64, kind: &str, detail: String, wall_ms: u64) {
-        self.push(instance, Some(run), kind, None, Some(detail), wall_ms);
+        self.note(instance, Some(run), kind, None, Some(detail), wall_ms);
     }
 
-    fn push(
+    fn note(
         &mut self,
         instance: InstanceId,
         run: Option<u64>,
@@ -64,19 +106,25 @@ impl Chronicle {
         detail: Option<String>,
         wall_ms: u64,
     ) {
-        self.seq += 1;
-        let event = EventView {
-            seq: self.seq,
+        self.push(EventView {
+            seq: 0,
             at: rfc3339(wall_ms),
             host: self.host.clone(),
-            instance: instance.clone(),
+            instance: Some(instance),
             run,
             kind: kind.to_owned(),
             cause,
             detail,
-        };
-        let own = self.of_one.entry(instance).or_default();
-        for (ring, most) in [(&mut self.all, MOST), (own, MOST_OF_ONE)] {
+            number: None,
+        });
+    }
+
+    /// Numbers it and tells it.
+    fn push(&mut self, mut event: EventView) {
+        self.seq += 1;
+        event.seq = self.seq;
+        let own = event.instance.clone().map(|id| (self.of_one.entry(id).or_default(), MOST_OF_ONE));
+        for (ring, most) in [(&mut self.all, MOST)].into_iter().chain(own) {
             if ring.len() == most {
                 ring.pop_front();
             }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::{mpsc, watch};
 
-use super::signals::Signals;
+use super::signals::{Signals, Told};
 use super::start::AgentError;
 use crate::cluster::node::Standing;
 use crate::keeper::protocol::CgroupSupport;
@@ -67,11 +67,11 @@ impl Ending {
 
     async fn told(&mut self) -> Result<(), AgentError> {
         loop {
-            let Signals { terminate, interrupt, reload } = &mut self.signals;
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = reload.recv() => self.reload(),
+                told = self.signals.next() => match told {
+                    Told::End => return Ok(()),
+                    Told::Reload => self.reload(),
+                },
                 met = self.met.changed() => if met.is_err() {
                     return Err(AgentError::Supervision);
                 }

@@ -267,13 +267,13 @@ fn handle(
 }
 
 /// Where settings, drift and reports go.
-type Told = (watch::Sender<Arc<HostSettings>>, watch::Sender<Option<String>>, mpsc::Sender<Report>);
+type Outlets = (watch::Sender<Arc<HostSettings>>, watch::Sender<Option<String>>, mpsc::Sender<Report>);
 
 fn reloader(
     options: &AgentOptions,
     handle: &Handle,
     shown: Option<Shown>,
-    (settings, drift, reports): Told,
+    (settings, drift, reports): Outlets,
     requests: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
 ) -> reload::Reloader {
     let (path, host, handle) = (options.config.clone(), options.host.clone(), handle.clone());
@@ -305,7 +305,7 @@ async fn assemble(
     let (book, writer) = Book::open(&host.data_dir, host.ports)?;
     let resolver = Resolver::new(host.clone());
     let handle = handle(config, resolver.logs(), requests, ring, state.clone(), events.clone());
-    let told = (settings, drift, reports.clone());
+    let (told, began) = ((settings, drift, reports.clone()), state.borrow().clone());
     let reload = reloader(options, &handle, shown, told, to_reload);
     let tasks = Tasks {
         copy,
@@ -330,7 +330,7 @@ async fn assemble(
         early,
         book,
         resolver,
-        chronicle: Chronicle::new(host.name.clone(), events),
+        chronicle: Chronicle::new(host.name.clone(), events, &began, handle.ring.standings()),
         metrics: handle.metrics.clone(),
         reports,
         settled,

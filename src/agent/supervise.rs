@@ -323,8 +323,7 @@ impl Supervisor {
             self.repeat_lost_reports();
             self.own_keeper_lives();
             self.look_up_again(now);
-            let host = &self.host;
-            self.parts.chronicle.prune(|id| host.instance(id).is_some());
+            self.tend_chronicle();
         }
         self.tell_status(now);
         self.stand_guard();
@@ -348,6 +347,7 @@ impl Supervisor {
             return;
         }
         let state = self.parts.states.borrow_and_update().clone();
+        self.parts.chronicle.follow(&state, wall_ms());
         let grounds = Grounds::of(&state);
         // Most changes are this host's own events, after which nothing else is wanted.
         if self.grounds.as_ref() != Some(&grounds) {

@@ -12,7 +12,7 @@ use super::output::Output;
 use super::render;
 use crate::client::event_stream::Events;
 use crate::http::events::UNREACHABLE;
-use crate::http::view::{EventView, InstanceView, StatusView};
+use crate::http::view::{EventView, HostView, InstanceView, StatusView};
 use crate::spec::{HostName, InstanceId};
 
 /// Which host is asked.
@@ -137,7 +137,13 @@ pub async fn ps(args: &PsArgs, api: &Api, out: &Output) -> Result<Exit, Failure>
     let list: Vec<InstanceView> = api.get(&path).await?;
     match &args.name {
         Some(name) if list.is_empty() && !out.json => {
-            return Err(Failure::NotSo(format!("there is no instance of {name}; `bigbrother ps` lists all")));
+            let there = args.at.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+            let told = format!("there is no instance of {name}{there}; `bigbrother ps` lists all");
+            return Err(Failure::NotSo(told));
+        }
+        None if list.is_empty() && !out.json && args.at.host.is_some() => {
+            let hosts: Vec<HostView> = api.get(&args.at.path("/v1/hosts", &[])).await?;
+            out.text(&hosts.first().map(render::hosts::empty).unwrap_or_default())?;
         }
         Some(_) if list.is_empty() => {
             out.value(&list)?;
@@ -162,11 +168,10 @@ pub async fn events(args: &EventsArgs, api: &Api, out: &Output) -> Result<Exit, 
         eprintln!("no events of {hosts}: not reachable");
     }
     let Some(mut stream) = stream else { return Ok(Exit::Ok) };
-    let mark = |event: &EventView| (event.host.clone(), event.seq, event.at.clone());
     // The stream begins with the past, too: what was shown is not shown again.
-    let shown: BTreeSet<_> = past.iter().map(mark).collect();
+    let shown: BTreeSet<_> = past.iter().map(EventView::mark).collect();
     loop {
-        for event in stream.next().await?.iter().filter(|event| !shown.contains(&mark(event))) {
+        for event in stream.next().await?.iter().filter(|event| !shown.contains(&event.mark())) {
             print_event(event, out)?;
         }
     }

@@ -20,7 +20,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::tls::Tls;
 use super::wire::hello::Ours;
 use super::wire::{
-    CallError, DecodeError, Exchange, Hello, Kind, Peerage, Purpose, Server, Service, Target, decode, encode,
+    CallError, DecodeError, Exchange, Hello, Kind, Outlet, Peerage, Purpose, Server, Service, Target, decode,
+    encode,
 };
 use crate::spec::HostName;
 
@@ -107,6 +108,8 @@ pub struct Tunnelled {
     pub asked: Asked,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Answered>,
+    /// Where it goes out to the other agent.
+    pub outlet: Outlet,
 }
 
 /// Where requests of other agents come in. Cheap to clone.
@@ -120,14 +123,14 @@ impl Entrance {
         (Entrance(sender), receiver)
     }
 
-    /// Has the API answer a request: the body of a [`Kind::Tunnel`], and that of its answer.
-    pub async fn answer(&self, from: &Hello, body: &[u8]) -> Result<Vec<u8>, String> {
+    /// Has the API answer a request: the body of a [`Kind::Tunnel`], and that of its answer, which goes out there.
+    pub async fn answer(&self, from: &Hello, body: &[u8], outlet: &Outlet) -> Result<Vec<u8>, String> {
         let asked: Asked = decode(body).map_err(|error| error.to_string())?;
         if asked.body.len() > MAX_BODY || asked.path.len() > MAX_PATH {
             return Err(TunnelError::TooLarge(asked.body.len()).to_string());
         }
         let (reply, answer) = oneshot::channel();
-        let tunnelled = Tunnelled { from: from.host.clone(), asked, reply };
+        let tunnelled = Tunnelled { from: from.host.clone(), asked, reply, outlet: outlet.clone() };
         self.0.try_send(tunnelled).map_err(|_| "its API is busy or ends".to_owned())?;
         let answered = answer.await.map_err(|_| "its API is ending".to_owned())?;
         encode(&answered).map_err(|error| error.to_string())
@@ -175,11 +178,21 @@ impl Service for ApiOnly {
         Peerage::Unproven
     }
 
-    async fn answer(&self, from: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn answer_telling(
+        &self,
+        from: &Hello,
+        kind: Kind,
+        body: Vec<u8>,
+        outlet: &Outlet,
+    ) -> Result<Vec<u8>, String> {
         match (from.purpose, kind) {
-            (Purpose::Api, Kind::Tunnel) => self.entrance.answer(from, &body).await,
-            _ => Err("this host is no peer".to_owned()),
+            (Purpose::Api, Kind::Tunnel) => self.entrance.answer(from, &body, outlet).await,
+            _ => self.answer(from, kind, body).await,
         }
+    }
+
+    async fn answer(&self, _: &Hello, _: Kind, _: Vec<u8>) -> Result<Vec<u8>, String> {
+        Err("this host is no peer".to_owned())
     }
 
     async fn take_snapshot(&self, _: &Hello, _: Vec<u8>, _: Vec<u8>) -> Result<Vec<u8>, String> {

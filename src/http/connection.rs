@@ -19,10 +19,10 @@ use std::time::Duration;
 use axum::Router;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
+use hyper::{Method, Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,6 +33,7 @@ use super::patience::Patient;
 use super::server::{Limits, stopped};
 use super::tls::Shown;
 use crate::agent::replica::wall_ms;
+use crate::cluster::wire::Outlet;
 use crate::cluster::wire::hall::{Guest, neighbourhood};
 use crate::metrics::Metrics;
 use crate::spec::TokenName;
@@ -149,8 +150,14 @@ impl Door {
 
     async fn answer(&self, stream: impl Stream, origin: Origin) {
         let (routes, from) = (TowerToHyperService::new(self.router.clone()), origin.clone());
+        let outlet = Outlet::default();
+        let patient = Patient::new(stream, self.limits.stall, outlet.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(origin.clone());
+            // Who only reads has nothing to wait for.
+            if request.method() == Method::POST {
+                request.extensions_mut().insert(outlet.clone());
+            }
             routes.call(request)
         });
         let connection = http1::Builder::new()
@@ -158,7 +165,7 @@ impl Door {
             .header_read_timeout(self.limits.head)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
-            .serve_connection(TokioIo::new(Patient::new(stream, self.limits.stall)), service);
+            .serve_connection(TokioIo::new(patient), service);
         let mut connection = pin!(connection);
         let mut shutdown = self.shutdown.clone();
         let ended = tokio::select! {

@@ -15,6 +15,7 @@ use super::auth::Origin;
 use super::problem::Refusal;
 use super::server::stopped;
 use crate::cluster::tunnel::{Answered, Asked, MAX_ANSWER, Tunnelled};
+use crate::cluster::wire::Outlet;
 
 /// Requests at work at once.
 const AT_WORK: usize = 256;
@@ -43,10 +44,10 @@ pub(super) async fn answer_all(
     }
 }
 
-async fn answer(Tunnelled { asked, mut reply, from }: Tunnelled, router: Router) {
+async fn answer(Tunnelled { asked, mut reply, from, outlet }: Tunnelled, router: Router) {
     tracing::debug!(%from, method = asked.method, path = asked.path, "asked by another agent");
     let answered = async {
-        match request(asked, Origin::Host(from)) {
+        match request(asked, Origin::Host(from), outlet) {
             Ok(request) => match TowerToHyperService::new(router).call(request).await {
                 Ok(response) => whole(response).await,
                 Err(never) => match never {},
@@ -61,8 +62,9 @@ async fn answer(Tunnelled { asked, mut reply, from }: Tunnelled, router: Router)
     }
 }
 
-fn request(asked: Asked, origin: Origin) -> Result<Request<Body>, axum::http::Error> {
-    let mut request = Request::builder().method(asked.method.as_str()).uri(asked.path).extension(origin);
+fn request(asked: Asked, origin: Origin, outlet: Outlet) -> Result<Request<Body>, axum::http::Error> {
+    let request = Request::builder().method(asked.method.as_str()).uri(asked.path);
+    let mut request = request.extension(origin).extension(outlet);
     for (name, value) in &asked.headers {
         request = request.header(name, value);
     }

@@ -1,5 +1,6 @@
 //! `GET /v1/events`: the last events of all hosts, and with `follow` those that come, as they come.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use axum::Json;
@@ -29,6 +30,9 @@ use crate::spec::{HostName, InstanceId};
 
 /// Names the hosts that did not answer, of which no events are told.
 pub(crate) const UNREACHABLE: &str = "bigbrother-unreachable";
+
+/// How many events that all hosts tell are remembered for each answer: more than lie between the words of two hosts.
+const ONCE: usize = 1_000;
 
 /// Which events.
 #[derive(Deserialize, IntoParams)]
@@ -113,6 +117,8 @@ async fn all(api: &Api, wanted: &Wanted) -> Result<Response, Refusal> {
     }
     known(api, wanted.instance.as_ref(), events.is_empty()).await?;
     events.sort_by(|a, b| (&a.at, &a.host, a.seq).cmp(&(&b.at, &b.host, b.seq)));
+    let mut once = Once::default();
+    events.retain(|event| once.is_new(event));
     let missing = Some(missing.join(", ")).filter(|missing| !missing.is_empty());
     let told = missing.map(|missing| [(HeaderName::from_static(UNREACHABLE), missing)]);
     Ok(match told {
@@ -144,18 +150,19 @@ async fn piece(api: &Api, wanted: &Wanted, after: &str) -> Result<Response, Refu
 /// This host's events, and those of the others, until the agent stops.
 fn stream(
     api: &Api,
-    own: impl Stream<Item = sse::Event> + Send + 'static,
+    own: impl Stream<Item = Told> + Send + 'static,
     instance: Option<InstanceId>,
     only: Option<HostName>,
 ) -> Result<Response, Refusal> {
     let place = api.follow()?;
     let others = ReceiverStream::new(news::of_others(api.clone(), instance, only));
-    let others = others.map(|told| match told {
-        Told::Event(event) => line(&event),
-        Told::Missed(missed) => reset(missed),
-    });
     let stop = WatchStream::new(api.shutdown.clone()).filter(|stop| *stop).map(|_| None);
-    let all = own.merge(others).map(Some).merge(stop).map_while(move |event| {
+    let mut once = Once::default();
+    let told = own.merge(others).filter_map(move |told| match told {
+        Told::Event(event) => once.is_new(&event).then(|| line(&event)),
+        Told::Missed(missed) => Some(reset(missed)),
+    });
+    let all = told.map(Some).merge(stop).map_while(move |event| {
         // Held here, given back when the reader is gone.
         let _ = &place;
         event.map(Ok::<_, Infallible>)
@@ -168,16 +175,36 @@ fn own_stream(
     live: broadcast::Receiver<EventView>,
     recent: Vec<EventView>,
     instance: Option<InstanceId>,
-) -> impl Stream<Item = sse::Event> + use<> {
+) -> impl Stream<Item = Told> + use<> {
     let told = recent.last().map(|event| event.seq);
     let live = BroadcastStream::new(live).filter_map(move |event| match event {
         Ok(event) if told.is_some_and(|told| event.seq <= told) => None,
-        Ok(event) if instance.as_ref().is_some_and(|id| event.instance != *id) => None,
-        Ok(event) => Some(line(&event)),
-        Err(BroadcastStreamRecvError::Lagged(missed)) => Some(reset(missed)),
+        Ok(event) if instance.is_some() && event.instance != instance => None,
+        Ok(event) => Some(Told::Event(event)),
+        Err(BroadcastStreamRecvError::Lagged(missed)) => Some(Told::Missed(missed)),
     });
-    let recent: Vec<sse::Event> = recent.iter().map(line).collect();
-    tokio_stream::iter(recent).chain(live)
+    tokio_stream::iter(recent.into_iter().map(Told::Event)).chain(live)
+}
+
+/// What every host tells is passed on once. Knows the last ones, oldest first.
+#[derive(Default)]
+struct Once(VecDeque<(HostName, u64, String)>);
+
+impl Once {
+    fn is_new(&mut self, event: &EventView) -> bool {
+        if event.number.is_none() {
+            return true;
+        }
+        let mark = event.mark();
+        if self.0.contains(&mark) {
+            return false;
+        }
+        if self.0.len() == ONCE {
+            self.0.pop_front();
+        }
+        self.0.push_back(mark);
+        true
+    }
 }
 
 fn line(event: &EventView) -> sse::Event {
@@ -187,4 +214,34 @@ fn line(event: &EventView) -> sse::Event {
 
 fn reset(missed: u64) -> sse::Event {
     sse::Event::default().event("reset").data(format!("{{\"missed\":{missed}}}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_hosts_tell_is_passed_on_once_and_the_rest_always() {
+        let event = |kind: &str, seq, number| EventView {
+            seq,
+            at: format!("2026-01-02T03:04:05.{seq:03}Z"),
+            host: "alpha".parse().unwrap(),
+            instance: None,
+            run: None,
+            kind: kind.to_owned(),
+            cause: None,
+            detail: None,
+            number,
+        };
+        let mut once = Once::default();
+        let mut is_new = |kind, seq, number| once.is_new(&event(kind, seq, number));
+        assert!(is_new("primary", 7, Some(2)));
+        assert!(!is_new("primary", 9, Some(2)), "another host's word");
+        assert!(is_new("primary", 9, Some(3)) && is_new("host-down", 9, Some(3)));
+        assert!(is_new("started", 9, None) && is_new("started", 9, None));
+        for number in 0..2 * ONCE as u64 {
+            is_new("host-up", 1, Some(number));
+        }
+        assert_eq!(once.0.len(), ONCE);
+    }
 }

@@ -163,11 +163,22 @@ pub(super) fn named(api: &Api, name: Named) -> Result<HostName, Refusal> {
 #[utoipa::path(post, path = "/v1/hosts/{host}/drain", tag = "Hosts and peers",
     params(("host" = HostName, Path, description = "a host")),
     responses((status = 200, description = "it is so", body = DoneView),
-        (status = 404, description = "there is no such host", body = Problem)))]
+        (status = 404, description = "there is no such host", body = Problem),
+        (status = 409, description = "it is alone", body = Problem)))]
 pub(super) async fn drain(api: State<Api>, name: Named) -> Result<Json<DoneView>, Refusal> {
     let host = named(&api, name)?;
+    if api.handle.ring.is_alone() {
+        return Err(Refusal::nowhere_to_go(&host));
+    }
     api.handle.propose(Command::DrainHost { host: host.clone(), drained: true }).await?;
-    let detail = format!("the instances of {host} go elsewhere, and none comes to it until `undrain`");
+    let takes = |(name, other): (&HostName, &state::Host)| *name != host && other.up && !other.drained;
+    let detail = match api.handle.state.borrow().hosts.iter().any(takes) {
+        true => format!("the instances of {host} go elsewhere, and none comes to it until `undrain`"),
+        false => format!(
+            "{host} is drained, and no other host is up and takes instances: those of {host} end, and start when one is, \
+             or after `bigbrother undrain {host}`"
+        ),
+    };
     Ok(Json(DoneView { detail }))
 }
 

@@ -1,4 +1,4 @@
-//! A stream whose other side must take something of what is written now and then.
+//! A stream whose other side must take something of what is written now and then, and that tells when an answer is out.
 //!
 //! Owns the moment up to which is waited. A reader that takes nothing would else hold its answer, and its place, for ever.
 //! What is small goes out in one piece: to gather it costs less than to have the kernel do so, for thousands of watchers.
@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::cluster::wire::Outlet;
+
 /// An event of a watch, or the answer that tells of one run, with its head.
 const SMALL: usize = 1_024;
 
@@ -20,11 +22,19 @@ pub(super) struct Patient<S> {
     stream: S,
     most: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    outlet: Outlet,
+    /// Something was written since somebody waits for that.
+    wrote: bool,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, most: Duration) -> Patient<S> {
-        Patient { stream, most, stalled: None }
+    pub(super) fn new(stream: S, most: Duration, outlet: Outlet) -> Patient<S> {
+        Patient { stream, most, stalled: None, outlet, wrote: false }
+    }
+
+    /// Who waits for an answer does so when it is made: what is written next is that.
+    fn note_write(&mut self) {
+        self.wrote = self.wrote || self.outlet.is_awaited();
     }
 
     /// What came of a write; one that waits for too long has failed.
@@ -66,6 +76,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.note_write();
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.judge(written, context)
     }
@@ -75,6 +86,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.note_write();
         let mut small = [0; SMALL];
         let written = match gather(pieces, &mut small) {
             Some(whole) => Pin::new(&mut self.stream).poll_write(context, whole),
@@ -89,6 +101,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        // Whoever writes flushes when nothing is left to be written.
+        if flushed.is_ready() && std::mem::take(&mut self.wrote) {
+            self.outlet.out();
+        }
         self.judge(flushed, context)
     }
 
@@ -115,9 +131,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_is_out_when_all_of_it_is_written() {
+        use tokio::sync::oneshot::error::TryRecvError;
+        let (ours, mut theirs) = tokio::io::duplex(16);
+        let outlet = Outlet::default();
+        let mut patient = Patient::new(ours, Duration::from_secs(10), outlet.clone());
+        patient.write_all(&[0; 8]).await.unwrap();
+        let mut written = outlet.written();
+        patient.flush().await.unwrap();
+        assert_eq!(written.try_recv(), Err(TryRecvError::Empty), "that was another one");
+        let writing = tokio::spawn(async move {
+            patient.write_all(&[0; 64]).await.unwrap();
+            patient.flush().await.unwrap();
+            patient
+        });
+        let mut taken = [0; 40];
+        theirs.read_exact(&mut taken).await.unwrap();
+        assert_eq!(written.try_recv(), Err(TryRecvError::Empty), "there is more to come");
+        theirs.read_exact(&mut taken[..32]).await.unwrap();
+        let _patient = writing.await.unwrap();
+        assert_eq!(written.try_recv(), Err(TryRecvError::Closed), "it is out");
+    }
+
+    #[tokio::test]
     async fn a_reader_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(16);
-        let mut patient = Patient::new(ours, Duration::from_millis(600));
+        let mut patient = Patient::new(ours, Duration::from_millis(600), Outlet::default());
         let reading = tokio::spawn(async move {
             let mut taken = [0; 8];
             for _ in 0..8 {

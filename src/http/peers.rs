@@ -107,7 +107,9 @@ pub(super) async fn add(State(api): State<Api>, body: Body) -> Result<Json<DoneV
         (status = 409, description = "the peers stay as they are", body = Problem)))]
 pub(super) async fn remove(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, .. }) = body?;
-    if known(&api).await.iter().any(|peer| peer.host == host) {
+    let peers = known(&api).await;
+    refuse_attached(&api, &peers, &host)?;
+    if peers.iter().any(|peer| peer.host == host) {
         let mut states = api.handle.state.clone();
         let free = tokio::time::timeout(EMPTY, states.wait_for(|state| may_leave(state, &host))).await;
         free.map_err(|_| Refusal::peer_in_use(&host))?.map_err(|_| Refusal::no_quorum())?;
@@ -115,6 +117,17 @@ pub(super) async fn remove(State(api): State<Api>, body: Body) -> Result<Json<Do
     let detail =
         format!("{host} is a peer no more: stop its agent and keeper, or let it attach as another host");
     change(detail, async move { api.handle.ring.remove_peer(host).await }).await
+}
+
+/// Whoever has joined and is none of the peers, where those are known. The primary would only say that it is none.
+fn refuse_attached(api: &Api, peers: &[PeerView], host: &HostName) -> Result<(), Refusal> {
+    let state = api.handle.state.borrow();
+    match state.hosts.get(host).filter(|known| known.up) {
+        Some(known) if !peers.is_empty() && peers.iter().all(|peer| peer.host != *host) => {
+            Err(Refusal::attached(host, &known.facts.agent))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// True when nothing is left on a host that hears of no change any more: it is down, or drained and empty.
@@ -134,6 +147,7 @@ fn may_leave(state: &crate::state::State, host: &HostName) -> bool {
         (status = 409, description = "the peers stay as they are", body = Problem)))]
 pub(super) async fn promote(State(api): State<Api>, body: Body) -> Result<Json<DoneView>, Refusal> {
     let Json(PeerRequest { host, .. }) = body?;
+    refuse_attached(&api, &known(&api).await, &host)?;
     let detail = format!("{host} votes now");
     change(detail, async move { api.handle.ring.promote_peer(host).await }).await
 }

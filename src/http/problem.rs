@@ -85,6 +85,27 @@ impl Refusal {
         Refusal::new(StatusCode::CONFLICT, "still-heard", "not silent", detail)
     }
 
+    /// A host to be emptied without another one.
+    pub(super) fn nowhere_to_go(host: &HostName) -> Self {
+        let detail = format!(
+            "{host} is alone: there is no host to which its instances could go. `bigbrother stop --all` ends them, and \
+             `bigbrother start --all` lets them run again; for a restart or an upgrade of the agent they need not end"
+        );
+        Refusal::new(StatusCode::CONFLICT, "alone", "there is no other host", detail)
+    }
+
+    /// A host that is no peer, to be changed as one.
+    pub(super) fn attached(host: &HostName, agent: &str) -> Self {
+        let address = if agent.is_empty() { "HOST:PORT" } else { agent };
+        let detail = format!(
+            "{host} is attached: it is no peer and has nothing to vote with. To make it one: `bigbrother peers add {host} \
+             {address}`, add `{host} = \"{address}\"` to `peers` in its cluster.toml, and start its agent again; \
+             `bigbrother peers` then shows whether it votes already. To take it out of the cluster for good, stop its \
+             agent: it is declared down after `host_timeout`, and needs no `peers remove`"
+        );
+        Refusal::new(StatusCode::CONFLICT, "peers", "the peers stay as they are", detail)
+    }
+
     /// A peer to be added that nobody would find.
     pub(super) fn no_address(host: &HostName) -> Self {
         let detail = format!("where does the agent of {host} listen? Give its \"address\", host:port");

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use nix::sys::signal::Signal;
 
 use super::elsewhere::Place;
@@ -15,11 +15,12 @@ use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::handle::{HostRequest, HostSnapshot};
 use crate::agent::strike::{self, Held};
+use crate::cluster::wire::Outlet;
 use crate::http::view::{AffectedView, Problem, StrikeRequest, StruckView};
 use crate::spec::HostName;
 
-/// By then whoever asked has the answer.
-const AFTERWARDS: Duration = Duration::from_millis(100);
+/// The host dies when the answer has gone out; by then in any case, though whoever asked reads nothing.
+const AFTERWARDS: Duration = Duration::from_secs(2);
 /// Signals that a game day needs.
 const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGCONT, Signal::SIGSEGV];
 
@@ -66,6 +67,7 @@ fn main_process(snapshot: &HostSnapshot, request: &StrikeRequest) -> Option<i32>
         (status = 404, description = "there is no such host", body = Problem)))]
 pub(super) async fn host(
     api: State<Api>,
+    outlet: Option<Extension<Outlet>>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<AffectedView>, Refusal> {
     let name: HostName = name?.0.parse()?;
@@ -82,8 +84,12 @@ pub(super) async fn host(
     let keeper = snapshot.keeper.as_ref().map(|keeper| keeper.pid);
     tracing::warn!("kill-test kills this host: all runs, the keeper and this agent");
     let instances = runs.iter().map(|(instance, _)| instance.clone()).collect();
+    let written = outlet.map(|Extension(outlet)| outlet.written());
     tokio::spawn(async move {
-        tokio::time::sleep(AFTERWARDS).await;
+        if let Some(written) = written {
+            // Either way it is time.
+            let _ = tokio::time::timeout(AFTERWARDS, written).await;
+        }
         tokio::task::spawn_blocking(move || strike::everything(&runs, keeper)).await
     });
     Ok(Json(AffectedView { instances }))

@@ -173,20 +173,34 @@ pub struct EventView {
     pub seq: u64,
     /// When.
     pub at: String,
-    /// Where.
+    /// Where; of `host-down`, `host-up` and `primary`: which host.
     pub host: HostName,
-    /// Of which instance.
-    pub instance: InstanceId,
+    /// Of which instance; null where a host is concerned.
+    pub instance: Option<InstanceId>,
     /// Of which run; null where none is concerned.
     pub run: Option<u64>,
     /// `started`, `ready`, `draining`, `stopping`, `hang`, `exited`, `stopped`, `backoff`, `failed`, `paused`,
     /// `resumed`, `spawn-failed`, `spawn-stuck`, `unarmed`, `unenforced`, `strays`, `adopted`,
-    /// `announce`.
+    /// `port-moved`, `port-taken`, `announce`, `moved`; of hosts `host-down`, `host-up`, `primary`.
     pub kind: String,
-    /// The cause of an end; see [`ExitView::cause`].
+    /// The cause of an end; see [`ExitView::cause`]. Of `moved`: `host-down`, `drain`, `failed` or `placement`.
     pub cause: Option<String>,
     /// In words.
     pub detail: Option<String>,
+    /// Of `host-down` and `host-up` the incarnation, of `primary` the term: each host tells these events, and under the
+    /// same number they are the same. Null for what only its own host tells.
+    #[serde(default)]
+    pub number: Option<u64>,
+}
+
+impl EventView {
+    /// What tells it from all others, whoever tells it.
+    pub fn mark(&self) -> (HostName, u64, String) {
+        match self.number {
+            Some(number) => (self.host.clone(), number, self.kind.clone()),
+            None => (self.host.clone(), self.seq, self.at.clone()),
+        }
+    }
 }
 
 /// The body of `POST /v1/restart`; the target as in [`TargetRequest`].

@@ -16,7 +16,7 @@ const BELIEVED: Duration = Duration::from_secs(600);
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Clock {
-    /// So late it was then; counted on from there.
+    /// So late it was then; counted on from there. 0: nothing was counted yet.
     known: (u64, Moment),
     /// Since when the wall clock is far ahead.
     leapt: Option<Moment>,
@@ -26,13 +26,14 @@ impl Clock {
     /// Milliseconds since 1970: by the wall clock, but never before what the state holds and what has passed since.
     pub fn now_ms(&mut self, state_ms: u64, wall_ms: u64, now: Moment) -> u64 {
         let passed = u64::try_from(now.since(self.known.1).as_millis()).unwrap_or(u64::MAX);
-        let counted = self.known.0.saturating_add(passed).max(state_ms);
+        let from_known = (self.known.0 > 0).then(|| self.known.0.saturating_add(passed));
+        let counted = from_known.unwrap_or(0).max(state_ms);
         let leaps = counted > 0 && wall_ms > counted.saturating_add(LEAP_MS);
         self.leapt = leaps.then(|| self.leapt.unwrap_or(now));
         let believed = self.leapt.is_none_or(|since| now.since(since) >= BELIEVED);
         let now_ms = if believed { counted.max(wall_ms) } else { counted };
         // What is merely counted on keeps its beginning: milliseconds are not rounded down each time.
-        if now_ms > self.known.0.saturating_add(passed) {
+        if from_known.is_none_or(|counted| now_ms > counted) {
             self.known = (now_ms, now);
         }
         now_ms
@@ -48,6 +49,14 @@ mod tests {
 
     fn at(ms: u64) -> Moment {
         Moment(7).after(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn the_first_word_in_a_cluster_is_believed_however_long_the_machine_runs() {
+        let mut clock = Clock::default();
+        let up = at(4_000_000);
+        assert_eq!(clock.now_ms(0, BEGIN, up), BEGIN);
+        assert_eq!(clock.now_ms(BEGIN, BEGIN, up.after(Duration::from_millis(20))), BEGIN + 20);
     }
 
     #[test]

@@ -98,6 +98,12 @@ impl Cluster {
         self.ok(host, &[args, &["--json"]].concat()).json()
     }
 
+    /// What a command prints one a line.
+    pub fn json_lines(&self, host: usize, args: &[&str]) -> Vec<Value> {
+        let out = self.ok(host, &[args, &["--json"]].concat()).out;
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     pub fn status(&self, host: usize) -> Result<StatusView, String> {
         self.hosts[host].status()
     }

@@ -89,6 +89,40 @@ fn a_kill_test_of_a_host_that_does_not_heal_in_time_says_so() {
 }
 
 #[test]
+fn every_host_tells_that_one_is_lost_who_is_primary_then_and_why_what_ran_there_moves() {
+    let mut cluster = Cluster::start(zones);
+    cluster.ready(0, &ZONES);
+    let lost = cluster.primary();
+    let left: Vec<usize> = (0..3).filter(|host| *host != lost).collect();
+    cluster.hosts[lost].power_off();
+    cluster.ready(left[0], &ZONES);
+    let name = NAMES[lost];
+    let told = |cluster: &Cluster, host: usize, what: &str, times: usize| {
+        until("it is told", || {
+            let events = cluster.ok(host, &["events"]).out;
+            expect(events.matches(what).count() == times, format!("{what:?} on {host}: {events}"))
+        });
+    };
+    for host in &left {
+        told(&cluster, *host, &format!("  {name:<10} is down: not heard for "), 1);
+        told(&cluster, *host, &format!(" is the primary now: in place of {name}, term "), 1);
+        told(&cluster, *host, &format!(": {name} was lost"), 2);
+        // As that host alone tells it, too.
+        let own = cluster.json_lines(*host, &["events", "--host", NAMES[*host]]);
+        let down: Vec<_> = own.iter().filter(|event| event["kind"] == "host-down").collect();
+        assert!(down.len() == 1 && down[0]["host"] == name && down[0]["instance"].is_null(), "{down:?}");
+        for moved in own.iter().filter(|event| event["kind"] == "moved") {
+            assert!(moved["host"] == NAMES[*host] && moved["cause"] == "host-down", "{moved}");
+        }
+    }
+    cluster.hosts[lost].start();
+    for host in 0..3 {
+        told(&cluster, host, &format!("  {name:<10} is back: "), 1);
+        told(&cluster, host, &format!("  {name:<10} is down: "), 1);
+    }
+}
+
+#[test]
 fn the_brake_holds_until_a_host_is_given_up_by_hand() {
     let mut cluster = Cluster::of(5, zones);
     cluster.ready(0, &ZONES);
@@ -121,6 +155,19 @@ fn the_brake_holds_until_a_host_is_given_up_by_hand() {
     assert_eq!(hosts.iter().filter(|host| !host.up).count(), 2, "{hosts:?}");
     let again = cluster.run(2, &["hosts", "declare-down", "delta"]);
     assert!(again.code == Some(4) && again.err.contains("down-already"), "{again:?}");
+}
+
+#[test]
+fn who_is_attached_is_told_how_it_becomes_a_peer_or_leaves() {
+    let cluster = Cluster::of(4, zones);
+    let hosts = cluster.hosts_view(0);
+    let agent = &hosts.iter().find(|host| host.host.as_str() == "delta").unwrap().agent;
+    for (asked, what) in [(0, "promote"), (3, "promote"), (1, "remove")] {
+        let refused = cluster.run(asked, &["peers", what, "delta"]);
+        let remedy = format!("`bigbrother peers add delta {agent}`");
+        assert!(refused.code == Some(4) && refused.err.contains(&remedy), "{refused:?}");
+        assert!(refused.err.contains("needs no `peers remove`"), "{refused:?}");
+    }
 }
 
 fn peers(cluster: &Cluster, host: usize) -> Vec<PeerView> {

@@ -210,6 +210,10 @@ fn a_drained_host_is_emptied_and_an_undrained_one_is_not_refilled() {
     }
     let shown = cluster.hosts_view(2);
     assert_eq!((shown[2].drained, shown[2].instances, shown[2].up), (true, 0, true));
+    let told = cluster.ok(0, &["ps", "--host", "gamma"]).out;
+    assert!(told.contains("`bigbrother undrain gamma`"), "{told}");
+    let told = cluster.run(0, &["ps", "zone.0", "--host", "gamma"]);
+    assert!(told.code == Some(1) && told.err.contains("no instance of zone.0 on gamma"), "{told:?}");
 
     cluster.ok(1, &["undrain", "gamma"]);
     // New ones come there, the others stay.
@@ -223,6 +227,16 @@ fn a_drained_host_is_emptied_and_an_undrained_one_is_not_refilled() {
     assert_eq!(after.iter().filter(stayed).count(), 6);
     let unknown = cluster.run(0, &["drain", "gama"]);
     assert!(unknown.code == Some(4) && unknown.err.contains("did you mean gamma?"), "{unknown:?}");
+    // The last one that takes any.
+    let told = ["alpha", "gamma", "beta"].map(|host| cluster.ok(0, &["drain", host]).out);
+    let nowhere = "no other host is up and takes instances: those of beta end";
+    assert_eq!(told.map(|told| told.contains(nowhere)), [false, false, true]);
+    until("they end", || {
+        let views = cluster.ps(0);
+        expect(views.iter().all(|view| view.pid.is_none()), views)
+    });
+    cluster.ok(0, &["undrain", "beta"]);
+    assert_eq!(of(&cluster.ready(0, &more), 1).len(), 9);
 }
 
 /// What alpha says of beta and gamma, whose agents are gone.

@@ -160,11 +160,12 @@ pub fn event(instance: &str, run: Option<u64>, kind: &str, cause: Option<&str>) 
         seq: SEQ.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
         at: humantime_now(),
         host: "alpha".parse().expect("a host"),
-        instance: instance.parse().expect("an instance"),
+        instance: Some(instance.parse().expect("an instance")),
         run,
         kind: kind.to_owned(),
         cause: cause.map(str::to_owned),
         detail: None,
+        number: None,
     }
 }
 

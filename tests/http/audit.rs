@@ -2,7 +2,7 @@
 
 use bigbrother::cluster::tunnel::Answered;
 use bigbrother::cluster::tunnel::Asked as Request;
-use bigbrother::cluster::wire::{Hello, Purpose, decode, encode};
+use bigbrother::cluster::wire::{Hello, Outlet, Purpose, decode, encode};
 use bigbrother::http::view::AuditView;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -106,7 +106,8 @@ async fn what_another_agent_passes_on_is_written_down_in_the_name_of_whom_it_ask
         headers.extend(caller.map(|caller| ("bigbrother-caller".to_owned(), caller.to_owned())));
         let body = br#"{"target":{"instance":"zone.0"}}"#.to_vec();
         let request = Request { method: "POST".into(), path: "/v1/restart".into(), headers, body };
-        let answer = secured.entrance.answer(&hello, &encode(&request).unwrap()).await.unwrap();
+        let answer =
+            secured.entrance.answer(&hello, &encode(&request).unwrap(), &Outlet::default()).await.unwrap();
         assert_eq!(decode::<Answered>(&answer).unwrap().status, 200);
     }
     // Who is no agent cannot speak for another one.

@@ -9,7 +9,7 @@ use bigbrother::agent::ring::Ring;
 use bigbrother::cluster::node::{Node, Settings};
 use bigbrother::cluster::tunnel::{self, Answered, Asked as Request, Entrance};
 use bigbrother::cluster::wire::hello::Ours;
-use bigbrother::cluster::wire::{Hello, Purpose, decode, encode};
+use bigbrother::cluster::wire::{Hello, Outlet, Purpose, decode, encode};
 use bigbrother::http::view::{InstanceView, PlayersView, Problem};
 use bigbrother::spec::*;
 use bigbrother::state::{Command, HostFacts, PlaceChange};
@@ -144,7 +144,8 @@ impl Two {
             to_id: None,
             purpose: Purpose::Api,
         };
-        decode(&self.entrance.answer(&hello, &encode(&request).unwrap()).await.unwrap()).unwrap()
+        decode(&self.entrance.answer(&hello, &encode(&request).unwrap(), &Outlet::default()).await.unwrap())
+            .unwrap()
     }
 }
 
@@ -373,7 +374,9 @@ async fn what_another_agent_asks_is_answered_for_this_host_and_not_passed_on() {
     let large = encode(&post("/v1/restart", &"x".repeat(tunnel::MAX_BODY + 1))).unwrap();
     let hello =
         decode::<Hello>(b"\x01\x01\x07pirates\x04beta\x03\x01\x07\x01\x02\x05alpha\x01\x01\x00").unwrap();
-    assert!(two.entrance.answer(&hello, &large).await.unwrap_err().contains("over the limit"));
+    assert!(
+        two.entrance.answer(&hello, &large, &Outlet::default()).await.unwrap_err().contains("over the limit")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

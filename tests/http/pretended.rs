@@ -172,18 +172,19 @@ pub fn event(seq: u64, instance: &str) -> EventView {
         seq,
         at: "2026-01-01T00:00:00Z".into(),
         host: "alpha".parse().unwrap(),
-        instance: instance.parse().unwrap(),
+        instance: instance.parse().ok(),
         run: Some(1),
         kind: "started".into(),
         cause: None,
         detail: None,
+        number: None,
     }
 }
 
 /// The recent events of the pretended agent.
 pub fn recent(of: Option<&InstanceId>) -> Vec<EventView> {
     let all = [event(1, "zone.0"), event(2, "zone.1"), event(3, "zone.0")];
-    all.into_iter().filter(|e| of.is_none_or(|id| e.instance == *id)).collect()
+    all.into_iter().filter(|e| of.is_none_or(|id| e.instance.as_ref() == Some(id))).collect()
 }
 
 pub fn applied(command: &Command) -> Result<Response, Rejected> {

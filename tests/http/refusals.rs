@@ -49,6 +49,7 @@ async fn every_refusal_is_a_problem_that_says_what_to_do() {
         ("POST", "/v1/launch", JSON, r#"{"process":"dungeon","key":"second"}"#, 409, "full", "max"),
         ("POST", "/v1/launch", JSON, r#"{"process":"dungeon","arg":{}}"#, 400, "bad-request", "arg"),
         ("POST", "/v1/announce", JSON, r#"{"instance":"zone.7","text":"x"}"#, 404, "no-instance", "zone.7"),
+        ("POST", "/v1/hosts/alpha/drain", "", "", 409, "alone", "`bigbrother stop --all`"),
         ("POST", "/v1/reload", "", "", 422, "reload-failed", "unknown key"),
         ("POST", "/v1/apply", JSON, "{}", 415, "unsupported-media-type", "application/toml"),
         ("POST", "/v1/apply", TOML, "[process.zone", 422, "invalid-spec", "zone"),

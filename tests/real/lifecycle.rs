@@ -68,9 +68,11 @@ fn an_instance_waits_for_those_that_it_comes_after() {
 fn games_live_on_while_the_agent_is_away_and_a_death_meanwhile_is_told_truly() {
     let mut host = Host::start(&format!("[process.zone]\n{}count = 2\n", zone(&[])));
     let before = all_ready(&host, 2);
-    for how in [Signal::SIGTERM, Signal::SIGKILL] {
+    for how in [Signal::SIGKILL, Signal::SIGTERM] {
         host.end_agent(how);
         assert!(before.iter().all(|i| alive(pid(i))), "the agent's end by {how} took a game along");
+        let said = host.agent_log().contains("this agent ends; the games go on");
+        assert_eq!(said, how == Signal::SIGTERM, "{}", host.agent_log());
         host.start_agent();
         for (old, new) in before.iter().zip(all_ready(&host, 2)) {
             for key in ["pid", "run", "ports"] {

@@ -1,4 +1,4 @@
-//! What the loop reports: events and inventories to the replicated state, players to the planner.
+//! What the loop reports: events and inventories to the replicated state, players to the planner, primaries to people.
 //!
 //! Never waits: what does not fit the queue is made good by an inventory.
 
@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Supervisor;
+use crate::agent::replica::wall_ms;
 use crate::agent::reporter::Report;
 use crate::plan::Liveness;
 use crate::spec::InstanceId;
@@ -15,6 +16,13 @@ impl Supervisor {
         if self.parts.reports.try_send(report).is_err() {
             self.reports_lost = true;
         }
+    }
+
+    /// What is to be written down is, and what nobody asks for any more is forgotten.
+    pub(super) fn tend_chronicle(&mut self) {
+        let host = &self.host;
+        self.parts.chronicle.prune(|id| host.instance(id).is_some());
+        self.parts.chronicle.follow_primary(wall_ms());
     }
 
     /// How many players there are where.

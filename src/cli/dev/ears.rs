@@ -3,7 +3,7 @@
 //! Owns one stream of events a host, opened again when its agent comes back, and what is made of them: how
 //! fast instances come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use super::Seen;
 use crate::cli::look::EventStream;
 use crate::cli::render::span;
 use crate::http::view::EventView;
-use crate::spec::InstanceId;
+use crate::spec::{HostName, InstanceId};
 
 /// How soon an agent that does not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -21,6 +21,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// See the module.
 pub struct Ears {
     heard: mpsc::Receiver<EventView>,
+    /// What all hosts tell is told once.
+    told: BTreeSet<(HostName, u64, String)>,
     // Dropped with it.
     _listeners: JoinSet<()>,
 }
@@ -35,14 +37,16 @@ impl Ears {
             let stream = EventStream::open(&host.api, None, None).await.ok();
             listeners.spawn(listen(host.clone(), stream, tell.clone()));
         }
-        Ears { heard, _listeners: listeners }
+        Ears { heard, told: BTreeSet::new(), _listeners: listeners }
     }
 
     /// The next event.
     pub async fn next(&mut self) -> EventView {
-        match self.heard.recv().await {
-            Some(event) => event,
-            None => std::future::pending().await,
+        loop {
+            let Some(event) = self.heard.recv().await else { return std::future::pending().await };
+            if event.number.is_none() || self.told.insert(event.mark()) {
+                return event;
+            }
         }
     }
 }
@@ -55,9 +59,10 @@ async fn listen(host: Seen, mut stream: Option<EventStream>, tell: mpsc::Sender<
             continue;
         };
         match open.next().await {
-            // Each host is asked for its own.
+            // Each host is asked for its own, and for what it knows of all.
             Ok(events) => {
-                for event in events.into_iter().filter(|event| event.host == host.name) {
+                let own = |event: &EventView| event.host == host.name || event.number.is_some();
+                for event in events.into_iter().filter(own) {
                     if tell.send(event).await.is_err() {
                         return;
                     }
@@ -78,19 +83,20 @@ impl Comebacks {
     /// Takes note of an event; a sentence when something has come back.
     pub fn note(&mut self, event: &EventView) -> Option<String> {
         let at = humantime::parse_rfc3339(&event.at).ok()?;
+        let instance = event.instance.as_ref()?;
         match (event.kind.as_str(), event.cause.as_deref()) {
             ("hang", _) => {
-                self.lost.entry(event.instance.clone()).or_insert((at, true));
+                self.lost.entry(instance.clone()).or_insert((at, true));
             }
             ("exited", Some("stop")) => {}
             ("exited", _) => {
-                self.lost.entry(event.instance.clone()).or_insert((at, false));
+                self.lost.entry(instance.clone()).or_insert((at, false));
             }
             ("ready", _) => {
-                let (since, hung) = self.lost.remove(&event.instance)?;
+                let (since, hung) = self.lost.remove(instance)?;
                 let took = span(at.duration_since(since).ok()?.as_secs_f64() * 1_000.0);
                 let how = if hung { "its hang was noticed" } else { "its end" };
-                return Some(format!("-- {} is back, {took} after {how}", event.instance));
+                return Some(format!("-- {instance} is back, {took} after {how}"));
             }
             _ => {}
         }
@@ -107,11 +113,12 @@ mod tests {
             seq: 0,
             at: format!("2026-01-02T03:04:05.{ms:03}Z"),
             host: "dev".parse().unwrap(),
-            instance: "zone.1".parse().unwrap(),
+            instance: "zone.1".parse().ok(),
             run: Some(1),
             kind: kind.to_owned(),
             cause: cause.map(str::to_owned),
             detail: None,
+            number: None,
         }
     }
 

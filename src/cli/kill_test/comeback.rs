@@ -37,7 +37,7 @@ impl Comeback {
 
     fn event(&mut self, event: &EventView, victim: &Victim, after: Duration) {
         // Runs are counted by each host.
-        let same = event.instance == victim.instance && event.host == victim.host;
+        let same = event.instance.as_ref() == Some(&victim.instance) && event.host == victim.host;
         let Some(run) = event.run.filter(|run| same && *run > victim.run) else {
             return;
         };

@@ -5,12 +5,13 @@ use comfy_table::Color;
 use super::Page;
 use crate::http::view::EventView;
 
-/// One event as a line: time, instance, what happened.
+/// One event as a line: time, instance or host, what happened.
 pub fn sentence(event: &EventView, page: &Page) -> String {
     let time = event.at.split_once('T').map_or(event.at.as_str(), |(_, time)| time.trim_end_matches('Z'));
     let time = page.paint(time, Some(Color::DarkGrey));
     let told = page.paint(&told(event), colour(event));
-    format!("{time}  {:<10} {told}", event.instance)
+    let about = event.instance.as_ref().map_or_else(|| event.host.to_string(), ToString::to_string);
+    format!("{time}  {about:<10} {told}")
 }
 
 /// What happened, in words.
@@ -43,19 +44,23 @@ fn told(event: &EventView) -> String {
         "port-taken" => with_detail(format!("{run}may not get its port")),
         "adopted" => with_detail(format!("{run}was running already and is watched on")),
         "announce" => with_detail("announced".to_owned()),
+        "host-down" => with_detail("is down".to_owned()),
+        "host-up" => with_detail("is back".to_owned()),
+        "primary" => with_detail("is the primary now".to_owned()),
+        "moved" => with_detail("moves".to_owned()),
         other => with_detail(format!("{run}{other}")),
     }
 }
 
 fn colour(event: &EventView) -> Option<Color> {
     match event.kind.as_str() {
-        "ready" => Some(Color::Green),
-        "hang" | "failed" | "spawn-failed" | "spawn-stuck" => Some(Color::Red),
+        "ready" | "host-up" => Some(Color::Green),
+        "hang" | "failed" | "spawn-failed" | "spawn-stuck" | "host-down" => Some(Color::Red),
         "exited" | "stopped" if !matches!(event.cause.as_deref(), Some("stop" | "operator")) => {
             Some(Color::Yellow)
         }
         "backoff" | "unenforced" | "port-moved" | "port-taken" => Some(Color::Yellow),
-        "announce" => Some(Color::Cyan),
+        "announce" | "primary" | "moved" => Some(Color::Cyan),
         _ => None,
     }
 }
@@ -69,11 +74,12 @@ mod tests {
             seq: 1,
             at: "2026-01-02T03:04:05.678Z".to_owned(),
             host: "dev".parse().unwrap(),
-            instance: "zone.1".parse().unwrap(),
+            instance: "zone.1".parse().ok(),
             run: Some(7),
             kind: kind.to_owned(),
             cause: cause.map(str::to_owned),
             detail: detail.map(str::to_owned),
+            number: None,
         }
     }
 
@@ -92,6 +98,17 @@ mod tests {
                 "03:04:05.678  zone.1     run 7 has ended (signal): SIGSEGV",
             ),
             (event("announce", None, Some("SIGKILL")), "03:04:05.678  zone.1     announced: SIGKILL"),
+            (
+                EventView { instance: None, run: None, ..event("host-down", None, Some("not heard for 8s")) },
+                "03:04:05.678  dev        is down: not heard for 8s",
+            ),
+            (
+                EventView {
+                    run: None,
+                    ..event("moved", Some("host-down"), Some("from alpha to dev: alpha was lost"))
+                },
+                "03:04:05.678  zone.1     moves: from alpha to dev: alpha was lost",
+            ),
             (event("frobbed", None, None), "03:04:05.678  zone.1     run 7 frobbed"),
         ] {
             assert_eq!(sentence(&event, &PLAIN), expected);

@@ -8,6 +8,9 @@ use super::table::{Column, Table, cell};
 use super::{Page, age};
 use crate::http::view::{HostView, PeerView};
 
+/// A host that reports is heard more often than this; one that is not is what `status` calls silent, too.
+const SILENT_MS: u64 = 1_000;
+
 const HOSTS: [Column; 10] = [
     Column { head: "HOST", weight: 100, least: 10, right: false },
     Column { head: "STATE", weight: 95, least: 7, right: false },
@@ -28,18 +31,22 @@ pub fn hosts(list: &[HostView], page: &Page) -> String {
     }
     let mut table = Table::new(&HOSTS);
     for host in list {
-        let (state, colour) = match (host.up, host.drained) {
-            (false, _) => ("down", Color::Red),
-            (true, true) => ("drained", Color::Yellow),
-            (true, false) => ("up", Color::Green),
+        // Without a primary it is only known who answered now.
+        let no_answer = host.up && host.version.is_none();
+        let silent = host.silent_ms.map_or(no_answer, |ms| ms >= SILENT_MS);
+        let (state, colour) = match (host.up, host.drained, silent) {
+            (false, _, _) => ("down", Color::Red),
+            (true, false, true) => ("silent", Color::Red),
+            (true, true, true) => ("drained, silent", Color::Red),
+            (true, true, false) => ("drained", Color::Yellow),
+            (true, false, false) => ("up", Color::Green),
         };
         table.row(vec![
             cell(host.host.to_string()),
             cell(state.to_owned()).colour(Some(colour)),
             cell(host.role.clone()),
             cell(host.instances.to_string()),
-            // Without a primary it is only known who answered now.
-            cell(heard(host.silent_ms, host.up && host.version.is_none())),
+            cell(heard(host.silent_ms, no_answer)),
             cell(host.address.clone()),
             cell(host.version.clone().unwrap_or_default()),
             cell(pairs(host.labels.iter())),
@@ -48,6 +55,17 @@ pub fn hosts(list: &[HostView], page: &Page) -> String {
         ]);
     }
     table.render(page)
+}
+
+/// `ps` of a host on which nothing is.
+pub fn empty(host: &HostView) -> String {
+    let name = &host.host;
+    if host.drained {
+        return format!(
+            "no instances on {name}: it is drained; `bigbrother undrain {name}` lets them come to it again"
+        );
+    }
+    format!("no instances on {name}; `bigbrother ps` shows what runs elsewhere")
 }
 
 const PEERS: [Column; 7] = [
@@ -87,11 +105,37 @@ fn heard(silent_ms: Option<u64>, no_answer: bool) -> String {
     match silent_ms {
         None if no_answer => "no answer".to_owned(),
         None => String::new(),
-        Some(..1_000) => "now".to_owned(),
+        Some(..SILENT_MS) => "now".to_owned(),
         Some(ms) => age(Duration::from_millis(ms)),
     }
 }
 
 fn pairs<'a, V: std::fmt::Display + 'a>(pairs: impl Iterator<Item = (&'a String, &'a V)>) -> String {
     pairs.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    const PLAIN: Page = Page { width: None, colour: false, now: std::time::UNIX_EPOCH };
+
+    #[test]
+    fn a_host_that_is_not_heard_is_not_said_to_be_well() {
+        let silent = HostView { silent_ms: Some(3_400), version: None, ..sample::host() };
+        let drained = HostView { drained: true, ..silent.clone() };
+        let late = HostView { silent_ms: Some(999), ..silent.clone() };
+        let unknown = HostView { silent_ms: None, ..silent.clone() };
+        assert_eq!(
+            hosts(&[silent, drained, late, unknown], &PLAIN),
+            "\
+HOST   STATE            ROLE     INSTANCES      HEARD  ADDRESS   LABELS     CAPACITY   JOINED
+alpha  silent           primary          3         3s  10.0.0.1  region=eu  slots=200       4
+alpha  drained, silent  primary          3         3s  10.0.0.1  region=eu  slots=200       4
+alpha  up               primary          3        now  10.0.0.1  region=eu  slots=200       4
+alpha  silent           primary          3  no answer  10.0.0.1  region=eu  slots=200       4
+"
+        );
+    }
 }

@@ -121,11 +121,12 @@ pub fn event() -> EventView {
         seq: 9,
         at: "2026-01-02T03:04:05.678Z".to_owned(),
         host: "alpha".parse().unwrap(),
-        instance: "zone.3".parse().unwrap(),
+        instance: "zone.3".parse().ok(),
         run: Some(17),
         kind: "exited".to_owned(),
         cause: Some("hang".to_owned()),
         detail: Some("no heartbeat for 1s".to_owned()),
+        number: None,
     }
 }
 

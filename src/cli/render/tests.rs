@@ -180,7 +180,7 @@ beta  voter        now  10.0.0.2:7600       4
     );
     let host = HostView { silent_ms: None, version: None, ..sample::host() };
     let table = super::hosts::hosts(&[host], &page(None));
-    assert!(table.contains("no answer  10.0.0.1"), "{table}");
+    assert!(table.contains("no answer  10.0.0.1") && table.contains("silent"), "{table}");
     let beta = "beta".parse().unwrap();
     let status = StatusView { quorum: false, missing: vec![beta], ..sample::status() };
     let told = "there is no quorum: nothing can be changed";

@@ -16,7 +16,7 @@ use super::{Heard, Shared};
 use crate::cluster::raft::membership::{PeersChange, PeersRefused, Raft};
 use crate::cluster::raft::{Change, Outcome, PeerId, SnapshotMeta, Types, Vote};
 use crate::cluster::wire::hello::Ours;
-use crate::cluster::wire::{Hello, Kind, Peerage, Purpose, Service, decode, encode};
+use crate::cluster::wire::{Hello, Kind, Outlet, Peerage, Purpose, Service, decode, encode};
 use crate::spec::HostName;
 
 type C = Types<TokioRuntime>;
@@ -62,6 +62,22 @@ impl Service for Answers {
         self.shared.peerage(host)
     }
 
+    async fn answer_telling(
+        &self,
+        from: &Hello,
+        kind: Kind,
+        body: Vec<u8>,
+        outlet: &Outlet,
+    ) -> Result<Vec<u8>, String> {
+        match kind {
+            Kind::Tunnel if from.purpose == Purpose::Api => {
+                let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
+                entrance.answer(from, &body, outlet).await
+            }
+            _ => self.answer(from, kind, body).await,
+        }
+    }
+
     async fn answer(&self, from: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
         match kind {
             Kind::Probe => {
@@ -80,10 +96,6 @@ impl Service for Answers {
                     return Err(format!("{} asks for {host}", from.host));
                 }
                 encode(&self.join(host, address).await).map_err(words)
-            }
-            Kind::Tunnel if from.purpose == Purpose::Api => {
-                let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
-                entrance.answer(from, &body).await
             }
             _ if from.purpose == Purpose::Status => self.shared.answer_status(from, kind, &body).await,
             // A peer reports for the hosts that are attached to it, too.

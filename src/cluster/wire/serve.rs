@@ -21,6 +21,7 @@ use super::frame::{Frame, Kind};
 use super::hall::Hall;
 use super::hello::{Hello, Ours, Purpose, Refusal, Welcome};
 use super::line::IDLE;
+use super::outlet::Outlet;
 use super::stream::{Duplex, Reader, Writer, split};
 use crate::cluster::tls::Tls;
 use crate::spec::HostName;
@@ -71,6 +72,17 @@ pub trait Service: Send + Sync + 'static {
         kind: Kind,
         body: Vec<u8>,
     ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+
+    /// The same, with word of when the answer has gone out.
+    fn answer_telling(
+        &self,
+        from: &Hello,
+        kind: Kind,
+        body: Vec<u8>,
+        _: &Outlet,
+    ) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
+        self.answer(from, kind, body)
+    }
 
     /// Takes a whole snapshot: its head and its bytes.
     fn take_snapshot(
@@ -269,10 +281,11 @@ async fn answer_requests<S: Service>(
         let (service, hello, answers) = (service.clone(), hello.clone(), answers.clone());
         tasks.spawn(async move {
             let ttl = Duration::from_millis(u64::from(frame.ttl_ms));
-            let answer = tokio::time::timeout(ttl, service.answer(&hello, frame.kind, frame.body)).await;
+            let outlet = Outlet::default();
+            let answer = service.answer_telling(&hello, frame.kind, frame.body, &outlet);
             // After the deadline nobody waits any more.
-            if let Ok(answer) = answer {
-                let _ = answers.send((reply(frame.request, answer), permit)).await;
+            if let Ok(answer) = tokio::time::timeout(ttl, answer).await {
+                let _ = answers.send((reply(frame.request, answer), (permit, outlet))).await;
             }
         });
     }
@@ -285,15 +298,18 @@ fn reply(request: u64, answer: Result<Vec<u8>, String>) -> Frame {
     }
 }
 
-async fn send_answers(mut writer: Writer, mut answers: mpsc::Receiver<(Frame, OwnedSemaphorePermit)>) {
+async fn send_answers(
+    mut writer: Writer,
+    mut answers: mpsc::Receiver<(Frame, (OwnedSemaphorePermit, Outlet))>,
+) {
     let mut batch = Vec::new();
     while answers.recv_many(&mut batch, MAX_REQUESTS).await > 0 {
-        let (frames, permits): (Vec<Frame>, Vec<_>) = batch.drain(..).unzip();
+        let (frames, held): (Vec<Frame>, Vec<_>) = batch.drain(..).unzip();
         if writer.send(&frames).await.is_err() {
             return;
         }
         // Only now is there room for as many requests.
-        drop(permits);
+        held.iter().for_each(|(_, outlet)| outlet.out());
     }
 }
 
