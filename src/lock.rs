@@ -14,7 +14,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 /// second descriptor of the same file may be closed meanwhile, which would end the lock.
 pub fn take(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    // A record lock, not flock(2): it is the process's alone, and no child between fork and exec has it too.
+    // A record lock, not flock(2): it is the process's alone, and a child between fork and exec has it too only for as long as
+    // it shares the table of descriptors.
     let lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

@@ -10,6 +10,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -32,6 +33,10 @@ use crate::systemd::Systemd;
 
 /// How long a slow disk may hold up the keeper's own end.
 const LAST_WORDS_NS: u64 = 2_000_000_000;
+/// How long a keeper before this one that is dead may still have its lock.
+const LAST_CHILD: Duration = Duration::from_secs(1);
+/// How often it is looked.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// How to run a keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -271,11 +276,17 @@ fn make_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A keeper that was killed as it made a child keeps its lock until that child's first step: the child shares its table of
+/// descriptors, and with it the lock.
 fn lock_dir(dir: &Path) -> Result<OwnedFd, KeeperError> {
-    match lock::take(&dir.join("keeper.lock")) {
-        Ok(Some(file)) => Ok(file.into()),
-        Ok(None) => Err(KeeperError::Taken(dir.to_owned())),
-        Err(source) => Err(KeeperError::RuntimeDir { path: dir.to_owned(), source }),
+    let until = Instant::now() + LAST_CHILD;
+    loop {
+        match lock::take(&dir.join("keeper.lock")) {
+            Ok(Some(file)) => return Ok(file.into()),
+            Ok(None) if Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
+            Ok(None) => return Err(KeeperError::Taken(dir.to_owned())),
+            Err(source) => return Err(KeeperError::RuntimeDir { path: dir.to_owned(), source }),
+        }
     }
 }
 

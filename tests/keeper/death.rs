@@ -92,6 +92,23 @@ fn a_keeper_killed_at_any_point_leaves_no_second_run_and_loses_none() {
     }
 }
 
+/// Killed as it makes a child, it has its lock until that child's first step.
+#[test]
+fn a_keeper_whose_lock_outlives_it_for_a_moment_is_waited_for() {
+    let mut host = Host::new(true);
+    fs::create_dir(&host.runtime).unwrap();
+    let held = bigbrother::lock::take(&host.runtime.join("keeper.lock")).unwrap().expect("the lock is free");
+    let runtime = host.runtime.clone();
+    let released = std::thread::spawn(move || {
+        // Made just before the keeper asks for its lock.
+        until_true("the keeper comes up", || runtime.join("fifo").exists());
+        std::thread::sleep(Duration::from_millis(100));
+        drop(held);
+    });
+    host.greeted();
+    released.join().unwrap();
+}
+
 #[test]
 fn a_new_keeper_adopts_and_sees_how_adopted_runs_end() {
     on_both(|mut host| {
