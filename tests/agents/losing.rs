@@ -94,9 +94,15 @@ fn every_host_tells_that_one_is_lost_who_is_primary_then_and_why_what_ran_there_
     cluster.ready(0, &ZONES);
     let lost = cluster.primary();
     let left: Vec<usize> = (0..3).filter(|host| *host != lost).collect();
+    let name = NAMES[lost];
+    for host in &left {
+        until("they know their primary", || {
+            let events = cluster.ok(*host, &["events", "--host", NAMES[*host]]).out;
+            expect(events.contains(&format!("  {name:<10} is the primary now: ")), events)
+        });
+    }
     cluster.hosts[lost].power_off();
     cluster.ready(left[0], &ZONES);
-    let name = NAMES[lost];
     let told = |cluster: &Cluster, host: usize, what: &str, times: usize| {
         until("it is told", || {
             let events = cluster.ok(host, &["events"]).out;

@@ -55,8 +55,10 @@ fn instances_are_operated_wherever_they_are() {
         NAMES[..3].iter().all(|host| everywhere.contains(&format!("\"host\":\"{host}\""))),
         "{everywhere}"
     );
-    let only = cluster.ok(2, &["events", "--host", "beta", "--json"]).out;
-    assert!(only.contains("\"host\":\"beta\"") && !only.contains("\"host\":\"alpha\""), "{only}");
+    // What becomes of the cluster is about any host, and told by each.
+    let only = cluster.json_lines(2, &["events", "--host", "beta"]);
+    let of_games: Vec<_> = only.iter().filter(|event| !event["instance"].is_null()).collect();
+    assert!(!of_games.is_empty() && of_games.iter().all(|event| event["host"] == "beta"), "{only:?}");
     let here = cluster.ok(1, &["logs", &name, "--lines", "1000"]).out;
     let there = cluster.ok(0, &["logs", &name, "--lines", "1000"]).out;
     assert!(!here.is_empty() && there.starts_with(&here), "{here:?} {there:?}");
