@@ -27,29 +27,26 @@ impl Signals {
         })
     }
 
-    /// Until one of those that end the agent comes.
+    /// Until one of those that end the agent comes. One that asks for a reload waits.
     pub async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-        farewell();
+        ended(&mut self.terminate, &mut self.interrupt).await;
     }
 
     /// The next one.
     pub async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.reload.recv() => return Told::Reload,
+            () = ended(&mut self.terminate, &mut self.interrupt) => Told::End,
+            _ = self.reload.recv() => Told::Reload,
         }
-        farewell();
-        Told::End
     }
 }
 
 /// Whoever ends an agent by hand for the first time takes the games for ended, too.
-fn farewell() {
+async fn ended(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     tracing::info!(
         "this agent ends; the games go on, and the next agent takes them over (`bigbrother stop --all` ends them, while an \
          agent runs)"

@@ -178,7 +178,7 @@ impl Service for ApiOnly {
         Peerage::Unproven
     }
 
-    async fn answer_telling(
+    async fn answer(
         &self,
         from: &Hello,
         kind: Kind,
@@ -187,12 +187,8 @@ impl Service for ApiOnly {
     ) -> Result<Vec<u8>, String> {
         match (from.purpose, kind) {
             (Purpose::Api, Kind::Tunnel) => self.entrance.answer(from, &body, outlet).await,
-            _ => self.answer(from, kind, body).await,
+            _ => Err("this host is no peer".to_owned()),
         }
-    }
-
-    async fn answer(&self, _: &Hello, _: Kind, _: Vec<u8>) -> Result<Vec<u8>, String> {
-        Err("this host is no peer".to_owned())
     }
 
     async fn take_snapshot(&self, _: &Hello, _: Vec<u8>, _: Vec<u8>) -> Result<Vec<u8>, String> {

@@ -17,15 +17,13 @@ use super::problem::Refusal;
 use super::router::Api;
 use crate::agent::replica::wall_ms;
 use crate::cluster::node::{Standing, Watched};
-use crate::http::view::{HostCounts, Problem, StatusView};
+use crate::http::view::{HostCounts, Problem, SILENT_MS, StatusView};
 use crate::plan::{Liveness, plan};
 use crate::spec::{HostName, InstanceId};
 use crate::state;
 
 /// How long the primary is waited for.
 pub(super) const PRIMARY: Duration = Duration::from_millis(500);
-/// A host that the primary has not heard for this long is silent: several of its reports are missing.
-const SILENT_MS: u64 = 1_000;
 
 /// A host, and how the cluster stands as seen from it
 ///

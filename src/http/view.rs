@@ -19,8 +19,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::plan::liveness::SILENT;
 use crate::spec::{HostName, InstanceId, ProcessName};
 use crate::state::Target;
+
+/// A host that the primary has not heard for this long is shown as silent: as the brake counts.
+pub const SILENT_MS: u64 = SILENT.as_millis() as u64;
 
 /// `GET /v1/healthz`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bigbrother::cluster::tls::{Tls, issue};
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    CallError, DialError, Dialer, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service, Target,
-    decode, encode, parcel,
+    CallError, DialError, Dialer, Frame, Hello, Kind, Outlet, Peerage, Purpose, Refusal, Server, Service,
+    Target, decode, encode, parcel,
 };
 use bigbrother::config::TlsFiles;
 use bigbrother::spec::HostName;
@@ -46,7 +46,7 @@ impl Service for Echo {
         Peerage::Peer
     }
 
-    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>, _: &Outlet) -> Result<Vec<u8>, String> {
         Ok(body)
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bigbrother::cluster::raft::network::Network;
 use bigbrother::cluster::raft::{Peer, Types, Vote};
 use bigbrother::cluster::wire::hello::Ours;
-use bigbrother::cluster::wire::{Dialer, Exchange, Hello, Kind, Peerage, Purpose, Server, Service};
+use bigbrother::cluster::wire::{Dialer, Exchange, Hello, Kind, Outlet, Peerage, Purpose, Server, Service};
 use bigbrother::spec::HostName;
 use openraft::network::RPCOption;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
@@ -32,7 +32,7 @@ impl Service for Ear {
         Peerage::Peer
     }
 
-    async fn answer(&self, from: &Hello, kind: Kind, _: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn answer(&self, from: &Hello, kind: Kind, _: Vec<u8>, _: &Outlet) -> Result<Vec<u8>, String> {
         self.0.lock().unwrap().push((kind, from.purpose));
         Err("heard".to_owned())
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bigbrother::cluster::wire::hello::Ours;
 use bigbrother::cluster::wire::{
-    CallError, DialError, Dialer, Exchange, Frame, Hello, Kind, Peerage, Purpose, Refusal, Server, Service,
-    Target, parcel,
+    CallError, DialError, Dialer, Exchange, Frame, Hello, Kind, Outlet, Peerage, Purpose, Refusal, Server,
+    Service, Target, parcel,
 };
 use bigbrother::spec::HostName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,7 +44,7 @@ impl Service for Echo {
         }
     }
 
-    async fn answer(&self, _: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn answer(&self, _: &Hello, kind: Kind, body: Vec<u8>, _: &Outlet) -> Result<Vec<u8>, String> {
         match kind {
             Kind::Join => Err("no".to_owned()),
             Kind::Transfer => {

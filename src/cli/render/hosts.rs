@@ -6,10 +6,7 @@ use comfy_table::Color;
 
 use super::table::{Column, Table, cell};
 use super::{Page, age};
-use crate::http::view::{HostView, PeerView};
-
-/// A host that reports is heard more often than this; one that is not is what `status` calls silent, too.
-const SILENT_MS: u64 = 1_000;
+use crate::http::view::{HostView, PeerView, SILENT_MS};
 
 const HOSTS: [Column; 10] = [
     Column { head: "HOST", weight: 100, least: 10, right: false },

@@ -62,23 +62,13 @@ impl Service for Answers {
         self.shared.peerage(host)
     }
 
-    async fn answer_telling(
+    async fn answer(
         &self,
         from: &Hello,
         kind: Kind,
         body: Vec<u8>,
         outlet: &Outlet,
     ) -> Result<Vec<u8>, String> {
-        match kind {
-            Kind::Tunnel if from.purpose == Purpose::Api => {
-                let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
-                entrance.answer(from, &body, outlet).await
-            }
-            _ => self.answer(from, kind, body).await,
-        }
-    }
-
-    async fn answer(&self, from: &Hello, kind: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
         match kind {
             Kind::Probe => {
                 let identity = self.shared.identity.borrow().clone();
@@ -96,6 +86,10 @@ impl Service for Answers {
                     return Err(format!("{} asks for {host}", from.host));
                 }
                 encode(&self.join(host, address).await).map_err(words)
+            }
+            Kind::Tunnel if from.purpose == Purpose::Api => {
+                let entrance = self.shared.tunnel.get().ok_or("its API is not up yet")?;
+                entrance.answer(from, &body, outlet).await
             }
             _ if from.purpose == Purpose::Status => self.shared.answer_status(from, kind, &body).await,
             // A peer reports for the hosts that are attached to it, too.

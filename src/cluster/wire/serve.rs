@@ -65,24 +65,14 @@ pub trait Service: Send + Sync + 'static {
     /// Whether the host may speak as a peer, as of now.
     fn peerage(&self, host: &HostName) -> Peerage;
 
-    /// The answer to a request, or why there is none.
+    /// The answer to a request, or why there is none. The outlet tells when that has gone out.
     fn answer(
         &self,
         from: &Hello,
         kind: Kind,
         body: Vec<u8>,
+        outlet: &Outlet,
     ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
-
-    /// The same, with word of when the answer has gone out.
-    fn answer_telling(
-        &self,
-        from: &Hello,
-        kind: Kind,
-        body: Vec<u8>,
-        _: &Outlet,
-    ) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
-        self.answer(from, kind, body)
-    }
 
     /// Takes a whole snapshot: its head and its bytes.
     fn take_snapshot(
@@ -282,7 +272,7 @@ async fn answer_requests<S: Service>(
         tasks.spawn(async move {
             let ttl = Duration::from_millis(u64::from(frame.ttl_ms));
             let outlet = Outlet::default();
-            let answer = service.answer_telling(&hello, frame.kind, frame.body, &outlet);
+            let answer = service.answer(&hello, frame.kind, frame.body, &outlet);
             // After the deadline nobody waits any more.
             if let Ok(answer) = tokio::time::timeout(ttl, answer).await {
                 let _ = answers.send((reply(frame.request, answer), (permit, outlet))).await;

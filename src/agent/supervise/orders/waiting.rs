@@ -63,7 +63,7 @@ impl Waitings {
 
     /// Takes those that wait for this errand.
     pub(super) fn take(&mut self, errand: &Errand) -> Vec<(RunId, Waiting)> {
-        let runs = self.errands.get(errand).cloned().unwrap_or_default();
+        let runs = self.errands.remove(errand).unwrap_or_default();
         runs.into_iter().filter_map(|run| Some((run, self.remove(run)?))).collect()
     }
 

@@ -20,7 +20,7 @@ impl Service for Slow {
         Peerage::Peer
     }
 
-    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>, _: &Outlet) -> Result<Vec<u8>, String> {
         tokio::time::sleep(4 * SHORT).await;
         Ok(body)
     }
@@ -42,17 +42,7 @@ impl Service for Told {
         Peerage::Peer
     }
 
-    async fn answer(&self, _: &Hello, _: Kind, _: Vec<u8>) -> Result<Vec<u8>, String> {
-        unreachable!("it is asked the other way")
-    }
-
-    async fn answer_telling(
-        &self,
-        _: &Hello,
-        _: Kind,
-        body: Vec<u8>,
-        outlet: &Outlet,
-    ) -> Result<Vec<u8>, String> {
+    async fn answer(&self, _: &Hello, _: Kind, body: Vec<u8>, outlet: &Outlet) -> Result<Vec<u8>, String> {
         self.0.try_send(outlet.written()).unwrap();
         Ok(body)
     }
