@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { STACK = 64 << 10, STACKS = 64, ORDER = 800 /* bytes: about what an order of Big Brother has */ };
+enum { STACK = 64 << 10, STACKS = 1024, ORDER = 800 /* bytes: about what an order of Big Brother has */ };
 
 struct instance {
     pid_t pid;
