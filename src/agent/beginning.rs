@@ -1,7 +1,7 @@
 //! How an agent comes into force: what must be known before anything is started or stopped.
 //!
 //! ```text
-//! keeper met ▶ join ▶ inventory ▶ file's processes ▶ a plan that knows of this life ▶ the gate opens
+//! keeper met ▶ join ▶ inventory ▶ file's processes ▶ a plan that knows of this life ▶ all on disk ▶ the gate opens
 //! ```
 //!
 //! Owns this order, and the one way around it: a host that cannot join within `host_timeout`, because there is
@@ -99,7 +99,10 @@ impl Beginning<'_> {
             Some((liveness, unplaced)) => planner::settle_once(handle, liveness, unplaced).await,
             None => await_plan(handle, reporter.incarnation(), patience).await,
         }
+        gate.say("it saves what is to run".to_owned());
+        handle.ring.begun().await;
         gate.open()?;
+        reloader.begun(config).await;
         Ok(reporter)
     }
 }

@@ -52,9 +52,17 @@ fn in_part(why: &str, certificates: bool, settings: bool) -> String {
 impl Reloader {
     /// Applies the file's processes at the start, if they may be applied.
     pub async fn begin(&self, config: &Config) -> Result<(), AskError> {
-        let outcome = spec_file::apply(&self.handle, config).await?;
+        let on_disk = !self.handle.ring.is_alone();
+        let outcome = spec_file::apply(&self.handle, config, on_disk).await?;
         self.show(outcome);
         Ok(())
+    }
+
+    /// They are on disk.
+    pub async fn begun(&self, config: &Config) {
+        if self.handle.ring.is_alone() {
+            spec_file::remember(&self.handle, config).await;
+        }
     }
 
     /// Reloads whenever it is asked to, and tells of a keeper that can do more or less than the one before.
@@ -106,7 +114,7 @@ impl Reloader {
             self.settings.send_replace(Arc::new(now));
             self.tell(cgroups).await;
         }
-        let outcome = spec_file::apply(&self.handle, &config).await;
+        let outcome = spec_file::apply(&self.handle, &config, true).await;
         let outcome = outcome.map_err(|error| in_part(&error.to_string(), renewed, others))?;
         let mut told = self.show(outcome);
         if renewed {

@@ -4,6 +4,10 @@
 //! the newest state goes out through a `watch`, and a reply is sent only when the change is on disk.
 //! Events of runs are not made durable: after a restart the host's inventory brings them back. That an instance
 //! rests (done or failed) is, since nothing else would say so.
+//!
+//! What the beginning changes (join, the file's processes, placements) goes to disk once, when it is over ([`Begins`]):
+//! until then nobody else may change anything, nothing is acted upon, and an agent that ends there has done nothing
+//! that the next one would not do in the same way.
 
 use std::fs::File;
 use std::io::Read;
@@ -66,14 +70,24 @@ pub struct Replica {
     out: watch::Sender<Arc<State>>,
     feed: feed::Recorder,
     clock: Clock,
+    /// Hears that the beginning is over; `None`: it is.
+    beginning: Option<mpsc::Receiver<oneshot::Sender<()>>>,
+    /// Something of the beginning is not on disk.
+    owed: bool,
 }
 
-/// What follows the state.
+/// Says that the beginning is over; the answer comes when all that it has changed is on disk. A replica that nobody can
+/// tell so any more takes it for over.
+pub type Begins = mpsc::Sender<oneshot::Sender<()>>;
+
+/// What follows the state, and who says when it is to be kept.
 pub struct Copies {
     /// The newest state.
     pub states: watch::Receiver<Arc<State>>,
     /// The last changes of the directory.
     pub feed: Feed,
+    /// For the end of the beginning.
+    pub begins: Begins,
 }
 
 impl Replica {
@@ -92,7 +106,11 @@ impl Replica {
         let (mut recorder, feed) = feed::feed();
         recorder.begin_anew(&state);
         let clock = Clock::default();
-        Ok((Replica { state, saving, proposals, out, feed: recorder, clock }, Copies { states, feed }))
+        let (begins, beginning) = mpsc::channel(1);
+        let beginning = Some(beginning);
+        let replica =
+            Replica { state, saving, proposals, out, feed: recorder, clock, beginning, owed: false };
+        Ok((replica, Copies { states, feed, begins }))
     }
 
     /// Applies proposals until the last proposer is gone.
@@ -102,6 +120,15 @@ impl Replica {
         loop {
             tokio::select! {
                 biased;
+                begun = over(&mut self.beginning) => {
+                    self.beginning = None;
+                    if std::mem::take(&mut self.owed) {
+                        self.save().await;
+                    }
+                    // Who went away has no use for the answer.
+                    let _ = begun.map(|begun| begun.send(()));
+                    continue;
+                }
                 taken = self.proposals.recv_many(&mut batch, BATCH) => if taken == 0 {
                     return;
                 },
@@ -120,8 +147,10 @@ impl Replica {
                 self.feed.note(changes);
                 answers.push((reply, answer));
             }
-            if durable {
-                self.save().await;
+            match self.beginning {
+                Some(_) => self.owed |= durable,
+                None if durable => self.save().await,
+                None => {}
             }
             self.out.send_replace(self.state.clone());
             self.feed.tell(&self.state);
@@ -133,6 +162,14 @@ impl Replica {
     async fn save(&mut self) {
         let state = self.state.clone();
         self.saving.save(move || encode(&state)).await;
+    }
+}
+
+/// Until the beginning is over; never, once it is.
+async fn over(beginning: &mut Option<mpsc::Receiver<oneshot::Sender<()>>>) -> Option<oneshot::Sender<()>> {
+    match beginning {
+        Some(beginning) => beginning.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -221,6 +258,29 @@ mod tests {
         let (_, Copies { states, .. }) =
             Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
         assert!(states.borrow().paused.all);
+    }
+
+    #[tokio::test]
+    async fn what_the_beginning_changes_is_on_disk_when_it_is_over_and_from_then_on_each_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state.bin");
+        let (send, proposals) = mpsc::channel(8);
+        let (replica, copies) = Replica::open(dir.path(), &"alpha".parse().unwrap(), proposals).unwrap();
+        let task = tokio::spawn(replica.run(Arc::new(Metrics::new())));
+        let join = || Command::JoinHost { host: "alpha".parse().unwrap(), facts: Default::default() };
+        for incarnation in 1..=2 {
+            let answer = propose(&send, join()).await.unwrap();
+            assert_eq!(answer, Response::Incarnation(incarnation));
+        }
+        assert_eq!(copies.states.borrow().hosts.len(), 1);
+        assert!(!file.exists(), "it was written before the beginning was over");
+        let (reply, begun) = oneshot::channel();
+        copies.begins.send(reply).await.unwrap();
+        begun.await.unwrap();
+        assert_eq!(read(&file).unwrap().hosts.len(), 1);
+        propose(&send, Command::Pause { target: Target::All }).await.unwrap();
+        assert!(read(&file).unwrap().paused.all);
+        task.abort();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::{AskError, Proposal};
+use super::replica::Begins;
 use crate::cluster::feed::{self, Feed};
 use crate::cluster::node::{NotPrimary, Peer, PeersError, ProposeError, Standing, Watched};
 use crate::cluster::raft::PeerId;
@@ -42,6 +43,8 @@ pub enum Ring {
 pub struct Alone {
     /// Into the replica.
     pub proposals: mpsc::Sender<Proposal>,
+    /// To the replica, too.
+    pub begins: Begins,
     /// The last changes of the directory.
     pub feed: Feed,
     /// Names this life of the agent: what a host alone knows of runs does not outlive it.
@@ -53,7 +56,8 @@ pub struct Alone {
 impl Alone {
     /// A way that leads to whoever takes these proposals; nothing changes in the directory of this host.
     pub fn to(proposals: mpsc::Sender<Proposal>, host: HostName) -> Alone {
-        Alone { proposals, feed: feed::feed().1, history: 0, statuses: Statuses::new(host) }
+        let begins = mpsc::channel(1).0;
+        Alone { proposals, begins, feed: feed::feed().1, history: 0, statuses: Statuses::new(host) }
     }
 }
 
@@ -82,6 +86,17 @@ impl Ring {
             }
             Ring::Peer(peer) => Ok(peer.propose(command).await?),
             Ring::Attached(attached) => Ok(attached.propose(command).await?),
+        }
+    }
+
+    /// This host's beginning is over: when it returns, what that has changed is on disk. Among several hosts it is
+    /// already, by each answer.
+    pub async fn begun(&self) {
+        let Ring::Alone(alone) = self else { return };
+        let (reply, kept) = oneshot::channel();
+        // A replica that is gone ends with the agent.
+        if alone.begins.send(reply).await.is_ok() {
+            let _ = kept.await;
         }
     }
 

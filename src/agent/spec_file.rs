@@ -87,11 +87,13 @@ pub fn context(host: Option<&str>) -> Context {
     Context { hostname, host_override: host.map(str::to_owned) }
 }
 
-/// Applies the file's processes if it may, and with them the spans of time that all hosts go by.
-pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError> {
+/// Applies the file's processes if it may, and with them the spans of time that all hosts go by. That it did so is to be
+/// remembered only when they are on disk: an agent that finds others than it remembers takes them for somebody else's.
+/// A host alone has them there when it has begun, and calls [`remember`] then.
+pub async fn apply(handle: &Handle, config: &Config, on_disk: bool) -> Result<Outcome, AskError> {
     let mut refused = None;
     for _ in 0..ATTEMPTS {
-        match try_apply(handle, config).await {
+        match try_apply(handle, config, on_disk).await {
             // Another host's agent, which starts at the same time, was first.
             Err(AskError::Rejected(Rejected::Revision { expected, found })) => {
                 refused = Some(Rejected::Revision { expected, found });
@@ -106,24 +108,45 @@ pub async fn apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError
     Err(refused.map_or(AskError::Busy, AskError::Rejected))
 }
 
-async fn try_apply(handle: &Handle, config: &Config) -> Result<Outcome, AskError> {
-    let memory = config.host.data_dir.join("applied.json");
+/// What the cluster has now is what this file applied, if it is the same.
+pub async fn remember(handle: &Handle, config: &Config) {
     let state = handle.state.borrow().clone();
-    let remember = |revision| Memory { revision, history: Some(history(&handle.ring)) }.write(&memory);
     if state.spec == config.spec && state.revision > 0 {
-        remember(state.revision);
+        note(handle, config, state.revision).await;
+    }
+}
+
+async fn note(handle: &Handle, config: &Config, revision: u64) {
+    let memory = Memory { revision, history: Some(history(&handle.ring)) };
+    let path = memory_of(config);
+    // Else the agent is ending.
+    let _ = tokio::task::spawn_blocking(move || memory.write(&path)).await;
+}
+
+fn memory_of(config: &Config) -> PathBuf {
+    config.host.data_dir.join("applied.json")
+}
+
+async fn try_apply(handle: &Handle, config: &Config, on_disk: bool) -> Result<Outcome, AskError> {
+    let state = handle.state.borrow().clone();
+    if state.spec == config.spec && state.revision > 0 {
+        if on_disk {
+            note(handle, config, state.revision).await;
+        }
         return Ok(Outcome::InForce(state.revision));
     }
     let mut view = difference::difference(&state.spec, &config.spec);
     view.revision = state.revision;
-    if state.revision != 0 && !Memory::read(&memory).holds(history(&handle.ring), state.revision) {
+    if state.revision != 0 && !Memory::read(&memory_of(config)).holds(history(&handle.ring), state.revision) {
         return Ok(Outcome::Drift(view));
     }
     let command = Command::ApplySpec { spec: config.spec.clone(), expected_revision: Some(state.revision) };
     if let Response::Revision(revision) = handle.propose(command).await? {
         view.revision = revision;
     }
-    remember(view.revision);
+    if on_disk {
+        note(handle, config, view.revision).await;
+    }
     Ok(Outcome::Applied(view))
 }
 

@@ -79,13 +79,12 @@ mod tests {
     use super::*;
     use crate::agent::ring::Alone;
     use crate::cluster::feed::feed;
-    use crate::cluster::statuses::Statuses;
 
     #[tokio::test]
     async fn those_who_come_together_share_a_text_while_what_follows_it_is_known() {
         let (mut recorder, feed) = feed();
-        let statuses = Statuses::new("alpha".parse().unwrap());
-        let ring = Ring::Alone(Alone { proposals: mpsc::channel(1).0, feed, history: 7, statuses });
+        let alone = Alone::to(mpsc::channel(1).0, "alpha".parse().unwrap());
+        let ring = Ring::Alone(Alone { feed, history: 7, ..alone });
         let at = |index| Arc::new(State { index, ..State::default() });
         let (states, seen) = watch::channel(at(3));
         let whole = Whole::new(seen, ring);

@@ -58,10 +58,11 @@ pub async fn open(config: &Config, entrance: Entrance) -> Result<Opened, OpenErr
     let (host, cluster) = (&config.host, &config.cluster);
     if cluster.peers.is_empty() {
         let (proposals, proposed) = mpsc::channel(1024);
-        let (replica, Copies { states, feed }) = Replica::open(&host.data_dir, &host.name, proposed)?;
+        let (replica, Copies { states, feed, begins }) = Replica::open(&host.data_dir, &host.name, proposed)?;
         return Ok((
             Ring::Alone(Alone {
                 proposals,
+                begins,
                 feed,
                 history: fastrand::u64(1..),
                 statuses: Statuses::new(host.name.clone()),
