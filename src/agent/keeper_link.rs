@@ -87,14 +87,22 @@ impl Link {
         Ok(())
     }
 
-    /// Sends a message with descriptors. These are sent at start and on a first spawn, when little waits; a
-    /// keeper that cannot take one then is not working.
-    pub fn send_with(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        let packet = encode(request)?;
+    /// Sends a message with descriptors, and in its packet the one that goes on about them. These are sent at start and
+    /// on a first spawn, when little waits; a keeper that cannot take one then is not working.
+    pub fn send_with(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        then: Option<&Request>,
+    ) -> Result<(), LinkError> {
+        let mut packet = encode(request)?;
+        let then = then.map(encode);
+        let together = matches!(&then, Some(Ok(then)) if gather(&mut packet, then));
         let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         for _ in 0..1_000 {
             self.flush()?;
             if self.waiting.is_empty() && self.put(&packet, &raw)? {
+                self.waiting.extend(then.filter(|_| !together).transpose()?);
                 return Ok(());
             }
             wait_writable(self.socket.as_fd());

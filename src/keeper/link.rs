@@ -38,7 +38,7 @@ pub fn bind_at(path: &Path) -> io::Result<OwnedFd> {
 
 /// What reading gave.
 pub enum Received {
-    /// Requests in order, with the descriptors of a lone one.
+    /// Requests in order, with the descriptors of the first.
     Requests(Vec<Request>, Vec<OwnedFd>),
     /// A packet that is no request.
     Bad(DecodeError),

@@ -2,8 +2,8 @@
 //!
 //! One Unix seqpacket socket, `keeper.sock` in the runtime folder. A packet is a version byte and one or more
 //! messages, each in bincode with fixed-width little-endian integers ([`encode`], [`gather`]). Descriptors
-//! travel with SCM_RIGHTS on the messages that say so, which then are alone in their packet. Pure: bytes in,
-//! bytes out. Called by the keeper's loop and by `agent::keeper_link`; the golden tests below hold the bytes,
+//! travel with SCM_RIGHTS on the messages that say so, which then are the first of their packet, and the only one in it
+//! with descriptors. Pure: bytes in, bytes out. Called by the keeper's loop and by `agent::keeper_link`; the golden tests below hold the bytes,
 //! because an upgraded agent talks to yesterday's keeper.
 //!
 //! A conversation: the agent sends [`Request::Hello`]; the keeper answers [`Reply::Welcome`], then

@@ -177,7 +177,10 @@ impl Sockets {
         identity: Identity,
     ) -> Result<usize, OpenError> {
         self.close(instance);
-        let slot = self.endpoints.iter().position(Option::is_none).unwrap_or(self.endpoints.len());
+        // Looked for only where there is one: a host that starts opens hundreds, one after another.
+        let free = self.slots.len() < self.endpoints.len();
+        let free = free.then(|| self.endpoints.iter().position(Option::is_none)).flatten();
+        let slot = free.unwrap_or(self.endpoints.len());
         for (socket, role) in [(&listener, Role::Listener), (&notify, Role::Notify)] {
             let interest = EpollEvent::new(EpollFlags::EPOLLIN, token::of(slot, role));
             self.epoll.add(socket, interest).map_err(|source| OpenError::Watch { source })?;
@@ -196,6 +199,12 @@ impl Sockets {
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.identity = identity;
         }
+    }
+
+    /// Who may speak on an instance's sockets.
+    pub fn identity(&self, instance: &InstanceId) -> Option<&Identity> {
+        let endpoint = self.endpoints.get(*self.slots.get(instance)?)?.as_ref()?;
+        Some(&endpoint.identity)
     }
 
     /// Forgets all that an earlier run said or left open, so that nothing of it counts for the next one.

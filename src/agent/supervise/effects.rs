@@ -21,6 +21,9 @@ impl Supervisor {
     /// Carries out actions in order; what fails at once comes back as a happening. Where runs are started, what
     /// only tells of something waits until the children have their processors.
     pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
+        // Those go to the keeper together, when the loop has heard what there is to hear.
+        let notes = |action: &Action| matches!(action, Action::Remember { .. }) || action.is_telling();
+        let only_notes = actions.iter().all(notes) && self.later.is_empty();
         let telling = |action: &Action| !action.is_start();
         if actions.iter().any(Action::is_start) && actions.iter().all(|a| a.is_start() || a.is_telling()) {
             let (later, starts): (Vec<_>, Vec<_>) = actions.into_iter().partition(telling);
@@ -34,7 +37,7 @@ impl Supervisor {
             self.later.extend(actions);
             self.catch_up();
         }
-        if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
+        if !only_notes && let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
             self.lose_keeper(&error);
         }
     }

@@ -17,7 +17,7 @@ use crate::keeper::protocol::{
     Account, CgroupSupport, Reply, Request, RunId, RunRecord, SpawnStep, Stage, describe_failure,
 };
 use crate::metrics::SpawnFault;
-use crate::process_api::KnownBy;
+use crate::process_api::socket::{Identity, KnownBy};
 use crate::spec::{InstanceId, Logs};
 
 /// What a keeper has said about its table so far.
@@ -256,7 +256,8 @@ impl Supervisor {
             if self.sockets.descriptors(&instance).is_some() {
                 continue;
             }
-            let identity = self.identity(None);
+            let account = self.account(&instance);
+            let identity = self.identity(account.as_ref());
             if let Err(error) = self.sockets.adopt(&instance, listener, notify, identity) {
                 tracing::error!(%instance, %error, "cannot take over its sockets");
             }
@@ -281,7 +282,8 @@ impl Supervisor {
             return;
         }
         let account = self.account(instance);
-        if let Err(error) = self.open_sockets(instance, account.as_ref()) {
+        let opened = self.open_sockets(instance, account.as_ref());
+        if let Err(error) = opened.and_then(|_| Ok(self.hold_again(instance)?)) {
             tracing::error!(%instance, %error, "cannot open the sockets of an adopted run");
         }
     }
@@ -321,15 +323,12 @@ impl Supervisor {
 
     /// From now on only the run's own processes may speak on its sockets; what they have said already is heard.
     fn identify(&mut self, instance: &InstanceId, pid: i32) {
-        let account = self.account(instance);
-        let mut identity = self.identity(account.as_ref());
-        identity.main_pid = pid;
-        if self.cgroups != CgroupSupport::None {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned);
-            // One that is gone already has left nothing but its account to know the rest by.
-            identity.known_by = cgroup.map_or(KnownBy::Account, KnownBy::Cgroup);
-        }
+        let Some(known) = self.sockets.identity(instance) else { return };
+        let known_by = match self.cgroups {
+            CgroupSupport::None => KnownBy::Account,
+            _ => KnownBy::cgroup_of(pid),
+        };
+        let identity = Identity { uid: known.uid, gid: known.gid, main_pid: pid, known_by };
         self.sockets.identify(instance, identity);
         let events = self.sockets.drain(instance);
         self.hear_said(events);

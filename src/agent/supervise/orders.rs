@@ -6,13 +6,12 @@
 //! run is to end.
 
 use std::collections::BTreeSet;
-use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Supervisor, moment};
 use crate::agent::book::{NoPort, is_taken};
-use crate::agent::keeper_link::{Link, LinkError};
+use crate::agent::keeper_link::LinkError;
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
 use crate::agent::replica::wall_ms;
 use crate::agent::resolve::{Order, ResolveError};
@@ -163,13 +162,20 @@ impl Supervisor {
             self.queue(instance, run);
             return Ok(());
         }
-        self.open_sockets(instance, found.account.as_ref().map(|(account, _)| account))?;
         let spawn = self.parts.resolver.spawn(order, found)?;
+        let new = self.open_sockets(instance, spawn.account.as_ref())?;
         // The time in which it must get ready begins here.
         self.host.put_off(&[run].into(), moment());
         if let Some(link) = &mut self.link {
             fault::pass(Point::AgentBeforeOrder);
-            link.send(&Request::Spawn(Box::new(spawn)))?;
+            let spawn = Request::Spawn(Box::new(spawn));
+            match self.sockets.descriptors(instance).filter(|_| new) {
+                Some(descriptors) => {
+                    link.send_with(&hold(instance), &descriptors, Some(&spawn))?;
+                    fault::pass(Point::AgentAfterHold);
+                }
+                None => link.send(&spawn)?,
+            }
             link.flush()?;
             fault::pass(Point::AgentAfterOrder);
         }
@@ -312,24 +318,23 @@ impl Supervisor {
         Ok(folder)
     }
 
-    /// Makes the sockets on the first run; later runs find them, cleared of what was said before.
+    /// Makes the sockets on the first run, which the keeper is then to hold (true); later runs find them, cleared of what
+    /// was said before.
     pub(super) fn open_sockets(
         &mut self,
         instance: &InstanceId,
         account: Option<&Account>,
-    ) -> Result<PathBuf, OrderError> {
+    ) -> Result<bool, OrderError> {
         let folder = self.socket_folder(instance)?;
         let identity = self.identity(account);
         self.forget_listeners(instance);
         if self.sockets.descriptors(instance).is_some() {
             self.sockets.reset(instance);
             self.sockets.identify(instance, identity);
-            return Ok(folder);
+            return Ok(false);
         }
-        let descriptors = self.sockets.open(instance, &folder, identity)?;
-        hold(self.link.as_mut(), instance, descriptors)?;
-        fault::pass(Point::AgentAfterHold);
-        Ok(folder)
+        self.sockets.open(instance, &folder, identity)?;
+        Ok(true)
     }
 
     /// Who may speak on an instance's sockets until its process is known.
@@ -359,20 +364,13 @@ impl Supervisor {
 impl Supervisor {
     /// Gives the keeper the sockets of an instance again: a new keeper has none.
     pub(super) fn hold_again(&mut self, instance: &InstanceId) -> Result<(), LinkError> {
-        match self.sockets.descriptors(instance) {
-            Some(descriptors) => hold(self.link.as_mut(), instance, descriptors),
-            None => Ok(()),
+        match (self.link.as_mut(), self.sockets.descriptors(instance)) {
+            (Some(link), Some(descriptors)) => link.send_with(&hold(instance), &descriptors, None),
+            _ => Ok(()),
         }
     }
 }
 
-fn hold(
-    link: Option<&mut Link>,
-    instance: &InstanceId,
-    descriptors: [BorrowedFd<'_>; 2],
-) -> Result<(), LinkError> {
-    match link {
-        Some(link) => link.send_with(&Request::Hold { instance: instance.clone() }, &descriptors),
-        None => Ok(()),
-    }
+fn hold(instance: &InstanceId) -> Request {
+    Request::Hold { instance: instance.clone() }
 }

@@ -5,6 +5,12 @@
 //! instance's account (or root) does, and processes of one account are not told apart (docs/protocol.md says
 //! so). Reads /proc of the caller, nothing else.
 
+use std::fs::File;
+use std::io::Read;
+
+/// The kernel makes the text as a whole, up to this size.
+const PAGE: usize = 4096;
+
 /// Whose sockets they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -73,12 +79,35 @@ impl Identity {
         if pid <= 0 {
             return Err(Stranger::Cgroup { pid });
         }
-        match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+        match cgroups_of(pid) {
             Ok(text) if lies_within(&text, cgroup) => Ok(()),
             Ok(_) => Err(Stranger::Cgroup { pid }),
             Err(_) => Err(Stranger::Gone { pid }),
         }
     }
+}
+
+impl KnownBy {
+    /// The cgroup in which this process lies; one that is gone already has left nothing but its account to know the rest
+    /// by.
+    pub fn cgroup_of(pid: i32) -> KnownBy {
+        let text = cgroups_of(pid).unwrap_or_default();
+        let cgroup = text.lines().find_map(|line| line.strip_prefix("0::"));
+        cgroup.map_or(KnownBy::Account, |cgroup| KnownBy::Cgroup(cgroup.to_owned()))
+    }
+}
+
+/// /proc/PID/cgroup. Asked of each run that starts, so that it is read at once where a page holds it, as it does but for
+/// cgroups in cgroups in cgroups.
+fn cgroups_of(pid: i32) -> std::io::Result<String> {
+    let mut file = File::open(format!("/proc/{pid}/cgroup"))?;
+    let mut text = vec![0; PAGE];
+    let read = file.read(&mut text)?;
+    text.truncate(read);
+    if read == PAGE {
+        file.read_to_end(&mut text)?;
+    }
+    String::from_utf8(text).map_err(std::io::Error::other)
 }
 
 /// True when the version 2 line of a /proc/PID/cgroup names the cgroup or one below it.
