@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub mod api;
 pub mod audit;
@@ -42,10 +42,9 @@ fn read_span(text: &str) -> Result<Duration, &'static str> {
     read_duration(text).ok_or("a span such as 90s or 2m")
 }
 
-/// Keeps the declared processes of a game cluster running.
-#[derive(Debug, Parser)]
-#[command(name = "bigbrother", version, max_term_width = 100, after_help = AFTER_HELP)]
-pub struct Cli {
+/// What all commands take.
+#[derive(Debug, Args)]
+struct Common {
     /// Where the agent answers: unix:/path/to/api.sock, https://HOST:PORT, or on this machine http://HOST:PORT.
     ///
     /// Default: /run/bigbrother/api.sock if it is there, else the socket in the runtime_dir of ./cluster.toml.
@@ -63,6 +62,14 @@ pub struct Cli {
     /// Print JSON (one value a line where it streams) instead of text.
     #[arg(long, global = true)]
     json: bool,
+}
+
+/// Keeps the declared processes of a game cluster running.
+#[derive(Debug, Parser)]
+#[command(name = "bigbrother", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
 
     #[command(subcommand)]
     command: Command,
@@ -138,10 +145,43 @@ enum Command {
     DemoZone(demo_zone::DemoZoneArgs),
 }
 
+/// The two commands that the start of a host waits for, one after the other: to make all the others, too, takes each of
+/// them half a millisecond.
+#[derive(Debug, Parser)]
+#[command(name = "bigbrother", version, max_term_width = 100)]
+struct Parts {
+    #[command(flatten)]
+    common: Common,
+
+    #[command(subcommand)]
+    part: Part,
+}
+
+/// As in [`Command`].
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Run this host's agent.
+    Agent(serve::AgentArgs),
+    /// Run this host's keeper, the parent of all game processes.
+    Keeper(serve::KeeperArgs),
+}
+
+fn parse() -> Cli {
+    let first = std::env::args_os().nth(1);
+    if !first.is_some_and(|first| first == "agent" || first == "keeper") {
+        return Cli::parse();
+    }
+    let Parts { common, part } = Parts::parse();
+    let command = match part {
+        Part::Agent(args) => Command::Agent(args),
+        Part::Keeper(args) => Command::Keeper(args),
+    };
+    Cli { common, command }
+}
+
 /// Parses the arguments, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let Cli { api, token_file, ca, json, command } = cli;
+    let Cli { common: Common { api, token_file, ca, json }, command } = parse();
     let outcome = command.run(|| client(api, token_file, ca), Output::new(json));
     let exit = match outcome {
         Ok(exit) => exit,
@@ -235,6 +275,21 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         definition().debug_assert();
+    }
+
+    #[test]
+    fn agent_and_keeper_are_the_same_among_all_commands_and_by_themselves() {
+        let help = |mut of: clap::Command, name: &str| {
+            of.build();
+            of.find_subcommand_mut(name).unwrap().render_long_help().to_string()
+        };
+        for name in ["agent", "keeper"] {
+            let alone = help(Parts::command(), name);
+            assert_eq!(alone, help(definition(), name));
+            assert!(alone.contains("--api") && alone.contains("--cgroup"), "{alone}");
+        }
+        assert_eq!(Parts::command().get_subcommands().count(), 2);
+        Parts::command().debug_assert();
     }
 
     #[test]

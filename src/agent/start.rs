@@ -20,7 +20,7 @@ use super::chronicle::{Chronicle, rfc3339};
 use super::ending::Ending;
 use super::folders::{self, FolderError};
 use super::handle::{Handle, HostRequest};
-use super::keeper_link::{KeeperSource, start_first};
+use super::keeper_link::{Early, KeeperSource, start_first};
 use super::replica::wall_ms;
 use super::reporter::{Report, Reporter};
 use super::resolve::Resolver;
@@ -112,12 +112,14 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let config = spec_file::read(&options.config, options.host.as_deref(), colour)?;
     descriptors::raise_limit()?;
-    descriptors::make_room()?;
     folders::make("data_dir", &config.host.data_dir)?;
     folders::make("runtime_dir", &config.host.runtime_dir)?;
+    // Nothing can begin before it listens.
+    let early = start_first(&options.keeper, &config.host.runtime_dir, &config.host.data_dir);
+    descriptors::make_room()?;
     config.open_doors().iter().for_each(|door| tracing::warn!("{door}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(serve(options, config));
+    let result = runtime.block_on(serve(options, config, early));
     // A probe or a disk that hangs must not keep a stopped agent alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
@@ -137,11 +139,11 @@ struct Tasks {
     liveness: watch::Receiver<Arc<Liveness>>,
 }
 
-async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError> {
+async fn serve(options: &AgentOptions, config: Config, early: Early) -> Result<(), AgentError> {
     // Before all else: a signal that comes now ends no agent halfway, and no reload is lost.
     let mut signals = Signals::new()?;
     let (listeners, _held, (handle, tasks, parts)) = tokio::select! {
-        prepared = prepare(options, &config) => prepared?,
+        prepared = prepare(options, &config, early) => prepared?,
         // A disk or a name that hangs keeps no agent from ending.
         () = signals.end() => return Ok(()),
     };
@@ -201,6 +203,7 @@ async fn serve(options: &AgentOptions, config: Config) -> Result<(), AgentError>
 async fn prepare(
     options: &AgentOptions,
     config: &Config,
+    early: Early,
 ) -> Result<(Listeners, Option<std::fs::File>, Made), AgentError> {
     // First: it refuses a second agent, which would take the keeper from the first.
     let socket = config.host.runtime_dir.join("api.sock");
@@ -208,7 +211,7 @@ async fn prepare(
     let (entrance, tunnelled) = Entrance::new();
     let listeners = Listeners::bind(&socket, API_SOCKET_MODE, api, tls).await?.with_tunnel(tunnelled);
     let held = folders::hold(&config.host.data_dir).await?;
-    let made = assemble(options, config, entrance, listeners.shown()).await?;
+    let made = assemble(options, config, early, entrance, listeners.shown()).await?;
     Ok((listeners, held, made))
 }
 
@@ -286,11 +289,11 @@ type Made = (Handle, Tasks, Parts);
 async fn assemble(
     options: &AgentOptions,
     config: &Config,
+    early: Early,
     entrance: Entrance,
     shown: Option<Shown>,
 ) -> Result<Made, AgentError> {
     let host = &config.host;
-    let early = start_first(&options.keeper, &host.runtime_dir, &host.data_dir);
     let (requests, asked) = mpsc::channel(64);
     let (events, _) = broadcast::channel(4096);
     let (reports, reported) = mpsc::channel(8192);
