@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::disk::Saving;
 use crate::host::Ports;
@@ -84,7 +84,7 @@ pub struct Book {
 }
 
 impl Book {
-    /// Opens the book of a data folder and reserves run numbers; `writer` must be run for changes to last.
+    /// Opens the book of a data folder; `writer` must be run for the reserve of run numbers and for changes to last.
     pub fn open(data_dir: &Path, range: (u16, u16)) -> Result<(Book, Writer), BookError> {
         let path = data_dir.join("host.json");
         let mut page = match std::fs::read(&path) {
@@ -95,12 +95,8 @@ impl Book {
         };
         let last_run = page.runs;
         page.runs += RUN_BLOCK;
-        let bytes = encode(&page);
-        // A full disk must not keep the games from a new agent: run numbers then come from the keeper's table.
-        let saved = super::disk::replace(&path, &bytes);
-        let mut saving = Saving::new(path, SavedFile::Book);
-        saving.note(saved);
-        let (out, changes) = watch::channel(bytes);
+        let saving = Saving::new(path, SavedFile::Book);
+        let (out, changes) = watch::channel(encode(&page));
         let taken = page.ports.values().flat_map(|ports| ports.values().copied()).collect();
         Ok((
             Book {
@@ -285,9 +281,14 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Writes until the book is closed and its last change is on disk.
-    pub async fn run(mut self, metrics: Arc<Metrics>) {
+    /// Writes until the book is closed and its last change is on disk. Run numbers may be given out when it says that
+    /// they are reserved, or cannot be: a full disk must not keep the games from a new agent, and the numbers then come
+    /// from the keeper's table.
+    pub async fn run(mut self, metrics: Arc<Metrics>, reserved: oneshot::Sender<()>) {
         self.saving = self.saving.measured(metrics);
+        self.save().await;
+        // Whoever waited for it is gone when the agent is ending.
+        let _ = reserved.send(());
         loop {
             tokio::select! {
                 changed = self.changes.changed() => if changed.is_err() {
@@ -296,10 +297,14 @@ impl Writer {
                 () = self.saving.retry() => {}
             }
             fault::pass(Point::AgentBeforeBook);
-            let bytes = self.changes.borrow_and_update().clone();
-            self.saving.save(move || Ok(bytes)).await;
+            self.save().await;
             fault::pass(Point::AgentAfterBook);
         }
+    }
+
+    async fn save(&mut self) {
+        let bytes = self.changes.borrow_and_update().clone();
+        self.saving.save(move || Ok(bytes)).await;
     }
 }
 

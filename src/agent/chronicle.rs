@@ -1,9 +1,10 @@
 //! The last events of this host, for people.
 //!
-//! Owns two rings (all events, and those of each instance), the live feed, and the annals of the cluster. It never
-//! decides; the supervision loop writes, the API asks.
+//! Owns two rings (all events, and those of each instance), the live feed, and the annals of the cluster; an event is
+//! there once, whoever has it. It never decides; the supervision loop writes, the API asks.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{broadcast, watch};
@@ -24,9 +25,9 @@ const MOST_OF_ONE: usize = 50;
 pub struct Chronicle {
     host: HostName,
     seq: u64,
-    all: VecDeque<EventView>,
-    of_one: BTreeMap<InstanceId, VecDeque<EventView>>,
-    feed: broadcast::Sender<EventView>,
+    all: VecDeque<Arc<EventView>>,
+    of_one: BTreeMap<InstanceId, VecDeque<Arc<EventView>>>,
+    feed: broadcast::Sender<Arc<EventView>>,
     annals: Annals,
     /// Of the cluster; `None`: this host is alone.
     standing: Option<watch::Receiver<Standing>>,
@@ -36,7 +37,7 @@ impl Chronicle {
     /// An empty chronicle, which tells what becomes of this state.
     pub fn new(
         host: HostName,
-        feed: broadcast::Sender<EventView>,
+        feed: broadcast::Sender<Arc<EventView>>,
         state: &State,
         standing: Option<watch::Receiver<Standing>>,
     ) -> Self {
@@ -123,6 +124,7 @@ impl Chronicle {
     fn push(&mut self, mut event: EventView) {
         self.seq += 1;
         event.seq = self.seq;
+        let event = Arc::new(event);
         let own = event.instance.clone().map(|id| (self.of_one.entry(id).or_default(), MOST_OF_ONE));
         for (ring, most) in [(&mut self.all, MOST)].into_iter().chain(own) {
             if ring.len() == most {
@@ -136,9 +138,10 @@ impl Chronicle {
 
     /// The last events, oldest first.
     pub fn last(&self, instance: Option<&InstanceId>) -> Vec<EventView> {
+        let event = |event: &Arc<EventView>| (**event).clone();
         match instance {
-            None => self.all.iter().cloned().collect(),
-            Some(id) => self.of_one.get(id).into_iter().flatten().cloned().collect(),
+            None => self.all.iter().map(event).collect(),
+            Some(id) => self.of_one.get(id).into_iter().flatten().map(event).collect(),
         }
     }
 

@@ -34,7 +34,7 @@ pub struct Handle {
     /// The newest applied state.
     pub state: watch::Receiver<Arc<State>>,
     /// Events of this host as they happen; a receiver that lags loses the oldest.
-    pub events: broadcast::Sender<EventView>,
+    pub events: broadcast::Sender<Arc<EventView>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The audit trail.

@@ -48,6 +48,9 @@ const API_SOCKET_MODE: u32 = 0o600;
 /// How long an agent that ends before it has begun waits for the API's last answers.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// What an agent that has met its keeper waits for first.
+const RESERVES: &str = "it reserves run numbers in data_dir";
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -155,7 +158,8 @@ async fn serve(options: &AgentOptions, config: Config, early: Early) -> Result<(
     let api = tokio::spawn(crate::http::serve(handle.clone(), listeners, waits, ending.clone()));
     let supervision = start_supervision(Parts { met, gate, shutdown: ending, ..parts })?;
     let copy = tasks.copy.run(metrics.clone());
-    let writer = tokio::spawn(tasks.writer.run(metrics));
+    let (reserved, runs_reserved) = oneshot::channel();
+    let writer = tokio::spawn(tasks.writer.run(metrics, reserved));
     tokio::spawn(tasks.carrier.run(handle.ring.clone()));
     let running = Running { shutdown, supervision, writer, api, copy, handle: handle.clone() };
 
@@ -174,6 +178,9 @@ async fn serve(options: &AgentOptions, config: Config, early: Early) -> Result<(
         let mut met = keeper_met.clone();
         let cgroups = met.wait_for(Option::is_some).await.map_err(|_| AgentError::Supervision)?.clone();
         let facts = facts(&config.host, &cgroups.unwrap_or(CgroupSupport::None));
+        starting.send_replace(Some(RESERVES.to_owned()));
+        // A writer that is gone ends with the agent.
+        let _ = runs_reserved.await;
         starting.send_replace(Some(JOINS.to_owned()));
         let beginning =
             Beginning { handle: &handle, facts, reports: &mut reports, starting: &starting, gate: open_gate };
@@ -259,7 +266,7 @@ fn handle(
     requests: mpsc::Sender<HostRequest>,
     ring: Ring,
     state: watch::Receiver<Arc<State>>,
-    events: broadcast::Sender<EventView>,
+    events: broadcast::Sender<Arc<EventView>>,
 ) -> Handle {
     let (host, cluster) = (config.host.name.clone(), config.cluster.name.clone());
     let (started_at, metrics) = (rfc3339(wall_ms()), Arc::new(Metrics::new()));

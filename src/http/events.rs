@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -172,7 +173,7 @@ fn stream(
 
 /// The recent events of this host, then live ones; `reset` where some were missed.
 fn own_stream(
-    live: broadcast::Receiver<EventView>,
+    live: broadcast::Receiver<Arc<EventView>>,
     recent: Vec<EventView>,
     instance: Option<InstanceId>,
 ) -> impl Stream<Item = Told> + use<> {
@@ -180,7 +181,7 @@ fn own_stream(
     let live = BroadcastStream::new(live).filter_map(move |event| match event {
         Ok(event) if told.is_some_and(|told| event.seq <= told) => None,
         Ok(event) if instance.is_some() && event.instance != instance => None,
-        Ok(event) => Some(Told::Event(event)),
+        Ok(event) => Some(Told::Event(Arc::unwrap_or_clone(event))),
         Err(BroadcastStreamRecvError::Lagged(missed)) => Some(Told::Missed(missed)),
     });
     tokio_stream::iter(recent.into_iter().map(Told::Event)).chain(live)

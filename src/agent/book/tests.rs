@@ -14,7 +14,7 @@ fn udp() -> BTreeMap<String, PortRequest> {
 async fn ports_stay_with_their_instance_over_restarts_and_run_numbers_never_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let (mut book, writer) = Book::open(dir.path(), (21000, 21999)).unwrap();
-    let task = tokio::spawn(writer.run(Arc::new(Metrics::new())));
+    let task = tokio::spawn(writer.run(Arc::new(Metrics::new()), oneshot::channel().0));
     let first = book.assign(&id("zone.0"), &udp(), false).unwrap();
     let second = book.assign(&id("zone.1"), &udp(), false).unwrap();
     assert_ne!(first, second);
@@ -30,6 +30,24 @@ async fn ports_stay_with_their_instance_over_restarts_and_run_numbers_never_come
     assert_eq!(book.ports(&id("zone.2"))["game"], (Protocol::Udp, 21002));
     assert_eq!(book.ports(&id("zone.0")), first);
     assert!(book.last_run() >= RUN_BLOCK * 3, "{}", book.last_run());
+}
+
+#[tokio::test]
+async fn run_numbers_are_reserved_before_the_first_is_given_out() {
+    let dir = tempfile::tempdir().unwrap();
+    for life in 0..3 {
+        let (book, writer) = Book::open(dir.path(), (21000, 21999)).unwrap();
+        assert_eq!(book.last_run(), life * RUN_BLOCK);
+        let (reserved, told) = oneshot::channel();
+        let task = tokio::spawn(writer.run(Arc::new(Metrics::new()), reserved));
+        told.await.unwrap();
+        task.abort();
+    }
+    let gone = dir.path().join("gone");
+    let (_book, writer) = Book::open(&gone, (21000, 21999)).unwrap();
+    let (reserved, told) = oneshot::channel();
+    let _task = tokio::spawn(writer.run(Arc::new(Metrics::new()), reserved));
+    told.await.expect("a disk that takes nothing holds up nobody");
 }
 
 #[test]
