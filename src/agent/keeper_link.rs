@@ -257,3 +257,47 @@ pub fn start_keeper(
     }
     command.spawn()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::keeper::link::{self, Received as Heard};
+
+    /// The packets that the keeper has got: what is in each, and with how many descriptors.
+    fn packets(keeper: &mut link::Link) -> Vec<(Vec<Request>, usize)> {
+        let taken = std::iter::from_fn(|| match keeper.receive() {
+            Heard::Requests(requests, descriptors) => Some((requests, descriptors.len())),
+            _ => None,
+        });
+        taken.collect()
+    }
+
+    #[tokio::test]
+    async fn an_order_goes_in_the_packet_of_its_sockets_where_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = link::Link::new(link::bind_at(&folder.path().join(SOCKET)).unwrap());
+        let mut link = Link::connect(folder.path()).unwrap();
+        assert!(keeper.accept());
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let sockets = [null.as_fd(), null.as_fd()];
+        let hold = Request::Hold { instance: "zone.0".parse().unwrap() };
+        let order = |length| Request::Upgrade { program: "x".repeat(length) };
+        link.send(&Request::Ping).unwrap();
+        link.send_with(&hold, &sockets, Some(&order(8))).unwrap();
+        assert_eq!(
+            packets(&mut keeper),
+            [(vec![Request::Ping], 0), (vec![hold.clone(), order(8)], 2)],
+            "in order"
+        );
+        let long = order(crate::keeper::protocol::MAX_GATHERED);
+        link.send_with(&hold, &sockets, Some(&long)).unwrap();
+        // What waits goes with the next look for news.
+        let _ = tokio::time::timeout(Duration::from_millis(10), link.ready()).await;
+        assert_eq!(packets(&mut keeper), [(vec![hold.clone()], 2), (vec![long], 0)]);
+        let never = order(MAX_PACKET);
+        assert!(matches!(link.send_with(&hold, &sockets, Some(&never)), Err(LinkError::Encode(_))));
+        assert_eq!(packets(&mut keeper), [(vec![hold], 2)], "the sockets are held all the same");
+    }
+}

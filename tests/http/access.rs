@@ -316,6 +316,6 @@ async fn a_certificate_that_was_read_again_is_shown_from_then_on() {
     assert_ne!(certificate().await, first);
     assert!(!shown.renew(shown.read_again().unwrap()), "the same again");
     assert_eq!(secured.send("GET", "/v1/status", Some(READER), "").await.status, 200);
-    secured.server.events.send(super::pretended::event(4, "zone.0")).unwrap();
+    secured.server.events.send(super::pretended::event(4, "zone.0").into()).unwrap();
     staying.until("who is there goes on", |seen| seen.contains("\"seq\":4")).await;
 }

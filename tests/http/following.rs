@@ -21,14 +21,14 @@ async fn events_are_followed_without_gap_or_double() {
     all.until("the recent events", |seen| data_lines(seen) == [1, 2, 3]).await;
     // The third again, as if it had happened between subscribing and asking.
     for event in [event(3, "zone.0"), event(4, "zone.0"), event(5, "zone.1")] {
-        server.events.send(event).unwrap();
+        server.events.send(event.into()).unwrap();
     }
     all.until("the live events", |seen| data_lines(seen) == [1, 2, 3, 4, 5]).await;
     one.until("the events of one", |seen| data_lines(seen) == [2, 5]).await;
 
     // The ring holds four, and nobody gets to read while a hundred come.
     for seq in 6..106 {
-        server.events.send(event(seq, "zone.0")).unwrap();
+        server.events.send(event(seq, "zone.0").into()).unwrap();
     }
     all.until("the newest", |seen| data_lines(seen).last() == Some(&105)).await;
     assert!(all.seen.contains("event: reset\ndata: {\"missed\":96}\n"), "{}", all.seen);

@@ -30,7 +30,7 @@ pub struct Server {
     pub dir: tempfile::TempDir,
     pub metrics: Arc<Metrics>,
     pub statuses: Statuses,
-    pub events: broadcast::Sender<EventView>,
+    pub events: broadcast::Sender<Arc<EventView>>,
     /// `None`: the agent answers nothing until there is one.
     pub snapshot: watch::Sender<Option<Arc<HostSnapshot>>>,
     pub asked: mpsc::UnboundedReceiver<Asked>,

@@ -39,8 +39,8 @@ impl Site {
         let (recorder, feed) = feed();
         let statuses = Statuses::new("alpha".parse().unwrap());
         let (states, seen) = watch::channel(Arc::new(State::default()));
-        let ring =
-            Ring::Alone(Alone { proposals: mpsc::channel(1).0, feed, history, statuses: statuses.clone() });
+        let alone = Alone::to(mpsc::channel(1).0, "alpha".parse().unwrap());
+        let ring = Ring::Alone(Alone { feed, history, statuses: statuses.clone(), ..alone });
         let server = Server::of(dir, requests, (ring, seen), None, agent, snapshot, asked).await;
         let mut source = Source { statuses, recorder, states, seq: 0 };
         source.take(Command::JoinHost { host: "alpha".parse().unwrap(), facts: HostFacts::default() });

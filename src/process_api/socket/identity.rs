@@ -138,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_known_by_its_cgroup_and_one_that_is_gone_by_its_account() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(KnownBy::cgroup_of(own), KnownBy::Cgroup(own_cgroup()));
+        assert_eq!(KnownBy::cgroup_of(0), KnownBy::Account);
+    }
+
+    #[test]
     fn only_the_account_and_root_are_admitted() {
         let identity = Identity { uid: 1000, ..Identity::default() };
         assert_eq!(identity.admit(1, 1000), Ok(()));
