@@ -5,7 +5,7 @@
 //! agent's supervision loop carries out; it never does anything itself, and holds no clock. The files:
 //! [`lifecycle`] is the table of phases, [`restart`] decides what follows an end, [`hang`] watches
 //! heartbeats, [`reconcile`] compares what is wanted with what is there, [`fleet`] is the whole host,
-//! [`fence`] says what may run here while the cluster is out of reach.
+//! [`fence`] says what may run here while the cluster is out of reach, `succession` what is ordered ahead of a crash.
 
 pub mod action;
 mod beginning;
@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod reconcile;
 pub mod restart;
 mod signs;
+mod succession;
 
 pub use action::{Action, Cause, Measure, Occurrence, StopReason, Story};
 pub use ending::describe;
@@ -39,6 +40,11 @@ impl Moment {
     /// The moment this much later.
     pub fn after(self, span: Duration) -> Moment {
         Moment(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// The moment this much earlier.
+    pub fn before(self, span: Duration) -> Moment {
+        Moment(self.0.saturating_sub(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
     }
 
     /// From an earlier moment to this one; zero when it is not earlier.

@@ -16,7 +16,7 @@
 //! | [`upgrade`] | executing a new program in place |
 //! | [`spawn`], [`child`] | from a request to a program |
 //! | [`runs`], [`kills`] | the life of a run: spawned, ended, killed, gone |
-//! | [`requests`] | what the agent asks |
+//! | [`requests`], [`succession`] | what the agent asks, and what it has ordered ahead |
 //! | [`cgroup`], [`descent`], [`process`] | what belongs to a run, and how to kill it |
 //! | [`logs`] | FIFOs, the copier, rotation |
 //! | [`link`], [`notify`], [`instance`], [`poll`], [`fault`] | socket, drained datagrams, held descriptors, waiting, test points |
@@ -39,6 +39,7 @@ use self::logs::Copier;
 use self::poll::{Poll, Source};
 use self::protocol::{AGENT_SILENCE_MS, Reply, RunId};
 use self::spawn::{Birth, Surroundings};
+use self::succession::Successors;
 use self::table::Table;
 use crate::spec::InstanceId;
 use crate::systemd::Systemd;
@@ -62,6 +63,7 @@ pub mod requests;
 pub mod runs;
 pub mod setup;
 pub mod spawn;
+pub mod succession;
 pub mod table;
 pub mod upgrade;
 
@@ -116,6 +118,8 @@ pub struct Keeper {
     cgroups: Cgroups,
     copier: Copier,
     surroundings: Surroundings,
+    /// What is to follow a crash.
+    successors: Successors,
     /// Runs between fork and exec.
     pending: BTreeMap<RunId, Pending>,
     /// The same of children of the keeper before this one.
@@ -276,7 +280,7 @@ impl Keeper {
     /// Sends what waits.
     fn flush(&mut self) {
         if self.link.waits() && !self.link.flush() {
-            self.start_draining();
+            self.lose_agent();
         }
         self.attend(process::boottime_ns());
     }
@@ -297,8 +301,13 @@ impl Keeper {
     /// Requests are read now. Not while a crowd of children is on its way: these run sooner when no more join
     /// them. Nor while an upgrade waits for a child, unless that is a slow one, which must hold up nobody.
     fn listens(&self, now: u64) -> bool {
-        let young = self.pending.values().filter(|child| now < child.forked_ns + CROWD_NS).count();
+        let young = self.young(now);
         let only_slow = young == 0 && !self.pending.is_empty();
         young < CROWD && (self.upgrade.is_none() || only_slow)
+    }
+
+    /// Children that have just been forked.
+    fn young(&self, now: u64) -> usize {
+        self.pending.values().filter(|child| now < child.forked_ns + CROWD_NS).count()
     }
 }

@@ -71,6 +71,7 @@ pub struct Metrics {
 struct Runs {
     restarts: IntCounterVec,
     kill_to_restart: Histogram,
+    successions: IntCounter,
     hang_kills: IntCounter,
     hang_kill_lateness: Histogram,
     heartbeat_lateness: Histogram,
@@ -161,6 +162,11 @@ impl Metrics {
         let cause = CAUSES.into_iter().find(|known| *known == cause).unwrap_or("unknown");
         self.runs.restarts.with_label_values(&[cause]).inc();
         self.runs.kill_to_restart.observe(after.as_secs_f64());
+    }
+
+    /// The keeper has replaced a run without asking.
+    pub fn succeeded(&self) {
+        self.runs.successions.inc();
     }
 
     /// Leftovers of an instance were killed. What follows them is no restart of a run, so it took no time.
@@ -306,6 +312,11 @@ impl Runs {
                 "kill_to_restart_seconds",
                 "From a run's end (of a hung one: its deadline) to the spawn of the next, back-off included.",
                 &RESTART_BUCKETS,
+            ),
+            successions: counter(
+                r,
+                "successions_total",
+                "Crashed runs that the keeper has replaced without asking.",
             ),
             hang_kills: counter(r, "hang_kills_total", "Runs killed because they gave no sign of life."),
             hang_kill_lateness: histogram(

@@ -24,3 +24,5 @@ mod leftovers;
 mod rests;
 #[path = "death/rounds.rs"]
 mod rounds;
+#[path = "death/succession.rs"]
+mod succession;

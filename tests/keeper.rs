@@ -21,3 +21,5 @@ mod logs;
 mod protocol;
 #[path = "keeper/runs.rs"]
 mod runs;
+#[path = "keeper/succession.rs"]
+mod succession;

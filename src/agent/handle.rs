@@ -66,6 +66,8 @@ pub struct HostSnapshot {
     pub instances: Vec<InstanceView>,
     /// The keeper, if connected.
     pub keeper: Option<KeeperView>,
+    /// Runs whose successor is ordered ahead.
+    pub successors: usize,
     /// The file's processes and the cluster's differ.
     pub spec_drift: Option<String>,
 }

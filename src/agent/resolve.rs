@@ -131,12 +131,11 @@ impl Resolver {
         self.known.found(errand, now)
     }
 
-    /// Takes what came of an errand.
-    pub fn learn(&mut self, errand: &Errand, result: Result<&Found, &LookUpError>, now: Moment) {
+    /// Takes what came of an errand. True: it is another thing than before.
+    pub fn learn(&mut self, errand: &Errand, result: Result<&Found, &LookUpError>, now: Moment) -> bool {
         // Else a reload has changed the policy meanwhile.
-        if result.is_err() || errand.policy == self.policy {
-            self.known.learn(errand, result.ok(), now);
-        }
+        let counts = result.is_err() || errand.policy == self.policy;
+        counts && self.known.learn(errand, result.ok(), now)
     }
 
     /// What is to be looked up again by now.

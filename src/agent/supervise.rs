@@ -48,6 +48,7 @@ mod meeting;
 mod orders;
 mod reporting;
 mod saying;
+mod succession;
 mod wake;
 mod watchers;
 
@@ -165,6 +166,7 @@ pub struct Supervisor {
     /// Runs that answer on the host's address and not on loopback.
     far: BTreeSet<RunId>,
     saying: saying::Saying,
+    succession: succession::Succession,
     open: bool,
     met: bool,
     reports_lost: bool,
@@ -216,6 +218,7 @@ impl Supervisor {
             evidence: Evidence::default(),
             far: BTreeSet::new(),
             saying: saying::Saying::default(),
+            succession: Default::default(),
             open: false,
             met: false,
             reports_lost: false,
@@ -339,6 +342,7 @@ impl Supervisor {
         let actions = self.host.tick(Now { at: now, ..self.now() });
         self.carry_out(actions);
         self.tend_orders(now);
+        self.appoint_successors(now);
     }
 
     /// Compares what is wanted with what is there.
@@ -372,6 +376,7 @@ impl Supervisor {
         let settings = self.parts.settings.borrow_and_update().clone();
         self.parts.book.set_range(settings.ports);
         self.parts.resolver.set((*settings).clone());
+        self.revoke_successors();
     }
 
     fn now(&self) -> Now {

@@ -14,7 +14,8 @@ use crate::state::EventKind;
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Resolve the instance's spec (ports, templates, account) and start this run of it.
+    /// Resolve the instance's spec (ports, templates, account) and start this run of it. Where it was the successor of the
+    /// run before, the keeper may have done so.
     Spawn {
         /// Which instance.
         instance: InstanceId,
@@ -70,6 +71,11 @@ pub enum Action {
         run: RunId,
         /// What it did not do.
         finding: String,
+    },
+    /// The run has no successor any more: the keeper is not to start one by itself.
+    Revoke {
+        /// Which run.
+        run: RunId,
     },
     /// The keeper may forget the run.
     Acknowledge {

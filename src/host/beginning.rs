@@ -21,8 +21,11 @@ impl Instance {
             self.reason = Some(format!("waits for {name} to be ready"));
             return;
         }
-        *cx.last_run += 1;
-        let run = RunId(*cx.last_run);
+        // The keeper may have begun it already.
+        let run = self.successor.take().unwrap_or_else(|| {
+            *cx.last_run += 1;
+            RunId(*cx.last_run)
+        });
         self.restarts += u64::from(self.ended.is_some());
         self.reason = None;
         self.status = Map::new();
@@ -43,6 +46,7 @@ impl Instance {
             watch: Watch::default(),
             native: false,
             expected: false,
+            followed: false,
             unarmed_told: false,
             announced: None,
             exited: None,

@@ -14,6 +14,7 @@ use crate::spec::InstanceId;
 use crate::state::{Rest, RunFact};
 
 mod desire;
+mod succession;
 
 /// As many instances are looked at in one tick; the others are still due after it.
 const AT_ONCE: usize = 1_000;
@@ -154,6 +155,7 @@ impl Host {
         now: Now,
     ) -> Vec<Action> {
         let mut out = Vec::new();
+        let table = self.meet_successors(table, now, &mut out);
         let listed: BTreeSet<RunId> = table.iter().map(|found| found.run).collect();
         // Before a run that is ordered below, which cannot be listed.
         let held = |run: &RunId| listed.contains(run) || unsent.contains(run);
@@ -221,6 +223,9 @@ impl Host {
         if taken || (over && (counted || want.is_none())) {
             // The keeper holds one living run an instance, so an unknown second one is over or must go.
             let run = found.run;
+            if over && taken && !counted {
+                self.note_end(&found, now);
+            }
             match over {
                 true if rests => {}
                 true => out.push(Action::Acknowledge { run }),
@@ -367,6 +372,7 @@ fn adopted(found: &Found, now: Now) -> Run {
         watch,
         native: false,
         expected,
+        followed: false,
         unarmed_told: false,
         announced: None,
         exited: None,

@@ -45,6 +45,8 @@ pub struct Instance {
     pub last_run: Option<RunId>,
     /// Its run was taken over, and what is wanted has not been compared with it yet.
     pub unheeded: bool,
+    /// The number of the run that the keeper is to start at once when its run crashes; see `succession`.
+    pub successor: Option<RunId>,
 }
 
 /// How far an instance is.
@@ -143,6 +145,8 @@ pub struct Run {
     pub native: bool,
     /// It was so with the agent before this one, and is expected to say hello again.
     pub expected: bool,
+    /// It has named another main process, and `pid` is the one before.
+    pub followed: bool,
     /// It was told to people that nothing watches it.
     pub unarmed_told: bool,
     /// What an operator is about to do to it, and when that was announced.
@@ -247,6 +251,7 @@ impl Instance {
             ended: None,
             last_run: None,
             unheeded: false,
+            successor: None,
         }
     }
 

@@ -104,8 +104,10 @@ pub struct Step<'a> {
 impl Instance {
     /// Takes one happening.
     pub fn step(&mut self, happening: Happening, cx: &mut Step<'_>) {
+        let succession = self.begin_step(&happening, cx.out.len());
         let before = self.run.as_ref().map(|run| run.id).zip(self.note());
         self.take(happening, cx);
+        self.end_step(&succession, cx.out);
         let after = self.run.as_ref().map(|run| run.id).zip(self.note());
         // After all else: see `Note::leaving`.
         if let (Some((run, note)), Some((same, now))) = (before, after)

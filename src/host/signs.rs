@@ -87,6 +87,7 @@ impl Instance {
     pub(super) fn follow(&mut self, pid: i32, cx: &mut Step<'_>) {
         let Some(run) = &mut self.run else { return };
         if run.pid != Some(pid) && pid > 0 {
+            run.followed = true;
             cx.out.push(Action::Follow { run: run.id, pid });
         }
     }

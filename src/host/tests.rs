@@ -1,6 +1,6 @@
 //! Tests of the host core. This file is their rig: one host, a clock that the test turns, and what a run
 //! would say; `table` is every phase against every happening, `stories` are lives, `hanging` those that fall
-//! silent, `fenced` is what the fence lets be wanted, `meeting` the keeper's table, `model` chance against a keeper
+//! silent, `succession` is what is ordered ahead, `fenced` what the fence lets be wanted, `meeting` the keeper's table, `model` chance against a keeper
 //! in memory.
 
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ mod hanging;
 mod meeting;
 mod model;
 mod stories;
+mod succession;
 mod table;
 
 pub(super) const KILLED: End = End::Signal { signal: 9, core: false };

@@ -90,7 +90,12 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let snapshot = |drift: &str| {
-            Arc::new(HostSnapshot { instances: vec![], keeper: None, spec_drift: Some(drift.into()) })
+            Arc::new(HostSnapshot {
+                instances: vec![],
+                keeper: None,
+                successors: 0,
+                spec_drift: Some(drift.into()),
+            })
         };
         reply_first.send(snapshot("first")).unwrap();
         let Some(HostRequest::Snapshot(reply_second)) = asked.recv().await else { panic!("no question") };

@@ -142,6 +142,11 @@ impl Ledger {
         unsafe { self.base.add(HEADER + at * SLOT).cast::<Slot>().as_ref() }
     }
 
+    /// It has a free slot, or can have one.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty() || self.allocated() < SLOTS
+    }
+
     /// Writes an intent into a free slot and tells which.
     pub fn enter(&mut self, record: &Record, keeper_pid: i32, intent_ns: u64) -> Result<usize, LedgerError> {
         if self.free.is_empty() {

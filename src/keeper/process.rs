@@ -72,6 +72,11 @@ pub fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&String::from_utf8_lossy(&text))
 }
 
+/// Not a zombie, and not gone. 0, a process that the kernel does not name, counts as gone.
+pub fn lives(pid: i32) -> bool {
+    pid > 0 && stat(pid).is_some_and(|stat| stat.alive())
+}
+
 /// Nanoseconds of one clock tick.
 pub fn tick_ns() -> u64 {
     // SAFETY: sysconf touches no memory of ours.
@@ -100,6 +105,26 @@ pub fn end_of_status(status: i32) -> End {
         End::Signal { signal: libc::WTERMSIG(status), core: libc::WCOREDUMP(status) }
     } else {
         End::Code(libc::WEXITSTATUS(status))
+    }
+}
+
+/// How a child has ended, which stays a zombie; `None`: it has not.
+pub fn end_of_child(pid: i32) -> Option<End> {
+    // SAFETY: siginfo_t is plain old data, for which all zeros is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: `info` is a valid siginfo_t to write to.
+    let done = unsafe { libc::waitid(libc::P_PID, pid.try_into().ok()?, &mut info, flags) };
+    // SAFETY: waitid fills these fields; where no child has ended they stay zero.
+    let (ended, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if done != 0 || ended != pid {
+        return None;
+    }
+    match info.si_code {
+        libc::CLD_EXITED => Some(End::Code(status)),
+        libc::CLD_KILLED => Some(End::Signal { signal: status, core: false }),
+        libc::CLD_DUMPED => Some(End::Signal { signal: status, core: true }),
+        _ => None,
     }
 }
 
@@ -212,6 +237,29 @@ mod tests {
         assert_eq!(nix::poll::poll(&mut wait, 5_000_u16).unwrap(), 1, "the child did not end");
         assert_eq!(end_of_stranger(pidfd.as_fd(), child.id() as i32), End::Code(7));
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_look_at_a_childs_end_leaves_it_a_zombie() {
+        use std::os::unix::process::ExitStatusExt;
+        for (script, end) in
+            [("exit 7", End::Code(7)), ("kill -TERM $$", End::Signal { signal: 15, core: false })]
+        {
+            let mut child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap();
+            let pid = child.id() as i32;
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            let seen = loop {
+                match end_of_child(pid) {
+                    Some(end) => break end,
+                    None => assert!(std::time::Instant::now() < until, "{script}: it does not end"),
+                }
+            };
+            assert_eq!((seen, lives(pid)), (end, false));
+            let status = child.wait().unwrap().into_raw();
+            assert_eq!(end_of_status(status), end);
+            assert_eq!(end_of_child(pid), None, "it is nobody's child any more");
+        }
+        assert_eq!(end_of_child(1), None);
     }
 
     #[test]

@@ -141,6 +141,20 @@ pub enum Request {
         /// As in [`Spawn::exclusive`].
         exclusive: bool,
     },
+    /// Start this at once when the run crashes (not: exits with 0) and nothing else of it is left: see
+    /// [`Reply::Succeeded`]. Holds as long as the connection, until something is asked of the run (whatever names it but
+    /// [`Request::Note`]). Nothing, if the run is over; a keeper that is busy answers with [`Reply::Gone`] all the same.
+    Appoint {
+        /// Which run.
+        run: RunId,
+        /// What follows it: of the same instance, with a number that was never used, and not exclusive.
+        successor: Box<Spawn>,
+    },
+    /// Nothing is to follow the run by itself any more.
+    Revoke {
+        /// Which run.
+        run: RunId,
+    },
 }
 
 /// Who gets a signal.
@@ -246,6 +260,19 @@ pub enum Reply {
         kept: u64,
         /// Bytes thrown away because the disk refused them.
         dropped: u64,
+    },
+    /// No process of the run is left, as in [`Reply::Gone`], and the next one that was ordered ahead
+    /// ([`Request::Appoint`]) was started: [`Reply::Spawned`] or [`Reply::SpawnFailed`] follows for that. Told a millisecond
+    /// or so later, so the new run may have been heard before.
+    Succeeded {
+        /// Which run.
+        run: RunId,
+        /// How the main process ended.
+        end: End,
+        /// How long before this word, nanoseconds.
+        ago_ns: u64,
+        /// The run that follows.
+        by: RunId,
     },
 }
 

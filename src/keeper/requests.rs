@@ -25,6 +25,7 @@ impl Keeper {
         if !self.link.accept() {
             return;
         }
+        self.successors.clear();
         self.interest = EpollFlags::EPOLLIN;
         if let Some(agent) = self.link.agent()
             && let Err(error) = self.poll.add(agent, Source::Agent, EpollFlags::EPOLLIN)
@@ -43,7 +44,7 @@ impl Keeper {
                 Received::Nothing => return,
                 Received::Closed => {
                     self.link.close();
-                    self.start_draining();
+                    self.lose_agent();
                     return;
                 }
                 Received::Bad(error) => {
@@ -62,6 +63,15 @@ impl Keeper {
     }
 
     fn obey(&mut self, request: Request, descriptors: Vec<OwnedFd>) {
+        match &request {
+            Request::Signal { run, .. }
+            | Request::Kill { run }
+            | Request::Follow { run, .. }
+            | Request::Limit { run, .. }
+            | Request::Logs { run, .. }
+            | Request::Exclusive { run, .. } => drop(self.successors.take(*run)),
+            _ => {}
+        }
         match request {
             Request::Hello { agent } => self.welcome(&agent),
             _ if !self.link.greeted() => {}
@@ -69,6 +79,8 @@ impl Keeper {
             Request::Hold { instance } => self.hold(&instance, descriptors),
             Request::Release { instance } => self.release(&instance),
             Request::Spawn(spawn) => self.spawn(&spawn),
+            Request::Appoint { run, successor } => self.appoint(run, successor),
+            Request::Revoke { run } => drop(self.successors.take(run)),
             Request::Signal { run, signal, to } => self.signal(run, signal, to),
             Request::Kill { run } => self.kill(run, false),
             Request::Acknowledge { run } => {
@@ -271,6 +283,12 @@ impl Keeper {
             }
             self.hand_over_datagrams();
         }
+    }
+
+    /// Nobody decides any more, and nobody listens.
+    pub(super) fn lose_agent(&mut self) {
+        self.successors.clear();
+        self.start_draining();
     }
 
     /// Nobody reads the notify sockets any more: we do.

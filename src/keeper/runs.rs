@@ -33,6 +33,7 @@ impl Keeper {
     /// Starts a run, or tells why not.
     pub(super) fn spawn(&mut self, spawn: &Spawn) {
         if let Err((step, errno)) = self.try_spawn(spawn) {
+            self.tell_succession(spawn.run);
             self.link.send(&Reply::SpawnFailed { run: spawn.run, step, errno });
         }
     }
@@ -61,6 +62,7 @@ impl Keeper {
             Err((step, errno)) => {
                 self.ledger.slot(slot).set_phase(Phase::SpawnFailed(step, errno));
                 if let Some(reply) = self.table.unforked(spawn.run, step, errno) {
+                    self.tell_succession(spawn.run);
                     self.link.send(&reply);
                 }
             }
@@ -108,6 +110,7 @@ impl Keeper {
         match failed.first() {
             Some((_, errno)) if spawn.limits_required => return Err((SpawnStep::Limit, *errno)),
             Some(_) => {
+                self.tell_succession(spawn.run);
                 let files = failed.into_iter().map(|(file, _)| file).collect();
                 self.link.send(&Reply::Unenforced { run: spawn.run, files });
             }
@@ -174,6 +177,7 @@ impl Keeper {
         for (id, pending) in &mut self.pending {
             let age = now.saturating_sub(pending.forked_ns);
             if now >= pending.look_ns {
+                self.successors.tell(*id, &mut self.link);
                 pending.look_ns = now + (age / 4).clamp(LOOK_NS, 250 * LOOK_NS);
             }
             if !pending.stuck && age >= super::STUCK_NS {
@@ -186,6 +190,7 @@ impl Keeper {
     /// A child executes its program, or has ended on the way to it.
     fn born(&mut self, id: RunId) {
         let Some(pending) = self.pending.remove(&id) else { return };
+        self.tell_succession(id);
         self.surroundings.born(pending.birth);
         self.tell_birth(id);
     }
@@ -212,6 +217,9 @@ impl Keeper {
             return;
         }
         self.sweep_ns = Some(boottime_ns() + super::SWEEP_NS);
+        if self.succeed_at_once(pid) {
+            return;
+        }
         if let Some((pid, status)) = take_status(pid) {
             self.reaped(pid, status);
         }
@@ -364,12 +372,15 @@ impl Keeper {
             _ => return,
         });
         fault::pass(Point::AfterGone);
-        self.link.send(&reply);
+        match reply {
+            Reply::Gone { run, end, fenced } => self.succeed(run, end, fenced),
+            failed => self.link.send(&failed),
+        }
     }
 }
 
 /// The exit status of this child, or of any (-1), as wait(2) gives it; `None`: none has ended.
-fn take_status(pid: i32) -> Option<(i32, i32)> {
+pub(super) fn take_status(pid: i32) -> Option<(i32, i32)> {
     let mut status = 0;
     // SAFETY: `status` is a valid int to write to.
     let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };

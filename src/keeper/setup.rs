@@ -176,6 +176,7 @@ impl Keeper {
             cgroups,
             copier,
             surroundings,
+            successors: Default::default(),
             pending: Default::default(),
             unborn: Default::default(),
             strangers: Default::default(),

@@ -22,6 +22,7 @@ pub(super) struct ReadAtScrape {
     own_memory: GaugeVec,
     loop_answers: IntGauge,
     keeper_connected: IntGauge,
+    successors: IntGauge,
     host_cpus: IntGauge,
     host_cpu_ratio: Gauge,
     host_load1: Gauge,
@@ -59,6 +60,11 @@ impl ReadAtScrape {
                 "1: the supervision loop answered this scrape in time.",
             ),
             keeper_connected: int_gauge(r, "keeper_connected", "1: the agent is connected to its keeper."),
+            successors: int_gauge(
+                r,
+                "successors",
+                "Runs of this host that the keeper would replace after a crash without asking.",
+            ),
             host_cpus: int_gauge(r, "host_cpus", "Cores of the host."),
             host_cpu_ratio: gauge(
                 r,
@@ -85,6 +91,7 @@ impl ReadAtScrape {
 
         self.loop_answers.set(i64::from(snapshot.is_some()));
         self.keeper_connected.set(i64::from(snapshot.is_some_and(|s| s.keeper.is_some())));
+        self.successors.set(snapshot.map_or(0, |s| i64::try_from(s.successors).unwrap_or(i64::MAX)));
         if let Some(snapshot) = snapshot {
             for state in STATES {
                 let count = snapshot.instances.iter().filter(|i| i.state == state).count();

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::keeper::process;
 use crate::process_api::notify::{self, Notice};
 use crate::process_api::rpc::{Outgoing, Request};
 use crate::spec::InstanceId;
@@ -56,6 +57,13 @@ pub struct SocketEvent {
     pub pid: i32,
     /// What.
     pub said: Said,
+}
+
+impl SocketEvent {
+    /// Whoever said it lives.
+    pub fn is_of_the_living(&self) -> bool {
+        process::lives(self.pid)
+    }
 }
 
 /// What was said.
@@ -218,6 +226,20 @@ impl Sockets {
             endpoint.connections = Default::default();
         }
         self.late.retain(|event| *event.instance != *instance);
+    }
+
+    /// All processes of the run before have ended, and the next one has begun already: gives, in order, what that has said,
+    /// of what was heard and of what waits. Its connections stay. Whoever speaks from now on waits until
+    /// [`Sockets::identify`] tells who may.
+    pub fn pass_on(&mut self, instance: &InstanceId, heard: Vec<SocketEvent>) -> Vec<SocketEvent> {
+        let late = self.late.extract_if(.., |event| *event.instance == *instance).collect::<Vec<_>>();
+        // Reads connections of the dead to their end, and closes them.
+        let read = self.drain(instance);
+        let Some(endpoint) = self.endpoint(instance) else { return Vec::new() };
+        let next = endpoint.identity.begin_anew();
+        let before = std::mem::replace(&mut endpoint.identity, next);
+        let all = heard.into_iter().chain(late).chain(read);
+        all.filter(|event| before.is_another(event.pid)).collect()
     }
 
     /// Closes the sockets of an instance and its connections. The files stay; the next `open` replaces them.

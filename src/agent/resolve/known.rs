@@ -54,16 +54,17 @@ impl Known {
         (kept.asked || now.since(kept.at) < STALE).then(|| kept.found.clone())
     }
 
-    /// Takes what was found; `None`: nothing.
-    pub fn learn(&mut self, errand: &Errand, found: Option<&Found>, now: Moment) {
+    /// Takes what was found; `None`: nothing. True: before, something else was.
+    pub fn learn(&mut self, errand: &Errand, found: Option<&Found>, now: Moment) -> bool {
         let without = Errand { folder: None, ..errand.clone() };
-        match found {
+        let before = match found {
             Some(found) => {
                 self.folders.extend(errand.folder.clone());
-                self.found.insert(without, Kept { found: found.clone(), at: now, asked: false });
+                self.found.insert(without, Kept { found: found.clone(), at: now, asked: false })
             }
-            None => drop(self.found.remove(&without)),
-        }
+            None => self.found.remove(&without),
+        };
+        before.is_some_and(|before| Some(&before.found) != found)
     }
 
     /// What is to be looked up again by now; what nobody needs any more is forgotten.

@@ -57,7 +57,12 @@ impl Supervisor {
             }
         }
         instances.sort_by(|a, b| a.instance.cmp(&b.instance));
-        HostSnapshot { instances, keeper: self.keeper.clone(), spec_drift: self.parts.drift.borrow().clone() }
+        HostSnapshot {
+            instances,
+            keeper: self.keeper.clone(),
+            successors: self.host.instances().filter(|instance| instance.successor.is_some()).count(),
+            spec_drift: self.parts.drift.borrow().clone(),
+        }
     }
 }
 

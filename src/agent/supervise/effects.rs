@@ -7,6 +7,7 @@ use super::orders::PROBE;
 use super::{LATER, Supervisor, moment};
 use crate::agent::keeper_link::Link;
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
+use crate::agent::replica::wall_ms;
 use crate::agent::reporter::Report;
 use crate::agent::resolve::{Order, cgroup_limits};
 use crate::client::message::Shutdown;
@@ -80,6 +81,7 @@ impl Supervisor {
                 self.probe(&instance, run, asked, &probe, timeout);
             }
             Action::Evidence { instance, run, finding } => self.collect(&instance, run, &finding),
+            Action::Revoke { run } => self.send(&Request::Revoke { run }),
             Action::Acknowledge { run } => {
                 fault::pass(Point::AgentBeforeAcknowledge);
                 self.send(&Request::Acknowledge { run });
@@ -113,10 +115,7 @@ impl Supervisor {
             }
             Action::Release { instance } => self.release(&instance),
             Action::Tell { instance, run, kind } => self.report(Report::Event(Event { instance, run, kind })),
-            Action::Narrate(occurrence) => {
-                let wall_ms = crate::agent::replica::wall_ms();
-                self.parts.chronicle.write(occurrence, wall_ms);
-            }
+            Action::Narrate(occurrence) => self.parts.chronicle.write(occurrence, wall_ms()),
             Action::Measure(measure) => self.measure(measure),
         }
         Vec::new()
@@ -198,7 +197,7 @@ impl Supervisor {
 
     fn collect(&mut self, instance: &InstanceId, run: RunId, finding: &str) {
         let pid = self.host.instance(instance).and_then(|i| i.run.as_ref()).and_then(|run| run.pid);
-        let at = crate::agent::chronicle::rfc3339(crate::agent::replica::wall_ms());
+        let at = crate::agent::chronicle::rfc3339(wall_ms());
         let title = format!("{instance} run {run}: {finding} ({at})");
         let logs = self.parts.resolver.logs();
         self.evidence.collect(instance, &title, pid, &logs);

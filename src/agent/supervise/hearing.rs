@@ -23,20 +23,12 @@ impl Supervisor {
         if !more {
             round.empty();
         }
-        for event in events.drain(..) {
-            self.hear_event(event);
-        }
+        self.hear_said(events.drain(..));
         self.events = events;
         more
     }
 
-    pub(super) fn hear_said(&mut self, events: Vec<SocketEvent>) {
-        for event in events {
-            self.hear_event(event);
-        }
-    }
-
-    fn hear_event(&mut self, event: SocketEvent) {
+    pub(super) fn hear_event(&mut self, event: SocketEvent) {
         let instance = &event.instance;
         let happening = match event.said {
             Said::Notice(notice) => return self.hear_notice(instance, notice, event.pid),

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::Child;
+use std::time::Duration;
 
 use super::{BEGUN, KEEPER_BATCH, RECONNECT, STARTING, Supervisor};
 use crate::agent::keeper_link::{KeeperSource, Link, LinkError, Received, start_keeper};
@@ -84,6 +85,7 @@ impl Supervisor {
             tracing::warn!(error = error as &dyn std::error::Error, "lost the keeper");
             self.parts.metrics.keeper_lost();
         }
+        self.succession.forget();
         self.met = false;
         self.keeper = None;
     }
@@ -130,7 +132,7 @@ impl Supervisor {
                     self.parts.resolver.distrust(&known.id);
                 }
                 let why = self.explain(run, step, describe_failure(step, errno));
-                self.happens(run, Happening::SpawnFailed(why));
+                self.hear_over(run, Happening::SpawnFailed(why));
             }
             Reply::SpawnStuck { run } => {
                 self.parts.metrics.spawn_failed(SpawnFault::Stuck);
@@ -139,7 +141,10 @@ impl Supervisor {
             Reply::Exited { run, end } => self.happens(run, Happening::Exited(end)),
             Reply::Gone { run, end, fenced } => {
                 fault::pass(Point::AgentAfterGone);
-                self.happens(run, Happening::Gone { end, fenced });
+                self.hear_over(run, Happening::Gone { end, fenced });
+            }
+            Reply::Succeeded { run, end, ago_ns, by } => {
+                self.hear_succeeded(run, end, Duration::from_nanos(ago_ns), by);
             }
             Reply::Unenforced { run, files } => {
                 self.parts.metrics.limits_unenforced(&files);
@@ -189,7 +194,7 @@ impl Supervisor {
         self.parts.met.send_if_modified(|met| std::mem::replace(met, powers.clone()) != powers);
     }
 
-    fn met_table(&mut self, table: Vec<Found>) {
+    fn met_table(&mut self, mut table: Vec<Found>) {
         let state = self.parts.states.borrow().clone();
         let wants = self.may_run(crate::host::wants(&state, &self.parts.name), &state);
         // What an ended run has said is not to count for the one that follows it.
@@ -197,10 +202,13 @@ impl Supervisor {
             table.iter().any(|f| f.instance == *id && matches!(f.stage, Stage::Spawning | Stage::Running))
         };
         self.listing.datagrams.retain(|(id, _, _)| alive(id));
+        let mut held = self.orders.unsent();
+        held.extend(self.meet_begun(&mut table));
         let pids: Vec<(InstanceId, i32)> = table.iter().map(|f| (f.instance.clone(), f.pid)).collect();
-        let actions = self.host.meet(table, &wants, &self.orders.unsent(), self.now());
+        let actions = self.host.meet(table, &wants, &held, self.now());
         self.met = true;
         self.carry_out(actions);
+        self.met_begun();
         if self.open {
             self.send_orders();
         }

@@ -15,6 +15,7 @@ use crate::agent::keeper_link::LinkError;
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
 use crate::agent::replica::wall_ms;
 use crate::agent::resolve::{Order, ResolveError};
+use crate::host::instance::Note;
 use crate::host::{Action, Happening, Instance, Moment, Ports};
 use crate::keeper::fault::{self, Point};
 use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep};
@@ -32,7 +33,7 @@ use waiting::{LONGEST_LOOK_UP, Waiting, Waitings};
 /// which starts those beside the next.
 const TURN: Duration = Duration::from_millis(2);
 /// Names the command of the run itself among those of its instance.
-const COMMAND: &str = "command";
+pub(super) const COMMAND: &str = "command";
 /// Names the command of its probe.
 pub(super) const PROBE: &str = "command of the probe";
 
@@ -122,6 +123,10 @@ impl Orders {
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, instance: &InstanceId, run: RunId) -> Vec<Action> {
+        if self.succession.has_begun(run) {
+            self.take_over(instance, run);
+            return Vec::new();
+        }
         if self.orders.until <= moment() {
             self.queue(instance, run);
             return Vec::new();
@@ -237,7 +242,9 @@ impl Supervisor {
     /// Somebody came back: the orders that waited for it go.
     pub(super) fn hear_look_up(&mut self, Answer { errand, result }: Answer) {
         self.orders.lookups.came_back(&errand);
-        self.parts.resolver.learn(&errand, result.as_ref(), moment());
+        if self.parts.resolver.learn(&errand, result.as_ref(), moment()) {
+            self.revoke_successors();
+        }
         let failed = result.err().map(OrderError::LookUp);
         for (run, Waiting { instance, .. }) in self.orders.waiting.take(&errand) {
             // It may be over by now.
@@ -353,9 +360,11 @@ impl Supervisor {
     /// What the next agent is to know of a run. Its ports are in it because the book may not be on disk yet; where
     /// they are too many for a note they are in the book alone.
     pub(super) fn note(&self, instance: &InstanceId) -> Option<Vec<u8>> {
-        let note = self.host.instance(instance)?.note()?;
-        let encode =
-            |ports: Ports| bincode::serde::encode_to_vec((&note, ports), bincode::config::standard());
+        self.encode_note(instance, &self.host.instance(instance)?.note()?)
+    }
+
+    pub(super) fn encode_note(&self, instance: &InstanceId, note: &Note) -> Option<Vec<u8>> {
+        let encode = |ports: Ports| bincode::serde::encode_to_vec((note, ports), bincode::config::standard());
         let whole = encode(self.parts.book.ports(instance)).ok()?;
         if whole.len() <= MAX_NOTE { Some(whole) } else { encode(Ports::new()).ok() }
     }

@@ -44,7 +44,8 @@ impl Supervisor {
         let now = moment();
         let mut next = self.turned.after(TURN);
         // Without a keeper nothing can be carried out, so nothing falls due.
-        for due in [self.host.next_due(), self.orders.next_due()].into_iter().flatten().filter(|_| self.met) {
+        let own = [self.host.next_due(), self.orders.next_due(), self.succession.next_due()];
+        for due in own.into_iter().flatten().filter(|_| self.met) {
             next = next.min(due);
         }
         if self.link.is_none() {

@@ -37,7 +37,7 @@ fn gone(end: End) -> Stage {
 }
 
 impl Rig {
-    fn meet(&mut self, table: Vec<Found>) -> Vec<Action> {
+    pub(super) fn meet(&mut self, table: Vec<Found>) -> Vec<Action> {
         let wants = BTreeMap::from([(zone(), self.want.clone())]);
         self.host.meet(table, &wants, &BTreeSet::new(), self.now())
     }

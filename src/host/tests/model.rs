@@ -16,6 +16,10 @@ struct Keeper {
     linked: bool,
     /// Heard by nobody yet.
     news: Vec<(RunId, Happening)>,
+    /// What follows a crash at once.
+    successors: BTreeMap<RunId, (RunId, Option<Note>)>,
+    /// Those that have begun that way, and of which the core has not been told.
+    begun: BTreeSet<RunId>,
 }
 
 #[derive(Clone)]
@@ -33,10 +37,25 @@ impl Keeper {
 
     fn end(&mut self, run: RunId, end: End) {
         let Some(held) = self.runs.get_mut(&run) else { return };
-        if !matches!(held.stage, Stage::Gone { .. }) {
-            held.stage = Stage::Gone { end, fenced: false };
-            self.news.push((run, Happening::Gone { end, fenced: false }));
+        if matches!(held.stage, Stage::Gone { .. }) {
+            return;
         }
+        held.stage = Stage::Gone { end, fenced: false };
+        let instance = held.instance.clone();
+        let successor = self.successors.remove(&run).filter(|_| end == CRASHED && self.linked);
+        self.news.push((run, Happening::Gone { end, fenced: false }));
+        if let Some((by, note)) = successor {
+            // The loop carries the core's order for it out by doing nothing.
+            self.begun.insert(by);
+            self.begin(instance, by, note);
+        }
+    }
+
+    fn begin(&mut self, instance: InstanceId, run: RunId, note: Option<Note>) {
+        assert_eq!(self.living(&instance), [], "{run} begins beside a living run of {instance}");
+        assert!(self.used.insert(run), "the number {run} is used twice");
+        self.runs.insert(run, Held { instance, stage: Stage::Running, note });
+        self.news.push((run, Happening::Spawned { pid: run.0 as i32 + 1, ports: Ports::new() }));
     }
 
     fn obey(&mut self, action: &Action, host: &Host) {
@@ -44,12 +63,15 @@ impl Keeper {
             return;
         }
         match action {
+            Action::Spawn { run, .. } if self.begun.remove(run) => {}
             Action::Spawn { instance, run } => {
-                assert_eq!(self.living(instance), [], "{run} is ordered beside a living run of {instance}");
-                assert!(self.used.insert(*run), "the number {run} is used twice");
-                let note = host.instance(instance).and_then(Instance::note);
-                self.runs.insert(*run, Held { instance: instance.clone(), stage: Stage::Running, note });
-                self.news.push((*run, Happening::Spawned { pid: run.0 as i32 + 1, ports: Ports::new() }));
+                self.begin(instance.clone(), *run, host.instance(instance).and_then(Instance::note));
+            }
+            Action::Revoke { run } => drop(self.successors.remove(run)),
+            Action::Kill { run } | Action::Ask { run, .. } | Action::Abort { run }
+                if self.successors.contains_key(run) =>
+            {
+                panic!("{action:?}, and its successor stands");
             }
             Action::Kill { run } => self.end(*run, KILLED),
             Action::Ask { run, signal: Some(_), .. } if run.0 % 3 != 0 => self.end(*run, End::Code(0)),
@@ -90,6 +112,7 @@ enum Move {
     Unwant(usize),
     Say { which: usize, what: Word },
     Die { which: usize, end: End },
+    Appoint(usize),
     Wait(u64),
     Stall(u64),
     LoseLink,
@@ -159,6 +182,7 @@ fn a_move() -> impl Strategy<Value = Move> {
         1 => (0..2usize).prop_map(Move::Unwant),
         6 => (0..2usize, word()).prop_map(|(which, what)| Move::Say { which, what }),
         3 => (0..2usize, end).prop_map(|(which, end)| Move::Die { which, end }),
+        4 => (0..2usize).prop_map(Move::Appoint),
         4 => (0..20_000u64).prop_map(Move::Wait),
         1 => (0..60_000u64).prop_map(Move::Stall),
         1 => Just(Move::LoseLink),
@@ -223,6 +247,8 @@ impl World {
 
     fn link(&mut self) {
         self.keeper.linked = true;
+        self.keeper.successors.clear();
+        self.keeper.begun = self.keeper.runs.keys().copied().collect();
         self.keeper.news.clear();
         let table = self.keeper.table();
         let actions = self.host.meet(table, &self.wants, &BTreeSet::new(), self.now());
@@ -279,13 +305,24 @@ impl World {
                 }
                 self.carry_out(Vec::new());
             }
+            Move::Appoint(which) => {
+                let note = self.host.instance(&ids[*which]).and_then(Instance::next_note);
+                if let Some((run, by)) =
+                    self.host.appoint(&ids[*which], self.now()).filter(|_| self.keeper.linked)
+                {
+                    self.keeper.successors.insert(run, (by, note));
+                }
+            }
             Move::Wait(span) => self.wait(ms(*span)),
             Move::Stall(span) => {
                 self.at = self.at.after(ms(*span));
                 let actions = self.host.stalled(ms(*span), self.now());
                 self.carry_out(actions);
             }
-            Move::LoseLink => self.keeper.linked = false,
+            Move::LoseLink => {
+                self.keeper.linked = false;
+                self.keeper.successors.clear();
+            }
             Move::NewKeeper => {
                 // What it could not record for certain is gone; the living are adopted.
                 self.keeper.runs.retain(|run, held| run.0 % 4 != 0 || !matches!(held.stage, Stage::Running));

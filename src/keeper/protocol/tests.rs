@@ -66,6 +66,7 @@ fn requests_have_their_golden_bytes() {
     golden(&Request::Shutdown, "01 0d000000");
     golden(&Request::Logs { run, logs: LogTarget::Null }, &format!("01 0e000000 {seven} 02000000"));
     golden(&Request::Exclusive { run, exclusive: true }, &format!("01 0f000000 {seven} 01"));
+    golden(&Request::Revoke { run }, &format!("01 11000000 {seven}"));
 }
 
 #[test]
@@ -89,7 +90,10 @@ fn a_spawn_has_its_golden_bytes() {
         (LogTarget::Journald, "01000000"),
         (LogTarget::Null, "02000000"),
     ] {
-        golden(&Request::Spawn(Box::new(spawn(logs))), &format!("{head} {bytes} {note}"));
+        golden(&Request::Spawn(Box::new(spawn(logs.clone()))), &format!("{head} {bytes} {note}"));
+        let successor = Box::new(spawn(logs));
+        let ahead = head.replacen("01 04000000", "01 10000000 0600000000000000", 1);
+        golden(&Request::Appoint { run: RunId(6), successor }, &format!("{ahead} {bytes} {note}"));
     }
 }
 
@@ -127,6 +131,11 @@ fn replies_have_their_golden_bytes() {
     let refused = Reply::Refused { run: Some(run), reason: "r".into() };
     golden(&refused, &format!("01 0b000000 01 {seven} 0100000000000000 72"));
     golden(&Reply::LogBytes { kept: 1, dropped: 2 }, "01 0c000000 0100000000000000 0200000000000000");
+    let succeeded = Reply::Succeeded { run, end, ago_ns: 9, by: RunId(8) };
+    golden(
+        &succeeded,
+        &format!("01 0d000000 {seven} 01000000 0b000000 01 0900000000000000 0800000000000000"),
+    );
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::io::Read;
 /// The kernel makes the text as a whole, up to this size.
 const PAGE: usize = 4096;
 
+use crate::keeper::process;
+
 /// Whose sockets they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -62,6 +64,24 @@ pub enum Stranger {
 }
 
 impl Identity {
+    /// Of the same account, another run: its processes are not known yet.
+    pub(super) fn begin_anew(&self) -> Identity {
+        let known_by = match self.known_by {
+            KnownBy::Account => KnownBy::Account,
+            _ => KnownBy::CgroupToCome,
+        };
+        Identity { main_pid: 0, known_by, ..self.clone() }
+    }
+
+    /// The process is of the run after this one, of which none is left. Whoever is gone as well is only known by account,
+    /// where that is all that counts.
+    pub(super) fn is_another(&self, pid: i32) -> bool {
+        match self.known_by {
+            KnownBy::Account => pid != self.main_pid,
+            _ => process::lives(pid),
+        }
+    }
+
     /// Refuses a caller that does not belong to the instance.
     pub fn admit(&self, pid: i32, uid: u32) -> Result<(), Stranger> {
         let cgroup = match &self.known_by {

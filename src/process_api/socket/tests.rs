@@ -15,6 +15,8 @@ use super::*;
 use crate::client::message::{BEAT, Fault, Shutdown};
 use crate::process_api::rpc::{Call, Id};
 
+mod passing_on;
+
 const LIMIT: Duration = Duration::from_secs(10);
 
 struct Host {

@@ -1,0 +1,117 @@
+//! Starting what is to follow a crash without asking.
+//!
+//! Owns the orders that the agent has given ahead, one for a run at most. The agent has judged; here it is only seen
+//! whether its case has come: the main process has crashed by itself, nothing else is left of the run, and nobody has
+//! asked anything of it since. An order goes with its run, with whatever the agent asks of that run, and with the agent:
+//! whoever comes next judges anew. The new run comes first, and the word of the end a millisecond later: told at once, the
+//! agent's work would take from the processor what the program needs to begin. Called by the loop.
+
+use std::collections::BTreeMap;
+
+use super::link::Link;
+use super::process::{self, boottime_ns};
+use super::protocol::{End, Reply, RunId, Spawn};
+use super::runs::take_status;
+use super::{CROWD, Keeper};
+
+/// The orders; see the module.
+#[derive(Default)]
+pub struct Successors {
+    /// By the run that they follow.
+    standing: BTreeMap<RunId, Box<Spawn>>,
+    /// Runs that have begun, and the ends that they follow.
+    untold: BTreeMap<RunId, Untold>,
+}
+
+/// The end of a run of which the agent has not been told yet.
+struct Untold {
+    run: RunId,
+    end: End,
+    at_ns: u64,
+    /// Its main process, where that is a zombie still.
+    zombie: Option<i32>,
+}
+
+impl Successors {
+    /// Takes what was to follow the run.
+    pub fn take(&mut self, of: RunId) -> Option<Box<Spawn>> {
+        self.standing.remove(&of)
+    }
+
+    /// Tells what a run follows, if that has not been told yet.
+    pub fn tell(&mut self, run: RunId, link: &mut Link) {
+        if let Some(Untold { run: before, end, at_ns, zombie }) = self.untold.remove(&run) {
+            zombie.and_then(take_status);
+            let ago_ns = boottime_ns().saturating_sub(at_ns);
+            link.send(&Reply::Succeeded { run: before, end, ago_ns, by: run });
+        }
+    }
+
+    /// The agent is gone. Whoever comes next reads the table.
+    pub fn clear(&mut self) {
+        *self = Successors::default();
+    }
+}
+
+impl Keeper {
+    /// Takes an order for what is to follow a run; one for a run that does not live has come too late.
+    pub(super) fn appoint(&mut self, of: RunId, spawn: Box<Spawn>) {
+        let Some(run) = self.table.get(of).filter(|run| run.lives() && !run.killing) else { return };
+        if run.record.instance != spawn.instance || spawn.exclusive {
+            let reason = "a successor is of the same instance, and not exclusive";
+            self.link.send(&Reply::Refused { run: Some(of), reason: reason.to_owned() });
+            return;
+        }
+        self.successors.standing.insert(of, spawn);
+        self.calm_ns = Some(boottime_ns() + super::CALM_NS);
+    }
+
+    /// The main process of a run has ended that has a successor: only looks at how, and goes on. To clean up after it takes
+    /// the kernel longer than all that follows here, and is done when that is told. False: nothing was done.
+    pub(super) fn succeed_at_once(&mut self, pid: i32) -> bool {
+        // Who belongs to a run is asked of its cgroup, where a zombie does not count.
+        let Some(run) = self.table.of_main(pid).and_then(|id| self.table.get(id)) else { return false };
+        let id = run.record.run;
+        // For a limit of processes it does.
+        let limited = |spawn: &Spawn| spawn.limits.iter().any(|(file, _)| file.starts_with("pids."));
+        if !run.in_cgroup || self.successors.standing.get(&id).is_none_or(|spawn| limited(spawn)) {
+            return false;
+        }
+        let Some(end) = process::end_of_child(pid) else { return false };
+        self.main_ended(id, end);
+        match self.successors.untold.values_mut().find(|untold| untold.run == id) {
+            Some(untold) => untold.zombie = Some(pid),
+            None => drop(take_status(pid)),
+        }
+        true
+    }
+
+    /// Nothing of a run is left: starts what is to follow, or tells that nothing does.
+    pub(super) fn succeed(&mut self, id: RunId, end: End, fenced: bool) {
+        let killed = self.table.get(id).is_none_or(|run| run.killing);
+        let successor = self.successors.take(id).filter(|_| {
+            // A crowd is the agent's to hold back, an upgrade waits until nothing is on its way, and the end takes up its
+            // slot until the agent knows.
+            let free = self.young(boottime_ns()) < CROWD && self.upgrade.is_none() && self.ledger.has_room();
+            is_crash(end) && !killed && free
+        });
+        match successor {
+            Some(successor) => {
+                let untold = Untold { run: id, end, at_ns: boottime_ns(), zombie: None };
+                self.successors.untold.insert(successor.run, untold);
+                self.spawn(&successor);
+            }
+            None => self.link.send(&Reply::Gone { run: id, end, fenced }),
+        }
+    }
+
+    /// Before anything else is told of a run.
+    pub(super) fn tell_succession(&mut self, run: RunId) {
+        self.successors.tell(run, &mut self.link);
+    }
+}
+
+/// What a program that is done does not do; and what nobody has seen is no crash.
+fn is_crash(end: End) -> bool {
+    !matches!(end, End::Code(0) | End::Unknown)
+}
