@@ -13,7 +13,7 @@ use super::ledger::{Phase, Record, Slot};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Outputs};
+use super::spawn::{self, Outputs, Prepared};
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
@@ -32,26 +32,30 @@ fn errno(step: SpawnStep) -> impl Fn(std::io::Error) -> Failure {
 impl Keeper {
     /// Starts a run, or tells why not.
     pub(super) fn spawn(&mut self, spawn: &Spawn) {
-        if let Err((step, errno)) = self.try_spawn(spawn) {
+        self.spawn_prepared(spawn, None);
+    }
+
+    /// The same; what can be prepared ahead may be there already.
+    pub(super) fn spawn_prepared(&mut self, spawn: &Spawn, prepared: Option<Prepared>) {
+        if let Err((step, errno)) = self.try_spawn(spawn, prepared) {
             self.tell_succession(spawn.run);
             self.link.send(&Reply::SpawnFailed { run: spawn.run, step, errno });
         }
     }
 
-    fn try_spawn(&mut self, spawn: &Spawn) -> Result<(), Failure> {
+    fn try_spawn(&mut self, spawn: &Spawn, prepared: Option<Prepared>) -> Result<(), Failure> {
         self.refuse_busy(spawn)?;
         self.enter_cgroup(spawn)?;
         let outputs = self.outputs(spawn)?;
         let in_cgroup = self.cgroups.root().is_some();
-        let cookie = (!in_cgroup).then(|| descent::cookie(&self.hash, spawn.run, &spawn.instance));
-        let prepared = spawn::prepare(spawn, outputs, cookie.as_deref(), &self.surroundings)?;
+        let prepared = prepared.map_or_else(|| self.prepare(spawn), Ok)?;
         let spawned_ns = boottime_ns();
         let slot = self.intend(spawn, in_cgroup, spawned_ns)?;
         fault::pass(Point::AfterIntent);
         self.calm_ns = Some(spawned_ns + super::CALM_NS);
         let words = self.ledger.slot(slot).child_words();
         let cgroup = self.instances.get(&spawn.instance).and_then(|i| i.cgroup.as_ref());
-        match spawn::fork(spawn, prepared, words, cgroup, &mut self.surroundings) {
+        match spawn::fork(spawn, prepared, outputs, words, cgroup, &mut self.surroundings) {
             Ok((pid, birth)) => {
                 fault::pass(Point::AfterClone);
                 self.table.forked(spawn.run, pid);
@@ -68,6 +72,13 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// What a child needs besides its place and its outputs.
+    pub(super) fn prepare(&self, spawn: &Spawn) -> Result<Prepared, Failure> {
+        let in_cgroup = self.cgroups.root().is_some();
+        let cookie = (!in_cgroup).then(|| descent::cookie(&self.hash, spawn.run, &spawn.instance));
+        spawn::prepare(spawn, cookie.as_deref(), &self.surroundings)
     }
 
     /// Never two runs of an instance, none after the fence, none while the keeper ends.

@@ -52,7 +52,7 @@ pub struct Surroundings {
     stacks: Stacks,
 }
 
-/// A spawn with everything resolved.
+/// The strings and numbers of a spawn, as the kernel takes them.
 pub struct Prepared {
     program: CString,
     folder: CString,
@@ -60,27 +60,39 @@ pub struct Prepared {
     env: Strings,
     rlimits: Vec<(u32, libc::rlimit64)>,
     groups: Vec<u32>,
-    outputs: Outputs,
 }
 
-/// Strings and the null-terminated array of pointers to them.
+/// Strings one behind the other, and the null-terminated array of pointers to them. Orders that wait for a crash are kept in
+/// this form: it is the smallest.
 struct Strings {
-    _strings: Vec<CString>,
-    pointers: Vec<*const c_char>,
+    _bytes: Box<[u8]>,
+    pointers: Box<[*const c_char]>,
 }
 
 impl Strings {
-    fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Option<Self> {
-        let strings = texts.map(|t| CString::new(t).ok()).collect::<Option<Vec<_>>>()?;
-        let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
-        Some(Strings { _strings: strings, pointers })
+    fn new<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
+        let mut bytes = Vec::with_capacity(texts.clone().map(|text| text.len() + 1).sum());
+        for text in texts.clone() {
+            if text.bytes().any(|byte| byte == 0) {
+                return None;
+            }
+            bytes.extend(text.bytes().chain([0]));
+        }
+        let bytes = bytes.into_boxed_slice();
+        let mut rest: &[u8] = &bytes;
+        let mut pointer = |text: &str| {
+            let here = rest.as_ptr().cast();
+            rest = &rest[text.len() + 1..];
+            here
+        };
+        let pointers = texts.map(&mut pointer).chain([ptr::null()]).collect();
+        Some(Strings { _bytes: bytes, pointers })
     }
 }
 
 /// Resolves a request. `cookie` is one more environment entry. A NUL byte in a string is EINVAL.
 pub fn prepare(
     spawn: &Spawn,
-    outputs: Outputs,
     cookie: Option<&str>,
     around: &Surroundings,
 ) -> Result<Prepared, (SpawnStep, i32)> {
@@ -102,7 +114,6 @@ pub fn prepare(
         env: Strings::new(env).ok_or(invalid(SpawnStep::Exec))?,
         rlimits,
         groups: spawn.account.as_ref().map(|account| account.groups.clone()).unwrap_or_default(),
-        outputs,
     })
 }
 
@@ -110,16 +121,17 @@ pub fn prepare(
 pub fn fork(
     spawn: &Spawn,
     prepared: Prepared,
+    outputs: Outputs,
     ledger: ChildWords<'_>,
     cgroup: Option<&Cgroup>,
     around: &mut Surroundings,
 ) -> Result<(i32, Birth), (SpawnStep, i32)> {
-    let plan = plan(spawn, &prepared, ledger, around);
+    let plan = plan(spawn, &prepared, &outputs, ledger, around);
     // The kernel's OOM killer kills whoever shares its victim's memory, and with a limit of its own even the
     // exec may be too much for the new cgroup: it must not take us along.
     let limited = spawn.limits.iter().any(|(file, _)| file.starts_with("memory."));
     let stack = if limited { None } else { around.stacks.lend() };
-    let mut birth = Birth::new(prepared, plan, stack);
+    let mut birth = Birth::new(prepared, outputs, plan, stack);
     match clone::make_child(&mut birth, cgroup, around) {
         Ok(pid) => Ok((pid, birth)),
         Err(failure) => {
@@ -129,13 +141,19 @@ pub fn fork(
     }
 }
 
-fn plan(spawn: &Spawn, prepared: &Prepared, ledger: ChildWords<'_>, around: &Surroundings) -> Plan {
-    let outputs = match &prepared.outputs {
+fn plan(
+    spawn: &Spawn,
+    prepared: &Prepared,
+    resolved: &Outputs,
+    ledger: ChildWords<'_>,
+    around: &Surroundings,
+) -> Plan {
+    let outputs = match resolved {
         Outputs::Fifos(out, err) => [Output::Fifo(out.as_ptr()), Output::Fifo(err.as_ptr())],
         Outputs::Stream(fd) => [Output::Descriptor(fd.as_raw_fd()); 2],
         Outputs::Null => [Output::Descriptor(around.null.as_raw_fd()); 2],
     };
-    let apart_from = match &prepared.outputs {
+    let apart_from = match resolved {
         // Its number may be any, so the whole table is copied.
         Outputs::Stream(_) => None,
         _ if !around.low_tables => None,

@@ -12,15 +12,22 @@ use super::link::Link;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, Reply, RunId, Spawn};
 use super::runs::take_status;
+use super::spawn::Prepared;
 use super::{CROWD, Keeper};
 
 /// The orders; see the module.
 #[derive(Default)]
 pub struct Successors {
     /// By the run that they follow.
-    standing: BTreeMap<RunId, Box<Spawn>>,
+    standing: BTreeMap<RunId, Successor>,
     /// Runs that have begun, and the ends that they follow.
     untold: BTreeMap<RunId, Untold>,
+}
+
+/// An order: what it needs of its strings is prepared, and they are empty.
+pub struct Successor {
+    spawn: Box<Spawn>,
+    prepared: Prepared,
 }
 
 /// The end of a run of which the agent has not been told yet.
@@ -34,7 +41,7 @@ struct Untold {
 
 impl Successors {
     /// Takes what was to follow the run.
-    pub fn take(&mut self, of: RunId) -> Option<Box<Spawn>> {
+    pub fn take(&mut self, of: RunId) -> Option<Successor> {
         self.standing.remove(&of)
     }
 
@@ -55,14 +62,17 @@ impl Successors {
 
 impl Keeper {
     /// Takes an order for what is to follow a run; one for a run that does not live has come too late.
-    pub(super) fn appoint(&mut self, of: RunId, spawn: Box<Spawn>) {
+    pub(super) fn appoint(&mut self, of: RunId, mut spawn: Box<Spawn>) {
         let Some(run) = self.table.get(of).filter(|run| run.lives() && !run.killing) else { return };
         if run.record.instance != spawn.instance || spawn.exclusive {
             let reason = "a successor is of the same instance, and not exclusive";
             self.link.send(&Reply::Refused { run: Some(of), reason: reason.to_owned() });
             return;
         }
-        self.successors.standing.insert(of, spawn);
+        // One that cannot be prepared fails when it is ordered without haste.
+        let Ok(prepared) = self.prepare(&spawn) else { return };
+        (spawn.args, spawn.env) = Default::default();
+        self.successors.standing.insert(of, Successor { spawn, prepared });
         self.calm_ns = Some(boottime_ns() + super::CALM_NS);
     }
 
@@ -74,7 +84,7 @@ impl Keeper {
         let id = run.record.run;
         // For a limit of processes it does.
         let limited = |spawn: &Spawn| spawn.limits.iter().any(|(file, _)| file.starts_with("pids."));
-        if !run.in_cgroup || self.successors.standing.get(&id).is_none_or(|spawn| limited(spawn)) {
+        if !run.in_cgroup || self.successors.standing.get(&id).is_none_or(|order| limited(&order.spawn)) {
             return false;
         }
         let Some(end) = process::end_of_child(pid) else { return false };
@@ -96,10 +106,10 @@ impl Keeper {
             is_crash(end) && !killed && free
         });
         match successor {
-            Some(successor) => {
+            Some(Successor { spawn, prepared }) => {
                 let untold = Untold { run: id, end, at_ns: boottime_ns(), zombie: None };
-                self.successors.untold.insert(successor.run, untold);
-                self.spawn(&successor);
+                self.successors.untold.insert(spawn.run, untold);
+                self.spawn_prepared(&spawn, Some(prepared));
             }
             None => self.link.send(&Reply::Gone { run: id, end, fenced }),
         }

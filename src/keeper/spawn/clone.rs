@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::stack::Stack;
-use super::{Prepared, Surroundings};
+use super::{Outputs, Prepared, Surroundings};
 use crate::keeper::cgroup::Cgroup;
 use crate::keeper::child::{self, Plan};
 use crate::keeper::fault;
@@ -25,16 +25,16 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 pub struct Birth {
     stack: Option<Stack>,
     plan: Box<Plan>,
-    _prepared: Prepared,
+    _prepared: (Prepared, Outputs),
     /// Not zero while the child is in our memory: the kernel clears it when the child leaves
     /// (CLONE_CHILD_CLEARTID), by its exec or its end. `None`: it never was here.
     here: Option<Box<AtomicU32>>,
 }
 
 impl Birth {
-    /// `plan` points into `prepared`; without a stack the child gets a copy of our memory.
-    pub(super) fn new(prepared: Prepared, plan: Plan, stack: Option<Stack>) -> Self {
-        Birth { stack, plan: Box::new(plan), _prepared: prepared, here: None }
+    /// `plan` points into `prepared` and `outputs`; without a stack the child gets a copy of our memory.
+    pub(super) fn new(prepared: Prepared, outputs: Outputs, plan: Plan, stack: Option<Stack>) -> Self {
+        Birth { stack, plan: Box::new(plan), _prepared: (prepared, outputs), here: None }
     }
 
     /// The child executes its program, or is dead. `pid` is its number; it is not reaped yet.
