@@ -24,7 +24,7 @@ pub struct Successors {
     untold: BTreeMap<RunId, Untold>,
 }
 
-/// An order: what it needs of its strings is prepared, and they are empty.
+/// An order, with its strings prepared; in `spawn` they are empty.
 pub struct Successor {
     spawn: Box<Spawn>,
     prepared: Prepared,

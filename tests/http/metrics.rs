@@ -59,6 +59,7 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     let probe = Probe::Tcp { port: "game".into() };
     m.restarted("hang", second);
     m.restarted("a cause of tomorrow", second);
+    m.succeeded();
     m.hang_killed(Duration::from_millis(3));
     m.beat(second * 3, second);
     m.spawn_failed(SpawnFault::Step(SpawnStep::Exec));
@@ -104,6 +105,8 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
         "bigbrother_restarts_total{cause=\"unknown\"} 1\n",
         "bigbrother_restarts_total{cause=\"fence\"} 0\n",
         "bigbrother_kill_to_restart_seconds_count 2\n",
+        "bigbrother_successions_total 1\n",
+        "bigbrother_successors 1\n",
         "bigbrother_hang_kill_lateness_seconds_bucket{le=\"0.005\"} 1\n",
         "bigbrother_heartbeat_lateness_seconds_sum 2\n",
         "bigbrother_spawn_failures_total{step=\"exec\"} 1\n",

@@ -156,7 +156,7 @@ pub fn own_pid() -> i32 {
 
 pub fn snapshot(instances: Vec<InstanceView>) -> Arc<HostSnapshot> {
     let keeper = KeeperView { pid: own_pid(), version: "0.1.0".into(), cgroups: "kill-only".into() };
-    Arc::new(HostSnapshot { instances, keeper: Some(keeper), successors: 0, spec_drift: None })
+    Arc::new(HostSnapshot { instances, keeper: Some(keeper), successors: 1, spec_drift: None })
 }
 
 pub fn two_zones() -> Arc<HostSnapshot> {

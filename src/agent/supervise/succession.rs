@@ -154,11 +154,11 @@ impl Supervisor {
         }
     }
 
-    /// A keeper's table: its living runs have begun, whoever has judged. Of a run whose end is listed beside an unwanted one
-    /// that lives, the end waits until that is ended; gives those, and takes them out of the table.
+    /// A keeper's table: its runs have begun, whoever has judged. Of a run whose end is listed beside an unwanted one that
+    /// lives, the end waits until that is ended; gives those, and takes them out of the table.
     pub(super) fn meet_begun(&mut self, table: &mut Vec<Found>) -> BTreeSet<RunId> {
         let lives = |found: &&Found| !matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. });
-        self.succession.begun = table.iter().filter(lives).map(|found| found.run).collect();
+        self.succession.begun = table.iter().map(|found| found.run).collect();
         let unwanted = table.iter().filter(lives).filter_map(|found| {
             let instance = self.host.instance(&found.instance)?;
             let before = instance.run.as_ref()?.id;

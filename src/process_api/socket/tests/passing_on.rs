@@ -9,15 +9,15 @@ fn speaks(host: &Host) -> Child {
     let script = "import socket, sys\n\
                   s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(sys.argv[3].encode())\n\
                   n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); n.sendto(b'STATUS=old', sys.argv[2])\n\
-                  sys.stdout.write('said'); sys.stdout.close(); sys.stdin.read()\n";
+                  print('said', end='', flush=True); sys.stdin.read()\n";
     let paths = ["api.sock", "notify.sock"].map(|file| host.path("zone.0", file));
     let hello = std::str::from_utf8(HELLO).unwrap();
     let mut python = Command::new("python3");
     python.args(["-c", script]).args(paths).arg(hello).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut speaker = python.spawn().unwrap();
-    let mut said = String::new();
-    speaker.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "said");
+    let mut said = [0; 4];
+    speaker.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"said");
     speaker
 }
 
