@@ -38,6 +38,13 @@ pub struct Found {
     pub spawned_ms: u64,
 }
 
+impl Found {
+    /// Nothing of it is left.
+    pub fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. })
+    }
+}
+
 /// All instances of this host.
 #[derive(Debug, Default)]
 pub struct Host {
@@ -164,7 +171,7 @@ impl Host {
         // First of all, since what follows the end of one run may be another run of a new number.
         self.last_run = listed.last().map_or(self.last_run, |run| self.last_run.max(run.0));
         // The living first: the end of an older run of theirs must not start another.
-        let (over, living): (Vec<Found>, Vec<Found>) = table.into_iter().partition(over);
+        let (over, living): (Vec<Found>, Vec<Found>) = table.into_iter().partition(Found::is_over);
         for found in living.into_iter().chain(over) {
             match self.runs.get(&found.run) {
                 Some(_) => self.meet_known(&found, now, &mut out),
@@ -212,7 +219,7 @@ impl Host {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let over = over(&found);
+        let over = found.is_over();
         let held = self.instances.get(&found.instance);
         let taken = held.is_some_and(|instance| instance.run.is_some());
         // Listed again because the acknowledgement was lost.
@@ -322,10 +329,6 @@ impl Host {
             self.schedule.remove(&(at, id.clone()));
         }
     }
-}
-
-fn over(found: &Found) -> bool {
-    matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. })
 }
 
 /// Its main process, if it executes, or has executed, its program: before that the keeper has still to say

@@ -211,8 +211,7 @@ impl Sockets {
 
     /// Who may speak on an instance's sockets.
     pub fn identity(&self, instance: &InstanceId) -> Option<&Identity> {
-        let endpoint = self.endpoints.get(*self.slots.get(instance)?)?.as_ref()?;
-        Some(&endpoint.identity)
+        Some(&self.known(instance)?.identity)
     }
 
     /// Forgets all that an earlier run said or left open, so that nothing of it counts for the next one.
@@ -254,7 +253,7 @@ impl Sockets {
 
     /// The listener and the notify socket of an instance, for the keeper to hold.
     pub fn descriptors(&self, instance: &InstanceId) -> Option<[BorrowedFd<'_>; 2]> {
-        let endpoint = self.endpoints.get(*self.slots.get(instance)?)?.as_ref()?;
+        let endpoint = self.known(instance)?;
         Some([endpoint.listener.as_fd(), endpoint.notify.as_fd()])
     }
 
@@ -362,13 +361,16 @@ impl Sockets {
 
     /// How many connections of an instance have said hello.
     pub fn listeners(&self, instance: &InstanceId) -> usize {
-        let endpoint = self.slots.get(instance).and_then(|slot| self.endpoints[*slot].as_ref());
-        endpoint.map_or(0, |e| e.connections.iter().flatten().filter(|c| c.greeted).count())
+        self.known(instance).map_or(0, |e| e.connections.iter().flatten().filter(|c| c.greeted).count())
     }
 
     /// What has happened since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    fn known(&self, instance: &InstanceId) -> Option<&Endpoint> {
+        self.endpoints.get(*self.slots.get(instance)?)?.as_ref()
     }
 
     fn endpoint(&mut self, instance: &InstanceId) -> Option<&mut Endpoint> {

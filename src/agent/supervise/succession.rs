@@ -65,8 +65,11 @@ impl Supervisor {
     /// Orders ahead what has none: a piece of it. Of another keeper than this version's nobody knows whether it understands
     /// that, and what else of the packet it would throw away.
     pub(super) fn appoint_successors(&mut self, at: Moment) {
+        if at < self.succession.look_at || !self.open {
+            return;
+        }
         let own = self.keeper.as_ref().is_some_and(|keeper| keeper.version == env!("CARGO_PKG_VERSION"));
-        if at < self.succession.look_at || !self.open || !own {
+        if !own {
             return;
         }
         let (behind, now) = (self.succession.seen.take(), self.now());
@@ -157,9 +160,8 @@ impl Supervisor {
     /// A keeper's table: its runs have begun, whoever has judged. Of a run whose end is listed beside an unwanted one that
     /// lives, the end waits until that is ended; gives those, and takes them out of the table.
     pub(super) fn meet_begun(&mut self, table: &mut Vec<Found>) -> BTreeSet<RunId> {
-        let lives = |found: &&Found| !matches!(found.stage, Stage::Gone { .. } | Stage::SpawnFailed { .. });
         self.succession.begun = table.iter().map(|found| found.run).collect();
-        let unwanted = table.iter().filter(lives).filter_map(|found| {
+        let unwanted = table.iter().filter(|found| !found.is_over()).filter_map(|found| {
             let instance = self.host.instance(&found.instance)?;
             let before = instance.run.as_ref()?.id;
             let strange = before != found.run && instance.successor != Some(found.run);

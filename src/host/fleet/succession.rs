@@ -54,14 +54,14 @@ impl Host {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Vec<Found> {
-        let appointed = |instance: &mut Instance| Some((instance.run.as_ref()?.id, instance.successor?));
-        let appointed: Vec<(RunId, RunId)> = self.instances.values_mut().filter_map(appointed).collect();
+        let appointed = |instance: &Instance| Some((instance.run.as_ref()?.id, instance.successor?));
+        let appointed: Vec<(RunId, RunId)> = self.instances().filter_map(appointed).collect();
         for (run, by) in appointed {
             if table.iter().any(|found| found.run == by) {
-                let end = table.iter().find(|found| found.run == run).and_then(stage);
+                let listed = table.iter().position(|found| found.run == run).map(|at| table.remove(at));
+                let end = listed.as_ref().and_then(stage);
                 let unseen = Happening::Gone { end: End::Unknown, fenced: false };
                 out.extend(self.on_run(run, end.unwrap_or(unseen), now));
-                table.retain(|found| found.run != run);
             }
         }
         self.instances.values_mut().for_each(|instance| instance.successor = None);
@@ -77,8 +77,8 @@ impl Host {
             instance.last_run = Some(found.run);
             instance.restarts += 1;
             // Unless the agent before has written it down.
-            let (run, noted) = (instance.run.as_ref(), found.note.as_ref().map(|note| &note.failures));
-            if let (Some(want), Some(_), true) = (&instance.want, run, noted == Some(&instance.failures)) {
+            let unnoted = found.note.as_ref().is_some_and(|note| note.failures == instance.failures);
+            if let Some(want) = instance.want.as_ref().filter(|_| unnoted) {
                 let ending = Ending { cause, end, healthy_for: Duration::ZERO };
                 instance.failures.judge(&want.process.restart, ending, now);
             }

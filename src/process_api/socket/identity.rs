@@ -8,10 +8,10 @@
 use std::fs::File;
 use std::io::Read;
 
+use crate::keeper::process;
+
 /// The kernel makes the text as a whole, up to this size.
 const PAGE: usize = 4096;
-
-use crate::keeper::process;
 
 /// Whose sockets they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
