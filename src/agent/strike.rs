@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
-use crate::keeper::cgroup::{PREFIX, find_own};
+use crate::keeper::cgroup::{find_own, name_of};
 use crate::keeper::process;
 use crate::spec::InstanceId;
 
@@ -92,7 +92,7 @@ fn send(pid: i32) {
 fn cgroup_of(instance: &InstanceId, pid: i32) -> Option<PathBuf> {
     let read = |path: String| fs::read_to_string(path).ok();
     let folder = find_own(&read("/proc/self/mountinfo".to_owned())?, &read(format!("/proc/{pid}/cgroup"))?)?;
-    let own = format!("{PREFIX}{instance}");
+    let own = name_of(instance);
     folder
         .ancestors()
         .find(|folder| folder.file_name().is_some_and(|name| name == own.as_str()))

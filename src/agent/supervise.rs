@@ -34,7 +34,7 @@ use crate::http::view::KeeperView;
 use crate::keeper::protocol::{AGENT_SILENCE_MS, CgroupSupport, RunId};
 use crate::metrics::Metrics;
 use crate::plan::Liveness;
-use crate::process_api::socket::{ConnId, SocketEvent, Sockets};
+use crate::process_api::socket::{ConnId, Games, SocketEvent, Sockets};
 use crate::spec::{HostName, InstanceId};
 use crate::state::State;
 use crate::systemd::Systemd;
@@ -144,6 +144,7 @@ pub struct Supervisor {
     link: Option<Link>,
     keeper: Option<KeeperView>,
     cgroups: CgroupSupport,
+    games: Games,
     guard: fencing::Guard,
     listing: meeting::Listing,
     orders: orders::Orders,
@@ -199,6 +200,7 @@ impl Supervisor {
             link: None,
             keeper: None,
             cgroups: CgroupSupport::None,
+            games: Games::None,
             guard: fencing::Guard::default(),
             listing: meeting::Listing::default(),
             orders: orders::Orders::new(Lookups::new(finds)),

@@ -7,9 +7,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
 
 use super::protocol::CgroupSupport;
 use crate::spec::InstanceId;
@@ -20,6 +24,11 @@ pub use root::{find, find_own, hash_of};
 
 /// The prefix of an instance's cgroup: keeps `cpu.max` from being both a file and an instance.
 pub const PREFIX: &str = "instance-";
+/// The name of an instance's cgroup.
+pub fn name_of(instance: &InstanceId) -> String {
+    format!("{PREFIX}{instance}")
+}
+
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 /// Where the limits that an agent sets are written.
 const LIMIT_FILES: [&str; 3] = ["memory.max", "cpu.max", "pids.max"];
@@ -27,8 +36,15 @@ const LIMIT_FILES: [&str; 3] = ["memory.max", "cpu.max", "pids.max"];
 /// The games cgroup, or that there is none.
 #[derive(Debug)]
 pub struct Cgroups {
-    root: Option<PathBuf>,
+    root: Option<Root>,
     support: CgroupSupport,
+}
+
+/// Held open: a way through `/sys` for each file of hundreds of instances costs their start more than the files do.
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    folder: OwnedFd,
 }
 
 impl Cgroups {
@@ -57,7 +73,8 @@ impl Cgroups {
         } else {
             CgroupSupport::Full { controllers: enabled }
         };
-        Ok(Cgroups { root: Some(root.to_owned()), support })
+        let folder = File::open(root)?.into();
+        Ok(Cgroups { root: Some(Root { path: root.to_owned(), folder }), support })
     }
 
     /// What can be done here.
@@ -67,32 +84,29 @@ impl Cgroups {
 
     /// The games cgroup.
     pub fn root(&self) -> Option<&Path> {
-        self.root.as_deref()
+        self.root.as_ref().map(|root| root.path.as_path())
     }
 
     /// Makes or takes the cgroup of an instance; `None` without cgroups.
     pub fn open(&self, instance: &InstanceId) -> io::Result<Option<Cgroup>> {
         let Some(root) = &self.root else { return Ok(None) };
-        let path = root.join(format!("{PREFIX}{instance}"));
-        let made = fs::create_dir(&path);
-        match &made {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return made.map(|()| None),
-            _ => {}
-        }
-        let mut cgroup = Cgroup::open(path)?;
-        match made {
-            Ok(()) => cgroup.limits = Some(Vec::new()),
-            Err(_) => cgroup.spent = true,
-        }
-        Ok(Some(cgroup))
+        let name = name_of(instance);
+        let opened = match root.open(&root.folder, &name) {
+            // Somebody has removed the games cgroup, and it is there again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                root.open(&File::open(&root.path)?.into(), &name)
+            }
+            opened => opened,
+        };
+        opened.map(Some)
     }
 
     /// A cgroup to try things in; `None` without cgroups.
     pub fn open_probe(&self) -> io::Result<Option<Cgroup>> {
-        let Some(root) = &self.root else { return Ok(None) };
+        let Some(root) = self.root() else { return Ok(None) };
         let path = root.join("probe");
         fs::create_dir(&path).or_else(|e| if path.exists() { Ok(()) } else { Err(e) })?;
-        let mut probe = Cgroup::open(path)?;
+        let mut probe = Cgroup::at(path)?;
         probe.spend();
         probe.renew()?;
         Ok(Some(probe))
@@ -100,7 +114,7 @@ impl Cgroups {
 
     /// Every instance that has a cgroup here.
     pub fn instances(&self) -> io::Result<Vec<InstanceId>> {
-        let Some(root) = &self.root else { return Ok(Vec::new()) };
+        let Some(root) = self.root() else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for entry in fs::read_dir(root)? {
             let name = entry?.file_name();
@@ -109,6 +123,26 @@ impl Cgroups {
         }
         found.sort();
         Ok(found)
+    }
+}
+
+impl Root {
+    /// Makes or takes a cgroup in the folder, which is this one's.
+    fn open(&self, folder: &OwnedFd, name: &str) -> io::Result<Cgroup> {
+        let made = mkdirat(folder, name, Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO);
+        if let Err(errno) = made
+            && errno != Errno::EEXIST
+        {
+            return Err(errno.into());
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let opened = openat(folder, name, flags, Mode::empty())?;
+        let mut cgroup = Cgroup::open(self.path.join(name), opened.into())?;
+        match made {
+            Ok(()) => cgroup.limits = Some(Vec::new()),
+            Err(_) => cgroup.spent = true,
+        }
+        Ok(cgroup)
     }
 }
 
@@ -126,9 +160,13 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    fn open(path: PathBuf) -> io::Result<Self> {
+    fn at(path: PathBuf) -> io::Result<Self> {
         let folder = File::open(&path)?;
-        let events = File::open(path.join("cgroup.events"))?;
+        Cgroup::open(path, folder)
+    }
+
+    fn open(path: PathBuf, folder: File) -> io::Result<Self> {
+        let events = file_in(&folder, "cgroup.events", OFlag::O_RDONLY)?;
         Ok(Cgroup { path, folder, events, limits: None, spent: false })
     }
 
@@ -138,7 +176,7 @@ impl Cgroup {
         if self.spent {
             self.remove()?;
             fs::create_dir(&self.path)?;
-            *self = Cgroup::open(self.path.clone())?;
+            *self = Cgroup::at(self.path.clone())?;
             self.limits = Some(Vec::new());
         }
         Ok(())
@@ -166,7 +204,7 @@ impl Cgroup {
 
     /// For a child that has to move itself.
     pub fn procs(&self) -> io::Result<File> {
-        OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))
+        file_in(&self.folder, "cgroup.procs", OFlag::O_WRONLY)
     }
 
     /// Some process (not counting zombies) is in it or below.
@@ -203,16 +241,16 @@ impl Cgroup {
     /// been forked past it; false when it has to be repeated until `populated` says 0.
     pub fn kill(&mut self) -> io::Result<bool> {
         self.spent = true;
-        match write_to(&self.path.join("cgroup.kill"), "1") {
+        match self.write("cgroup.kill", "1") {
             Ok(()) => Ok(true),
             // Before Linux 5.14: nobody forks while frozen, and the frozen die of SIGKILL.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let _ = write_to(&self.path.join("cgroup.freeze"), "1");
+                let _ = self.write("cgroup.freeze", "1");
                 for pid in self.pids() {
                     // SAFETY: kill touches no memory.
                     unsafe { libc::kill(pid, libc::SIGKILL) };
                 }
-                write_to(&self.path.join("cgroup.freeze"), "0")?;
+                self.write("cgroup.freeze", "0")?;
                 Ok(false)
             }
             Err(e) => Err(e),
@@ -235,7 +273,7 @@ impl Cgroup {
             let kept = limits.iter().any(|(f, _)| f == file);
             // The default of `.max` and `.high` files.
             if !kept && (file.ends_with(".max") || file.ends_with(".high")) {
-                let _ = write_to(&self.path.join(file), "max");
+                let _ = self.write(file, "max");
             }
         }
         let known = known.unwrap_or_default();
@@ -245,7 +283,7 @@ impl Cgroup {
             let written = if file.contains('/') || file.starts_with('.') {
                 Err(io::Error::from_raw_os_error(libc::EINVAL))
             } else {
-                write_to(&self.path.join(file), value)
+                self.write(file, value)
             };
             if let Err(e) = written {
                 failed.push((file.clone(), e.raw_os_error().unwrap_or(libc::EIO)));
@@ -254,6 +292,10 @@ impl Cgroup {
         let written = limits.iter().filter(|(f, _)| !failed.iter().any(|(g, _)| f == g));
         self.limits = Some(written.cloned().collect());
         failed
+    }
+
+    fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        file_in(&self.folder, file, OFlag::O_WRONLY)?.write_all(text.as_bytes())
     }
 
     /// Removes it and what processes made below it. Fails while something lives there.
@@ -281,7 +323,7 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Writes to a file that must exist: on a cgroup file system nothing else can be, elsewhere nothing is made.
-fn write_to(path: &Path, text: &str) -> io::Result<()> {
-    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+/// A file of a cgroup, which must exist: elsewhere than on a cgroup file system nothing is made.
+fn file_in(folder: &File, name: &str, flags: OFlag) -> io::Result<File> {
+    Ok(openat(folder, name, flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
 }

@@ -29,8 +29,8 @@ pub enum Output {
 /// is dead.
 #[derive(Clone, Copy)]
 pub struct Plan {
-    /// It shares the keeper's table of descriptors, and takes along those below this number.
-    pub apart_from: Option<RawFd>,
+    /// It shares the keeper's table of descriptors, and takes along stdin alone.
+    pub apart: bool,
     /// Whose child it has to be when it starts its program.
     pub keeper_pid: i32,
     /// See [`super::ledger::Slot::child_words`]: time, pid, failure.
@@ -41,9 +41,7 @@ pub struct Plan {
     pub rlimits: *const [(u32, libc::rlimit64)],
     /// Priority, if another than the keeper's.
     pub nice: Option<i32>,
-    /// /dev/null.
-    pub stdin: RawFd,
-    /// stdout and stderr.
+    /// stdout and stderr. stdin is the keeper's: /dev/null.
     pub outputs: [Output; 2],
     /// The folder to start in.
     pub folder: *const c_char,
@@ -89,10 +87,10 @@ macro_rules! call {
 pub unsafe extern "C" fn run(plan: *const Plan) -> ! {
     // SAFETY: the caller's.
     let plan = unsafe { &*plan };
-    if let Some(end) = plan.apart_from {
-        // Until here the table is the keeper's as well, so nothing may have changed it. This copies what lies below
-        // `end` and nothing else.
-        call!(plan, SpawnStep::Descriptors, libc::SYS_close_range, end, u32::MAX, libc::CLOSE_RANGE_UNSHARE);
+    if plan.apart {
+        // Until here the table is the keeper's as well, so nothing may have changed it. This copies what lies below 1
+        // and nothing else.
+        call!(plan, SpawnStep::Descriptors, libc::SYS_close_range, 1, u32::MAX, libc::CLOSE_RANGE_UNSHARE);
     }
     call!(plan, SpawnStep::Session, libc::SYS_setsid);
     // SAFETY: the caller's.
@@ -116,23 +114,30 @@ pub unsafe extern "C" fn run(plan: *const Plan) -> ! {
     exit(127)
 }
 
-/// Sets 0, 1, 2 and closes what is the keeper's: an exec that hangs must hold neither the agent's connection
+/// Sets 1 and 2, and closes what is the keeper's: an exec that hangs must hold neither the agent's connection
 /// nor a listener open once the keeper is dead.
 fn descriptors(plan: &Plan) {
     let step = SpawnStep::Descriptors;
-    call!(plan, step, libc::SYS_dup3, plan.stdin, 0, 0);
     for (output, number) in plan.outputs.iter().zip([1, 2]) {
         let from = match output {
             Output::Fifo(path) => {
-                let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY;
+                let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOCTTY;
                 call!(plan, SpawnStep::Logs, libc::SYS_openat, libc::AT_FDCWD, *path, flags, 0) as RawFd
             }
             Output::Descriptor(fd) => *fd,
         };
-        call!(plan, step, libc::SYS_dup3, from, number, 0);
+        // With nothing else open it is the lowest number that is free.
+        if from != number {
+            call!(plan, step, libc::SYS_dup3, from, number, 0);
+            if let Output::Fifo(_) = output {
+                call!(plan, step, libc::SYS_close, from);
+            }
+        }
     }
-    // Before Linux 5.9 there is none; then close-on-exec, which everything of the keeper is, has to do.
-    try_call!(libc::SYS_close_range, 3, u32::MAX, 0);
+    if !plan.apart {
+        // Before Linux 5.9 there is none; then close-on-exec, which everything of the keeper is, has to do.
+        try_call!(libc::SYS_close_range, 3, u32::MAX, 0);
+    }
 }
 
 /// First the time, then the pid, then the look at the parent: a keeper that finds no pid here once the one

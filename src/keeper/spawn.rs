@@ -2,16 +2,17 @@
 //!
 //! Owns the preparation: every string and array is made before the child is, and stays until the child has
 //! executed its program. The child shares the keeper's memory ([`clone`]) and, until its first step, which
-//! keeps only the few lowest, the keeper's table of descriptors: copying page tables and the thousands of
+//! keeps stdin alone, the keeper's table of descriptors: copying page tables and the thousands of
 //! descriptors of a full host took longer than all the rest. No pidfd is asked for: the keeper alone reaps its
 //! children, so a pid that it has not reaped cannot be another process. Called by the loop.
 
 use std::ffi::{CString, c_char};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
-use nix::fcntl::OFlag;
+use libc::STDIN_FILENO;
 
 use self::stack::Stacks;
 use super::cgroup::Cgroup;
@@ -37,8 +38,6 @@ pub enum Outputs {
 
 /// What every spawn of this keeper shares.
 pub struct Surroundings {
-    /// /dev/null, open for reading and writing.
-    pub null: OwnedFd,
     /// The keeper.
     pub keeper_pid: i32,
     /// The keeper's priority.
@@ -47,7 +46,7 @@ pub struct Surroundings {
     pub files: (u64, u64),
     /// The kernel can place a child in a cgroup.
     pub into_cgroup: bool,
-    /// The kernel makes a table of the lowest descriptors alone.
+    /// The kernel makes a table of the lowest descriptor alone.
     low_tables: bool,
     stacks: Stacks,
 }
@@ -151,22 +150,17 @@ fn plan(
     let outputs = match resolved {
         Outputs::Fifos(out, err) => [Output::Fifo(out.as_ptr()), Output::Fifo(err.as_ptr())],
         Outputs::Stream(fd) => [Output::Descriptor(fd.as_raw_fd()); 2],
-        Outputs::Null => [Output::Descriptor(around.null.as_raw_fd()); 2],
+        Outputs::Null => [Output::Descriptor(STDIN_FILENO); 2],
     };
-    let apart_from = match resolved {
-        // Its number may be any, so the whole table is copied.
-        Outputs::Stream(_) => None,
-        _ if !around.low_tables => None,
-        _ => Some(1 + around.null.as_raw_fd()),
-    };
+    // A stream's number may be any, so the whole table is copied.
+    let apart = around.low_tables && !matches!(resolved, Outputs::Stream(_));
     Plan {
-        apart_from,
+        apart,
         keeper_pid: around.keeper_pid,
         ledger: [ledger.time, ledger.pid, ledger.failure].map(ptr::from_ref),
         cgroup_procs: None,
         rlimits: ptr::from_ref(prepared.rlimits.as_slice()),
         nice: (spawn.nice != around.nice).then_some(spawn.nice),
-        stdin: around.null.as_raw_fd(),
         outputs,
         folder: prepared.folder.as_ptr(),
         umask: spawn.umask,
@@ -179,10 +173,10 @@ fn plan(
 }
 
 impl Surroundings {
-    /// Looks around, and raises the keeper's own limit of open files to the most it may have.
+    /// Looks around, raises the keeper's own limit of open files to the most it may have, and makes its stdin what the
+    /// children's is to be: /dev/null, open for reading and writing.
     pub fn new() -> io::Result<Self> {
-        let null =
-            nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+        nix::unistd::dup2_stdin(OpenOptions::new().read(true).write(true).open("/dev/null")?)?;
         let files = descriptors::raise_limit()?;
         // SAFETY: numbers only.
         let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
@@ -193,7 +187,6 @@ impl Surroundings {
             descriptors::keep_from_programs()?;
         }
         Ok(Surroundings {
-            null,
             keeper_pid: std::process::id() as i32,
             nice,
             files,

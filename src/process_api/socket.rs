@@ -30,7 +30,7 @@ mod token;
 
 pub use bound::{OpenError, door};
 pub use endpoint::MAX_CONNECTIONS;
-pub use identity::{Identity, KnownBy, Stranger};
+pub use identity::{Games, Identity, KnownBy, Stranger};
 
 use datagram::Control;
 use endpoint::{Endpoint, READ, Round};
@@ -287,14 +287,12 @@ impl Sockets {
     pub fn drain(&mut self, instance: &InstanceId) -> Vec<SocketEvent> {
         let mut events = Vec::new();
         let Some(&slot) = self.slots.get(instance) else { return events };
-        if self.endpoint(instance).is_some_and(|endpoint| endpoint.is_quiet()) {
-            return events;
-        }
         let (endpoints, mut round) = self.begin(&mut events);
         if let Some(Some(endpoint)) = endpoints.get_mut(slot) {
+            let (callers, notices) = endpoint.waits();
             for _ in 0..DRAIN_ROUNDS {
-                let mut more = endpoint.accept(&mut round);
-                more |= endpoint.read_notices(&mut round);
+                let mut more = callers && endpoint.accept(&mut round);
+                more |= notices && endpoint.read_notices(&mut round);
                 for at in 0..MAX_CONNECTIONS {
                     more |= endpoint.read(&mut round, at);
                 }

@@ -18,7 +18,7 @@ use crate::keeper::protocol::{
     Account, CgroupSupport, Reply, Request, RunId, RunRecord, SpawnStep, Stage, describe_failure,
 };
 use crate::metrics::SpawnFault;
-use crate::process_api::socket::{Identity, KnownBy};
+use crate::process_api::socket::{Games, Identity, KnownBy};
 use crate::spec::{InstanceId, Logs};
 
 /// What a keeper has said about its table so far.
@@ -172,6 +172,7 @@ impl Supervisor {
         };
         tracing::info!(pid, version, cgroups = words, "met the keeper");
         self.keeper = Some(KeeperView { pid, version, cgroups: words.to_owned() });
+        self.games = Games::of(&cgroups);
         self.cgroups = cgroups;
     }
 
@@ -214,7 +215,8 @@ impl Supervisor {
         }
         for (instance, pid) in pids.into_iter().filter(|(_, pid)| *pid > 0) {
             self.open_lost_sockets(&instance);
-            self.identify(&instance, pid);
+            let known_by = self.games.of_found(pid);
+            self.identify(&instance, pid, known_by);
         }
         self.hear_datagrams();
         self.change_again();
@@ -326,16 +328,13 @@ impl Supervisor {
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
         let ports = self.parts.book.ports(&instance);
         self.happens(run, Happening::Spawned { pid, ports });
-        self.identify(&instance, pid);
+        let known_by = self.games.of_started(&instance, pid);
+        self.identify(&instance, pid, known_by);
     }
 
     /// From now on only the run's own processes may speak on its sockets; what they have said already is heard.
-    fn identify(&mut self, instance: &InstanceId, pid: i32) {
+    fn identify(&mut self, instance: &InstanceId, pid: i32, known_by: KnownBy) {
         let Some(known) = self.sockets.identity(instance) else { return };
-        let known_by = match self.cgroups {
-            CgroupSupport::None => KnownBy::Account,
-            _ => KnownBy::cgroup_of(pid),
-        };
         let identity = Identity { uid: known.uid, gid: known.gid, main_pid: pid, known_by };
         self.sockets.identify(instance, identity);
         let events = self.sockets.drain(instance);

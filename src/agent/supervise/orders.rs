@@ -18,9 +18,9 @@ use crate::agent::resolve::{Order, ResolveError};
 use crate::host::instance::Note;
 use crate::host::{Action, Happening, Instance, Moment, Ports};
 use crate::keeper::fault::{self, Point};
-use crate::keeper::protocol::{Account, CgroupSupport, MAX_NOTE, Request, RunId, SpawnStep};
+use crate::keeper::protocol::{Account, MAX_NOTE, Request, RunId, SpawnStep};
 use crate::metrics::SpawnFault;
-use crate::process_api::socket::{Identity, KnownBy, door};
+use crate::process_api::socket::{Identity, door};
 use crate::spec::{HeartbeatMode, InstanceId, Probe, Process, ReadyMode};
 
 mod queue;
@@ -350,11 +350,7 @@ impl Supervisor {
             Some(account) => (account.uid, account.gid),
             None => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
         };
-        let known_by = match self.cgroups {
-            CgroupSupport::None => KnownBy::Account,
-            _ => KnownBy::CgroupToCome,
-        };
-        Identity { uid, gid, main_pid: 0, known_by }
+        Identity { uid, gid, main_pid: 0, known_by: self.games.of_ordered() }
     }
 
     /// What the next agent is to know of a run. Its ports are in it because the book may not be on disk yet; where

@@ -51,7 +51,7 @@ impl Birth {
     }
 
     fn table(&self) -> u64 {
-        if self.plan.apart_from.is_some() { libc::CLONE_FILES as u64 } else { 0 }
+        if self.plan.apart { libc::CLONE_FILES as u64 } else { 0 }
     }
 }
 
@@ -73,7 +73,7 @@ pub(super) fn make_child(
             }
         }
         let errno = |e: io::Error| (SpawnStep::Cgroup, e.raw_os_error().unwrap_or(libc::EIO));
-        birth.plan.apart_from = None;
+        birth.plan.apart = false;
         birth.plan.cgroup_procs = Some(procs.insert(cgroup.procs().map_err(errno)?).as_raw_fd());
     }
     clone3(birth, None)

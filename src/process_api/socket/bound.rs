@@ -8,16 +8,17 @@
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, listen, setsockopt, socket,
     sockopt,
 };
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
+use nix::unistd::{Gid, Uid, fchownat, getegid, geteuid};
 
 use super::{Identity, KnownBy};
 
@@ -70,7 +71,7 @@ pub enum OpenError {
         /// To whom.
         uid: u32,
         /// Why.
-        source: std::io::Error,
+        source: Errno,
     },
     /// Watching it.
     #[error("cannot watch a process socket")]
@@ -167,16 +168,15 @@ fn one(
         }
         bound => bound.map_err(owned)?,
     }
-    if identity.uid != nix::unistd::geteuid().as_raw() || identity.gid != nix::unistd::getegid().as_raw() {
-        lchown(path, Some(identity.uid), Some(identity.gid)).map_err(|source| OpenError::Owner {
-            path: path.to_owned(),
-            uid: identity.uid,
-            source,
+    if identity.uid != geteuid().as_raw() || identity.gid != getegid().as_raw() {
+        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+        fchownat(held, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|source| {
+            OpenError::Owner { path: path.to_owned(), uid: identity.uid, source }
         })?;
     }
     if identity.known_by != KnownBy::Account {
-        let open = std::fs::set_permissions(path, Permissions::from_mode(0o666));
-        open.map_err(|e| owned(e.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)))?;
+        let all = Mode::from_bits_truncate(0o666);
+        fchmodat(held, name, all, FchmodatFlags::FollowSymlink).map_err(owned)?;
     }
     if kind == SockType::Stream {
         listen(&made, Backlog::new(BACKLOG).map_err(owned)?).map_err(owned)?;

@@ -80,12 +80,14 @@ impl Endpoint {
         }
     }
 
-    /// Nobody is connected, and neither a connection nor a datagram waits.
-    pub(super) fn is_quiet(&self) -> bool {
-        let waits = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut sockets = [waits(self.listener.as_fd()), waits(self.notify.as_fd())];
-        // When it cannot be known, something may wait.
-        self.connections.iter().all(Option::is_none) && poll(&mut sockets, PollTimeout::ZERO) == Ok(0)
+    /// Whether callers wait, and whether datagrams do. When it cannot be known, both may.
+    pub(super) fn waits(&self) -> (bool, bool) {
+        let asked = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut sockets = [asked(self.listener.as_fd()), asked(self.notify.as_fd())];
+        match poll(&mut sockets, PollTimeout::ZERO) {
+            Ok(_) => (sockets[0].any() != Some(false), sockets[1].any() != Some(false)),
+            Err(_) => (true, true),
+        }
     }
 
     fn event(&self, conn: Option<ConnId>, pid: i32, said: Said) -> SocketEvent {

@@ -8,7 +8,10 @@
 use std::fs::File;
 use std::io::Read;
 
+use crate::keeper::cgroup;
 use crate::keeper::process;
+use crate::keeper::protocol::CgroupSupport;
+use crate::spec::InstanceId;
 
 /// The kernel makes the text as a whole, up to this size.
 const PAGE: usize = 4096;
@@ -117,8 +120,55 @@ impl KnownBy {
     }
 }
 
-/// /proc/PID/cgroup. Asked of each run that starts, so that it is read at once where a page holds it, as it does but for
-/// cgroups in cgroups in cgroups.
+/// Where a keeper puts the runs that it starts: each has a cgroup there that is named for its instance. Learnt from the
+/// first of them, because a look into /proc for each of hundreds that start at once costs all of them time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Games {
+    /// No cgroups here.
+    #[default]
+    None,
+    /// Not learnt yet.
+    Somewhere,
+    /// Below this one, as /proc/PID/cgroup writes it.
+    Below(String),
+}
+
+impl Games {
+    /// Of a keeper that has just been met.
+    pub fn of(support: &CgroupSupport) -> Games {
+        if *support == CgroupSupport::None { Games::None } else { Games::Somewhere }
+    }
+
+    /// What the processes of a run that is to be started will be known by.
+    pub fn of_ordered(&self) -> KnownBy {
+        if *self == Games::None { KnownBy::Account } else { KnownBy::CgroupToCome }
+    }
+
+    /// What those of a run that this keeper has started are known by.
+    pub fn of_started(&mut self, instance: &InstanceId, pid: i32) -> KnownBy {
+        let name = format!("/{}", cgroup::name_of(instance));
+        match self {
+            Games::None => KnownBy::Account,
+            Games::Below(games) => KnownBy::Cgroup(format!("{games}{name}")),
+            Games::Somewhere => {
+                let known_by = KnownBy::cgroup_of(pid);
+                if let KnownBy::Cgroup(path) = &known_by
+                    && let Some(games) = path.strip_suffix(&name)
+                {
+                    *self = Games::Below(games.to_owned());
+                }
+                known_by
+            }
+        }
+    }
+
+    /// What those of a run are known by that may have been started by another keeper, elsewhere.
+    pub fn of_found(&self, pid: i32) -> KnownBy {
+        if *self == Games::None { KnownBy::Account } else { KnownBy::cgroup_of(pid) }
+    }
+}
+
+/// /proc/PID/cgroup. Read at once where a page holds it, as it does but for cgroups in cgroups in cgroups.
 fn cgroups_of(pid: i32) -> std::io::Result<String> {
     let mut file = File::open(format!("/proc/{pid}/cgroup"))?;
     let mut text = vec![0; PAGE];
