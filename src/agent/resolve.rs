@@ -36,16 +36,23 @@ pub enum ResolveError {
     },
 }
 
-/// What a spawn is made from.
-pub struct Order<'a> {
+/// Whose commands are resolved.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
     /// The instance.
     pub instance: &'a InstanceId,
-    /// Its new run.
-    pub run: RunId,
     /// What is wanted of it.
     pub want: &'a Want,
     /// Its ports.
     pub ports: &'a Ports,
+}
+
+/// What a spawn is made from.
+pub struct Order<'a> {
+    /// Of whom.
+    pub subject: Subject<'a>,
+    /// Its new run.
+    pub run: RunId,
     /// The folder of its sockets.
     pub sockets: &'a Path,
     /// For the keeper's ledger.
@@ -94,30 +101,30 @@ impl Resolver {
     /// What must be known before this command of the instance can be executed. `key` names the command.
     pub fn errand(
         &mut self,
-        order: &Order<'_>,
+        subject: Subject<'_>,
         command: &[String],
         key: &'static str,
     ) -> Result<Errand, ResolveError> {
-        let process = &order.want.process;
-        let folder = self.data_folder(order.instance);
-        let (instance, data) = (order.instance.to_string(), folder.to_string_lossy());
+        let process = &subject.want.process;
+        let folder = self.data_folder(subject.instance);
+        let (instance, data) = (subject.instance.to_string(), folder.to_string_lossy());
         let program =
-            expand(command.first().map_or("", String::as_str), &self.values(order, &instance, &data))
+            expand(command.first().map_or("", String::as_str), &self.values(subject, &instance, &data))
                 .map_err(|source| ResolveError::Template { key: format!("{key}[0]"), source })?;
-        let libraries = self.libraries(order, &self.values(order, &instance, &data))?;
+        let libraries = self.libraries(subject, &self.values(subject, &instance, &data))?;
         let (user, group, policy) = (process.user.clone(), process.group.clone(), self.policy.clone());
         let errand = Errand { user, group, program, libraries, policy, folder: None };
-        self.known.need(order.instance, key, &errand);
+        self.known.need(subject.instance, key, &errand);
         let there = self.known.has_folder(folder.as_os_str());
         Ok(Errand { folder: (!there).then(|| folder.into_os_string()), ..errand })
     }
 
     /// What the host's policy has to say something about, beside the program.
-    fn libraries(&self, order: &Order<'_>, values: &Values<'_>) -> Result<Vec<String>, ResolveError> {
+    fn libraries(&self, subject: Subject<'_>, values: &Values<'_>) -> Result<Vec<String>, ResolveError> {
         if self.policy.programs.is_empty() {
             return Ok(Vec::new());
         }
-        let env = &order.want.process.env;
+        let env = &subject.want.process.env;
         let named = LIBRARIES.into_iter().filter_map(|name| Some((name, env.get(name)?)));
         let fill = |(name, text): (&str, &String)| {
             expand(text, values)
@@ -155,12 +162,12 @@ impl Resolver {
 
     /// The whole order for the keeper.
     pub fn spawn(&self, order: Order<'_>, found: Found) -> Result<Spawn, ResolveError> {
-        let process = &order.want.process;
+        let process = &order.subject.want.process;
         let command = self.command(&order, &process.command, "command", found)?;
-        let logs = self.log_target(order.instance, &process.logs);
+        let logs = self.log_target(order.subject.instance, &process.logs);
         Ok(Spawn {
             run: order.run,
-            instance: order.instance.clone(),
+            instance: order.subject.instance.clone(),
             program: command.program,
             args: command.args,
             env: command.env,
@@ -186,10 +193,10 @@ impl Resolver {
         key: &str,
         found: Found,
     ) -> Result<ResolvedCommand, ResolveError> {
-        let process = &order.want.process;
-        let data = self.data_folder(order.instance).to_string_lossy().into_owned();
-        let instance = order.instance.to_string();
-        let values = self.values(order, &instance, &data);
+        let process = &order.subject.want.process;
+        let data = self.data_folder(order.subject.instance).to_string_lossy().into_owned();
+        let instance = order.subject.instance.to_string();
+        let values = self.values(order.subject, &instance, &data);
         let fill = |key: String, text: &str| {
             expand(text, &values).map_err(|source| ResolveError::Template { key, source })
         };
@@ -219,12 +226,12 @@ impl Resolver {
         })
     }
 
-    fn values<'a>(&'a self, order: &'a Order<'_>, instance: &'a str, data: &'a str) -> Values<'a> {
+    fn values<'a>(&'a self, subject: Subject<'a>, instance: &'a str, data: &'a str) -> Values<'a> {
         Values {
-            ports: order.ports.iter().map(|(name, (_, number))| (name.as_str(), *number)).collect(),
+            ports: subject.ports.iter().map(|(name, (_, number))| (name.as_str(), *number)).collect(),
             instance,
-            process: order.instance.process.as_str(),
-            ordinal: match order.instance.key {
+            process: subject.instance.process.as_str(),
+            ordinal: match subject.instance.key {
                 InstanceKey::Number(n) => Some(n),
                 InstanceKey::Host(_) => None,
             },
@@ -232,7 +239,7 @@ impl Resolver {
             labels: self.settings.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
             address: &self.settings.address,
             data,
-            args: order.want.args.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+            args: subject.want.args.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
         }
     }
 
@@ -260,14 +267,14 @@ impl Resolver {
 }
 
 fn default_env(order: &Order<'_>, instance: &str, host: &str) -> BTreeMap<String, String> {
-    let process = &order.want.process;
-    let beat = &process.heartbeat;
+    let Subject { instance: id, want, ports } = order.subject;
+    let beat = &want.process.heartbeat;
     let mut env = BTreeMap::new();
     let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
     set("PATH", PATH.to_owned());
     set("LANG", "C.UTF-8".to_owned());
     set("BIGBROTHER_INSTANCE", instance.to_owned());
-    set("BIGBROTHER_PROCESS", order.instance.process.to_string());
+    set("BIGBROTHER_PROCESS", id.process.to_string());
     set("BIGBROTHER_HOST", host.to_owned());
     set("BIGBROTHER_RUN", order.run.to_string());
     set("BIGBROTHER_SOCKET", order.sockets.join("api.sock").to_string_lossy().into_owned());
@@ -278,7 +285,7 @@ fn default_env(order: &Order<'_>, instance: &str, host: &str) -> BTreeMap<String
     if beat.mode == HeartbeatMode::Notify {
         set("WATCHDOG_USEC", beat.timeout.as_micros().to_string());
     }
-    for (name, (_, number)) in order.ports {
+    for (name, (_, number)) in ports {
         set(&format!("PORT_{}", name.to_ascii_uppercase().replace('-', "_")), number.to_string());
     }
     env

@@ -23,17 +23,15 @@ fn resolver() -> (Resolver, Errand) {
         rest: None,
     };
     let (instance, ports) = (zone(), Ports::new());
-    let sockets = Path::new("/run/i/zone.0");
-    let order =
-        Order { instance: &instance, run: RunId(1), want: &want, ports: &ports, sockets, note: Vec::new() };
+    let subject = Subject { instance: &instance, want: &want, ports: &ports };
     let mut resolver = Resolver::new(config.host);
-    let errand = resolver.errand(&order, &command, "command").unwrap();
+    let errand = resolver.errand(subject, &command, "command").unwrap();
     assert!(
         errand.folder.as_ref().is_some_and(|folder| Path::new(folder).ends_with("data/zone.0")),
         "{errand:?}"
     );
     resolver.learn(&errand, Ok(&found(60)), at(0));
-    let again = resolver.errand(&order, &command, "command").unwrap();
+    let again = resolver.errand(subject, &command, "command").unwrap();
     assert_eq!(again, Errand { folder: None, ..errand }, "the folder is there");
     (resolver, again)
 }

@@ -9,7 +9,7 @@ use crate::agent::keeper_link::Link;
 use crate::agent::probe::{ExecRequest, ProbeTarget, Question};
 use crate::agent::replica::wall_ms;
 use crate::agent::reporter::Report;
-use crate::agent::resolve::{Order, cgroup_limits};
+use crate::agent::resolve::{Order, Subject, cgroup_limits};
 use crate::client::message::Shutdown;
 use crate::host::{Action, Happening, Measure, Ports, StopReason};
 use crate::keeper::fault::{self, Point};
@@ -168,11 +168,11 @@ impl Supervisor {
             Probe::Exec { command } => {
                 let want = known.want.clone().ok_or("the instance is not wanted")?;
                 let sockets = self.socket_folder(instance).map_err(|e| e.to_string())?;
-                let note = Vec::new();
-                let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
+                let subject = Subject { instance, want: &want, ports: &ports };
                 let words = |error: &dyn std::fmt::Display| error.to_string();
-                let errand = self.parts.resolver.errand(&order, command, PROBE).map_err(|e| words(&e))?;
+                let errand = self.parts.resolver.errand(subject, command, PROBE).map_err(|e| words(&e))?;
                 let found = self.looked_up(&errand).ok_or("its program is being looked up")?;
+                let order = Order { subject, run, sockets: &sockets, note: Vec::new() };
                 let resolver = &self.parts.resolver;
                 let resolved = resolver.command(&order, command, PROBE, found).map_err(|e| words(&e))?;
                 Ok(ProbeTarget::Exec(ExecRequest {

@@ -14,7 +14,7 @@ use crate::agent::book::{NoPort, is_taken};
 use crate::agent::keeper_link::LinkError;
 use crate::agent::lookup::{Answer, Errand, Found, LookUpError, Lookups};
 use crate::agent::replica::wall_ms;
-use crate::agent::resolve::{Order, ResolveError};
+use crate::agent::resolve::{Order, ResolveError, Subject};
 use crate::host::instance::Note;
 use crate::host::{Action, Happening, Instance, Moment, Ports};
 use crate::keeper::fault::{self, Point};
@@ -152,11 +152,9 @@ impl Supervisor {
         let want = self.host.instance(instance).and_then(|i| i.want.clone()).ok_or(OrderError::Unwanted)?;
         self.parts.book.use_run(run.0);
         let ports = self.ports_for(instance, run, &want.process)?;
-        let sockets = self.socket_folder(instance)?;
-        let note = self.note(instance).unwrap_or_default();
-        let order = Order { instance, run, want: &want, ports: &ports, sockets: &sockets, note };
-        let errand = self.parts.resolver.errand(&order, &want.process.command, COMMAND)?;
-        self.prepare_probe(&order);
+        let subject = Subject { instance, want: &want, ports: &ports };
+        let errand = self.parts.resolver.errand(subject, &want.process.command, COMMAND)?;
+        self.prepare_probe(subject);
         let Some(found) = self.looked_up(&errand) else {
             self.orders.waiting.put(run, instance.clone(), errand, moment());
             return Ok(());
@@ -167,6 +165,10 @@ impl Supervisor {
             self.queue(instance, run);
             return Ok(());
         }
+        // Not before: in a start of hundreds somebody is sent for all of them first.
+        let sockets = self.socket_folder(instance)?;
+        let note = self.note(instance).unwrap_or_default();
+        let order = Order { subject, run, sockets: &sockets, note };
         let spawn = self.parts.resolver.spawn(order, found)?;
         let new = self.open_sockets(instance, spawn.account.as_ref())?;
         // The time in which it must get ready begins here.
@@ -225,14 +227,14 @@ impl Supervisor {
     }
 
     /// The first question comes soon: what its command needs is looked up beside what the run's own does.
-    fn prepare_probe(&mut self, order: &Order<'_>) {
-        let process = &order.want.process;
+    fn prepare_probe(&mut self, subject: Subject<'_>) {
+        let process = &subject.want.process;
         for probe in [
             if let ReadyMode::Probe(probe) = &process.ready.mode { Some(probe) } else { None },
             if let HeartbeatMode::Probe(probe) = &process.heartbeat.mode { Some(probe) } else { None },
         ] {
             if let Some(Probe::Exec { command }) = probe
-                && let Ok(errand) = self.parts.resolver.errand(order, command, PROBE)
+                && let Ok(errand) = self.parts.resolver.errand(subject, command, PROBE)
             {
                 self.looked_up(&errand);
             }

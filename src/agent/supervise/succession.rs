@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::orders::COMMAND;
 use super::{Supervisor, moment};
-use crate::agent::resolve::Order;
+use crate::agent::resolve::{Order, Subject};
 use crate::host::fleet::Found;
 use crate::host::{Happening, Moment, Now};
 use crate::keeper::fault::{self, Point};
@@ -95,10 +95,10 @@ impl Supervisor {
         let instance = self.host.instance(id)?;
         let (want, note) = (instance.want.clone()?, self.encode_note(id, &instance.next_note()?)?);
         let (ports, sockets) = (self.parts.book.ports(id), self.socket_folder(id).ok()?);
-        let order = Order { instance: id, run, want: &want, ports: &ports, sockets: &sockets, note };
-        let errand = self.parts.resolver.errand(&order, &want.process.command, COMMAND).ok()?;
+        let subject = Subject { instance: id, want: &want, ports: &ports };
+        let errand = self.parts.resolver.errand(subject, &want.process.command, COMMAND).ok()?;
         let found = self.looked_up(&errand)?;
-        self.parts.resolver.spawn(order, found).ok()
+        self.parts.resolver.spawn(Order { subject, run, sockets: &sockets, note }, found).ok()
     }
 
     /// Something has changed that is in their orders.

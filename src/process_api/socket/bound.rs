@@ -170,9 +170,8 @@ fn one(
     }
     if identity.uid != geteuid().as_raw() || identity.gid != getegid().as_raw() {
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-        fchownat(held, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|source| {
-            OpenError::Owner { path: path.to_owned(), uid: identity.uid, source }
-        })?;
+        fchownat(held, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(|source| OpenError::Owner { path: path.to_owned(), uid: identity.uid, source })?;
     }
     if identity.known_by != KnownBy::Account {
         let all = Mode::from_bits_truncate(0o666);
