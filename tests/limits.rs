@@ -121,6 +121,21 @@ fn a_limit_without_its_controller_is_told_and_tried_again() {
 }
 
 #[test]
+fn a_games_cgroup_that_was_removed_and_made_again_is_found_again() {
+    let tree = Tree::make("memory");
+    let cgroups = tree.cgroups();
+    fs::remove_dir_all(tree.root.path()).expect("removed");
+    for (name, text) in FILES {
+        fs::create_dir_all(tree.zone()).expect("a folder");
+        fs::write(tree.zone().join(name), text).expect("a file");
+    }
+    let mut zone =
+        cgroups.open(&"zone.0".parse().expect("an instance")).expect("it is there").expect("cgroups");
+    assert_eq!(zone.limit(&limits("memory = \"1GiB\"")), []);
+    assert_eq!(tree.read("memory.max"), "1073741824");
+}
+
+#[test]
 fn a_limit_never_leaves_its_cgroup() {
     let tree = Tree::make("memory");
     let outside = tree.root.path().join("cgroup.procs");

@@ -152,13 +152,18 @@ impl Games {
             Games::Below(games) => KnownBy::Cgroup(format!("{games}{name}")),
             Games::Somewhere => {
                 let known_by = KnownBy::cgroup_of(pid);
-                if let KnownBy::Cgroup(path) = &known_by
-                    && let Some(games) = path.strip_suffix(&name)
-                {
-                    *self = Games::Below(games.to_owned());
-                }
+                self.learn(&name, &known_by);
                 known_by
             }
+        }
+    }
+
+    /// A run's cgroup, of this name, is known: so is where the others lie.
+    fn learn(&mut self, name: &str, known_by: &KnownBy) {
+        if let KnownBy::Cgroup(path) = known_by
+            && let Some(games) = path.strip_suffix(name)
+        {
+            *self = Games::Below(games.to_owned());
         }
     }
 
@@ -212,6 +217,28 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         assert_eq!(KnownBy::cgroup_of(own), KnownBy::Cgroup(own_cgroup()));
         assert_eq!(KnownBy::cgroup_of(0), KnownBy::Account);
+    }
+
+    #[test]
+    fn runs_lie_beside_the_first_whose_cgroup_is_named_for_it() {
+        let [first, second] = ["zone.0", "zone.1"].map(|id| id.parse::<InstanceId>().unwrap());
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut games = Games::of(&CgroupSupport::KillOnly);
+        assert_eq!(games.of_ordered(), KnownBy::CgroupToCome);
+        assert_eq!(games.of_started(&first, own), KnownBy::Cgroup(own_cgroup()), "looked at");
+        assert_eq!(games, Games::Somewhere, "this cgroup is not named for the instance");
+        games.learn("/instance-zone.0", &KnownBy::Cgroup("/a/instance-zone.0".to_owned()));
+        let beside = KnownBy::Cgroup("/a/instance-zone.1".to_owned());
+        assert_eq!(games.of_started(&second, own), beside, "not looked at");
+        assert_eq!(
+            games.of_found(own),
+            KnownBy::Cgroup(own_cgroup()),
+            "another keeper may have put it anywhere"
+        );
+
+        let mut none = Games::of(&CgroupSupport::None);
+        let known = [none.of_ordered(), none.of_started(&first, own), none.of_found(own)];
+        assert_eq!(known, [KnownBy::Account, KnownBy::Account, KnownBy::Account]);
     }
 
     #[test]
