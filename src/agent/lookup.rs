@@ -1,7 +1,8 @@
 //! Looking up what may not answer: accounts, programs, folders.
 //!
 //! Owns the threads that wait for user databases, network file systems and disks: one as a rule, and another
-//! whenever all hang. So what does not answer holds up the instances that need it, and nobody else. The
+//! whenever all hang, that is, when none comes back while errands lie untaken. One that is slow gets no help: the folders
+//! of hundreds of instances lie in the same one, where makers wait for each other, and spin. So what does not answer holds up the instances that need it, and nobody else. The
 //! supervision loop sends somebody ([`Lookups::send`]) and hears of it by message; what was found is kept by
 //! [`super::resolve`]. Decides nothing, and gives up nothing: how long is waited is the loop's affair.
 
@@ -21,7 +22,8 @@ mod machine;
 
 pub use machine::{LIBRARIES, LookUpError, PATH};
 
-/// An errand that nobody has taken for this long finds all threads hanging: there is to be one more.
+/// An errand that nobody has taken for this long, while nobody came back, finds all threads hanging: there is to be one
+/// more.
 const UNTAKEN: Duration = Duration::from_millis(20);
 /// The most threads. Beyond it errands wait for one to come back.
 const MOST_THREADS: usize = 64;
@@ -102,6 +104,8 @@ pub type LookUp = dyn Fn(&Errand, &Progress) -> Result<Found, LookUpError> + Sen
 pub struct Lookups {
     shared: Arc<Shared>,
     under_way: BTreeMap<Errand, Trip>,
+    /// When somebody came back last, or another thread was to take what lay there.
+    moved: Moment,
 }
 
 struct Trip {
@@ -132,7 +136,7 @@ impl Lookups {
 
     fn with(answers: mpsc::Sender<Answer>, look_up: Box<LookUp>) -> Self {
         let shared = Shared { desk: Mutex::default(), news: Condvar::new(), answers, look_up };
-        Lookups { shared: Arc::new(shared), under_way: BTreeMap::new() }
+        Lookups { shared: Arc::new(shared), under_way: BTreeMap::new(), moved: Moment(0) }
     }
 
     /// Sends somebody, unless somebody is under way with the same errand.
@@ -152,8 +156,9 @@ impl Lookups {
     }
 
     /// An answer came: the errand may be sent again.
-    pub fn came_back(&mut self, errand: &Errand) {
+    pub fn came_back(&mut self, errand: &Errand, now: Moment) {
         self.under_way.remove(errand);
+        self.moved = now;
     }
 
     /// Where an errand is stuck, in words.
@@ -173,27 +178,22 @@ impl Lookups {
 
     /// When [`Lookups::tend`] is next needed.
     pub fn next_due(&self) -> Option<Moment> {
-        self.untaken().map(|sent| sent.after(UNTAKEN)).min()
+        let untaken = self.under_way.values().filter(|trip| trip.progress.step() == Step::Untaken);
+        let oldest = untaken.map(|trip| trip.sent).min()?;
+        Some(oldest.max(self.moved).after(UNTAKEN))
     }
 
     /// One more thread where errands lie untaken.
     pub fn tend(&mut self, now: Moment) {
-        if !self.untaken().any(|sent| sent.after(UNTAKEN) <= now) {
+        if self.next_due().is_none_or(|due| now < due) {
             return;
         }
-        for trip in self.under_way.values_mut().filter(|trip| trip.progress.step() == Step::Untaken) {
-            // The new thread, too, is given its time.
-            trip.sent = now;
-        }
+        // The new thread, too, is given its time.
+        self.moved = now;
         let desk = self.shared.desk();
         if desk.threads < MOST_THREADS {
             self.shared.hire(desk);
         }
-    }
-
-    fn untaken(&self) -> impl Iterator<Item = Moment> {
-        let untaken = self.under_way.values().filter(|trip| trip.progress.step() == Step::Untaken);
-        untaken.map(|trip| trip.sent)
     }
 }
 
@@ -285,7 +285,7 @@ mod tests {
         let until = moment().after(Duration::from_secs(30));
         loop {
             if let Ok(answer) = heard.try_recv() {
-                lookups.came_back(&answer.errand);
+                lookups.came_back(&answer.errand, moment());
                 return answer;
             }
             assert!(moment() < until, "no answer; under way: {:?}", lookups.under_way.keys());
@@ -310,5 +310,32 @@ mod tests {
         assert_eq!(answer(&mut lookups, &mut heard).errand, errand("hang"));
         assert!(lookups.under_way.is_empty(), "the same errand was sent once");
         assert!(lookups.shared.desk().errands.is_empty());
+    }
+
+    #[test]
+    fn one_that_comes_back_again_and_again_gets_no_help() {
+        let (mut lookups, mut heard, release) = lookups();
+        let hang = |at| Errand { folder: Some(format!("{at}").into()), ..errand("hang") };
+        let start = moment();
+        (0..4).for_each(|at| lookups.send(hang(at), start));
+        let threads = |lookups: &Lookups| lookups.shared.desk().threads;
+        for round in 1..=3 {
+            // Slow: most of the time that makes one that hangs.
+            lookups.tend(start.after(UNTAKEN * round - Duration::from_millis(1)));
+            assert_eq!(threads(&lookups), 1, "round {round}");
+            release.send(()).unwrap();
+            let answer = heard.blocking_recv().expect("an answer");
+            lookups.came_back(&answer.errand, start.after(UNTAKEN * round - Duration::from_millis(1)));
+            let taken = |lookups: &Lookups| lookups.shared.desk().errands.len() == 3 - round as usize;
+            while !taken(&lookups) {
+                assert!(moment() < start.after(Duration::from_secs(30)), "round {round}: not taken");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(lookups.next_due(), None, "the last is taken");
+        lookups.send(errand("ls"), start);
+        lookups.tend(start.after(UNTAKEN * 4));
+        assert_eq!(threads(&lookups), 2, "nobody has come back since");
+        release.send(()).unwrap();
     }
 }

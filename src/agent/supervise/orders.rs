@@ -243,7 +243,7 @@ impl Supervisor {
 
     /// Somebody came back: the orders that waited for it go.
     pub(super) fn hear_look_up(&mut self, Answer { errand, result }: Answer) {
-        self.orders.lookups.came_back(&errand);
+        self.orders.lookups.came_back(&errand, moment());
         if self.parts.resolver.learn(&errand, result.as_ref(), moment()) {
             self.revoke_successors();
         }
