@@ -43,18 +43,28 @@ def kill_all(d, timeout=60):
     return took, len(missing), twice
 
 
+def beating(bench, n):
+    """Big Brother with instances that send a notify heartbeat once a second, which those of the floor do not."""
+    return BigBrother(bench, n, {'notify': n})
+
+
+KINDS = {'floor': Floor, 'sketch': Sketch, 'bigbrother': lambda bench, n: BigBrother(bench, n, {'none': n}),
+         'with beats': beating}
+
+
 def latency(bench, args):
-    """Floor, sketch and Big Brother by turns, so that all see the same disturbances."""
-    found = {kind.name: {'start': [], 'kill': [], 'all': []} for kind in (Floor, Sketch, BigBrother)}
+    """Floor, sketch and Big Brother by turns, so that all see the same disturbances: the same program with the same
+    arguments. Beside them, without a bound, Big Brother with instances that beat as well."""
+    found = {name: {'start': [], 'kill': [], 'all': []} for name in KINDS}
     wrong = 0
     random_of = random.Random(7)
     for turn in range(args.turns):
-        for kind in (Floor, Sketch, BigBrother):
+        for name, kind in KINDS.items():
             d = kind(bench, args.n)
-            mine = found[d.name]
+            mine = found[name]
             try:
                 mine['start'].append(d.bring_up())
-                if kind is BigBrother:
+                if isinstance(d, BigBrother):
                     d.wait_ready()
                 nap(2)
                 for _ in range(args.kills):
@@ -67,7 +77,7 @@ def latency(bench, args):
                     took, missing, twice = kill_all(d)
                     wrong += missing + twice
                     mine['all'].append(took) if took is not None else None
-                say(d.name, turn, 'start %.0f' % mine['start'][-1], 'kill %s' % summary(mine['kill'][-args.kills:]),
+                say(name, turn, 'start %.0f' % mine['start'][-1], 'kill %s' % summary(mine['kill'][-args.kills:]),
                     'all %s' % [round(x) for x in mine['all'][-args.crashes:]])
             finally:
                 d.stop()
@@ -75,9 +85,10 @@ def latency(bench, args):
     for name, key, of, bound in (('kill to main(), median', 'kill', median, 1.2), ('kill to main(), p95', 'kill', p95, 2),
                                  ('start of all (%d)' % args.n, 'start', median, 1.4),
                                  ('all killed, all back (%d)' % args.n, 'all', median, 1.3)):
-        floor, sketch, ours = (of(found[kind.name][key]) for kind in (Floor, Sketch, BigBrother))
+        floor, sketch, ours, beats = (of(found[kind][key]) for kind in KINDS)
         yield ratio(name, ours, floor, bound, sketch_ms=round(sketch, 3), ours=summary(found['bigbrother'][key]),
                     floors=summary(found['floor'][key]))
+        yield ratio(name + ', with beats', beats, floor, None)
         yield ratio(name + ', of the sketch', sketch, floor, None)
     yield figure('lost or doubled meanwhile', wrong, 'instances', 0)
 
