@@ -322,13 +322,14 @@ mod tests {
         let untaken = |lookups: &Lookups| {
             lookups.under_way.values().filter(|trip| trip.progress.step() == Step::Untaken).count()
         };
+        // Slow: most of the time that makes one that hangs.
+        let at = |round: u32| start.after((UNTAKEN - Duration::from_millis(1)) * round);
         for round in 1..=3 {
-            // Slow: most of the time that makes one that hangs.
-            lookups.tend(start.after(UNTAKEN * round - Duration::from_millis(1)));
+            lookups.tend(at(round));
             assert_eq!(threads(&lookups), 1, "round {round}");
             release.send(()).unwrap();
             let answer = heard.blocking_recv().expect("an answer");
-            lookups.came_back(&answer.errand, start.after(UNTAKEN * round - Duration::from_millis(1)));
+            lookups.came_back(&answer.errand, at(round));
             while untaken(&lookups) != 3 - round as usize {
                 assert!(moment() < start.after(Duration::from_secs(30)), "round {round}: not taken");
                 std::thread::sleep(Duration::from_millis(1));
@@ -336,7 +337,7 @@ mod tests {
         }
         assert_eq!(lookups.next_due(), None, "the last is taken");
         lookups.send(errand("ls"), start);
-        lookups.tend(start.after(UNTAKEN * 4));
+        lookups.tend(at(3).after(UNTAKEN));
         assert_eq!(threads(&lookups), 2, "nobody has come back since");
         release.send(()).unwrap();
     }
