@@ -129,7 +129,7 @@ class BigBrother(Driver):
         base = 0
         for mode, count in self.parts.items():
             # Ordinals start from 0 in each process, the workers' indices do not.
-            options = (['-x'] if locks else []) + self.OPTIONS[mode] + ['-b', str(base)]
+            options = (['-x'] if locks else []) + self.OPTIONS[mode] + (['-b', str(base)] if base else [])
             command = [self.bench.worker, *options, self.path('log'), '{ordinal}']
             text += '\n[process.%s]\ncommand = %s\ncount = %d\n' % (mode, json.dumps(command), count)
             text += 'restart = { backoff = false, give_up = false }\n'

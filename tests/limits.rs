@@ -125,14 +125,19 @@ fn a_games_cgroup_that_was_removed_and_made_again_is_found_again() {
     let tree = Tree::make("memory");
     let cgroups = tree.cgroups();
     fs::remove_dir_all(tree.root.path()).expect("removed");
+    fs::create_dir_all(tree.zone()).expect("a folder");
     for (name, text) in FILES {
-        fs::create_dir_all(tree.zone()).expect("a folder");
         fs::write(tree.zone().join(name), text).expect("a file");
+    }
+    for (name, text) in [("cgroup.controllers", "memory"), ("cgroup.subtree_control", "")] {
+        fs::write(tree.root.path().join(name), text).expect("a file");
     }
     let mut zone =
         cgroups.open(&"zone.0".parse().expect("an instance")).expect("it is there").expect("cgroups");
     assert_eq!(zone.limit(&limits("memory = \"1GiB\"")), []);
     assert_eq!(tree.read("memory.max"), "1073741824");
+    let enabled = fs::read_to_string(tree.root.path().join("cgroup.subtree_control")).expect("a file");
+    assert_eq!(enabled, "+memory");
 }
 
 #[test]

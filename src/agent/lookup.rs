@@ -1,8 +1,8 @@
 //! Looking up what may not answer: accounts, programs, folders.
 //!
 //! Owns the threads that wait for user databases, network file systems and disks: one as a rule, and another
-//! whenever all hang, that is, when none comes back while errands lie untaken. One that is slow gets no help: the folders
-//! of hundreds of instances lie in the same one, where makers wait for each other, and spin. So what does not answer holds up the instances that need it, and nobody else. The
+//! whenever all hang, that is, when none comes back while errands lie untaken. Those that are slow get help late: the
+//! folders of hundreds of instances lie in the same one, where makers wait for each other, and spin. So what does not answer holds up the instances that need it, and nobody else. The
 //! supervision loop sends somebody ([`Lookups::send`]) and hears of it by message; what was found is kept by
 //! [`super::resolve`]. Decides nothing, and gives up nothing: how long is waited is the loop's affair.
 
@@ -25,6 +25,9 @@ pub use machine::{LIBRARIES, LookUpError, PATH};
 /// An errand that nobody has taken for this long, while nobody came back, finds all threads hanging: there is to be one
 /// more.
 const UNTAKEN: Duration = Duration::from_millis(20);
+/// One that nobody has taken for this long waits behind too many that are slow: there is to be one more as well. Not one
+/// is to wait for as long as an order does.
+const LATE: Duration = Duration::from_millis(500);
 /// The most threads. Beyond it errands wait for one to come back.
 const MOST_THREADS: usize = 64;
 /// A thread beyond the first ends when it had nothing to do for this long.
@@ -106,6 +109,8 @@ pub struct Lookups {
     under_way: BTreeMap<Errand, Trip>,
     /// When somebody came back last, or another thread was to take what lay there.
     moved: Moment,
+    /// When that was to be, last.
+    helped: Moment,
 }
 
 struct Trip {
@@ -136,7 +141,7 @@ impl Lookups {
 
     fn with(answers: mpsc::Sender<Answer>, look_up: Box<LookUp>) -> Self {
         let shared = Shared { desk: Mutex::default(), news: Condvar::new(), answers, look_up };
-        Lookups { shared: Arc::new(shared), under_way: BTreeMap::new(), moved: Moment(0) }
+        Lookups { shared: Arc::new(shared), under_way: BTreeMap::new(), moved: Moment(0), helped: Moment(0) }
     }
 
     /// Sends somebody, unless somebody is under way with the same errand.
@@ -165,7 +170,7 @@ impl Lookups {
     pub fn whereabouts(&self, errand: &Errand) -> String {
         let step = self.under_way.get(errand).map_or(Step::Untaken, |trip| trip.progress.step());
         match step {
-            Step::Untaken => "look-ups: all hang".to_owned(),
+            Step::Untaken => "whoever looks things up".to_owned(),
             Step::Account => {
                 format!("looking up the user {}", errand.user.as_deref().unwrap_or("of the agent"))
             }
@@ -180,7 +185,7 @@ impl Lookups {
     pub fn next_due(&self) -> Option<Moment> {
         let untaken = self.under_way.values().filter(|trip| trip.progress.step() == Step::Untaken);
         let oldest = untaken.map(|trip| trip.sent).min()?;
-        Some(oldest.max(self.moved).after(UNTAKEN))
+        Some(oldest.max(self.moved).after(UNTAKEN).min(oldest.max(self.helped).after(LATE)))
     }
 
     /// One more thread where errands lie untaken.
@@ -189,7 +194,7 @@ impl Lookups {
             return;
         }
         // The new thread, too, is given its time.
-        self.moved = now;
+        (self.moved, self.helped) = (now, now);
         let desk = self.shared.desk();
         if desk.threads < MOST_THREADS {
             self.shared.hire(desk);
@@ -340,5 +345,24 @@ mod tests {
         lookups.tend(at(3).after(UNTAKEN));
         assert_eq!(threads(&lookups), 2, "nobody has come back since");
         release.send(()).unwrap();
+    }
+
+    #[test]
+    fn one_that_nobody_takes_for_long_behind_slow_ones_gets_help() {
+        let (mut lookups, _heard, release) = lookups();
+        let start = moment();
+        let hangs =
+            ["a", "b", "c", "d"].map(|folder| Errand { folder: Some(folder.into()), ..errand("hang") });
+        hangs.into_iter().for_each(|hang| lookups.send(hang, start));
+        let mut threads = |after: Duration| {
+            let now = start.after(after);
+            // Another one has just come back.
+            lookups.came_back(&errand("ls"), now);
+            lookups.tend(now);
+            lookups.shared.desk().threads
+        };
+        let short = Duration::from_millis(1);
+        assert_eq!([LATE - short, LATE, LATE * 2 - short, LATE * 2].map(&mut threads), [1, 2, 2, 3]);
+        (0..4).for_each(|_| release.send(()).unwrap());
     }
 }

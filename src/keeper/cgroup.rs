@@ -61,13 +61,7 @@ impl Cgroups {
         }
         // A folder of another file system has no such file; one that is not ours refuses to be written.
         OpenOptions::new().write(true).open(root.join("cgroup.procs"))?;
-        let available = fs::read_to_string(root.join("cgroup.controllers"))?;
-        let mut enabled = Vec::new();
-        for controller in CONTROLLERS.iter().filter(|c| available.split_whitespace().any(|a| a == **c)) {
-            if fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")).is_ok() {
-                enabled.push((*controller).to_owned());
-            }
-        }
+        let enabled = enable_controllers(root)?;
         let support = if enabled.is_empty() {
             CgroupSupport::KillOnly
         } else {
@@ -94,6 +88,7 @@ impl Cgroups {
         let opened = match root.open(&root.folder, &name) {
             // Somebody has removed the games cgroup, and it is there again.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                enable_controllers(&root.path)?;
                 root.open(&File::open(&root.path)?.into(), &name)
             }
             opened => opened,
@@ -124,6 +119,14 @@ impl Cgroups {
         found.sort();
         Ok(found)
     }
+}
+
+/// Enables those that there are for the cgroups below, as far as that is possible.
+fn enable_controllers(root: &Path) -> io::Result<Vec<String>> {
+    let available = fs::read_to_string(root.join("cgroup.controllers"))?;
+    let there = CONTROLLERS.iter().filter(|c| available.split_whitespace().any(|a| a == **c));
+    let enable = |c: &&&str| fs::write(root.join("cgroup.subtree_control"), format!("+{c}")).is_ok();
+    Ok(there.filter(enable).map(|c| (*c).to_owned()).collect())
 }
 
 impl Root {

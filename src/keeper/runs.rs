@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::epoll::EpollFlags;
 
+use super::cgroup::Cgroup;
 use super::descent::{self};
 use super::fault::{self, Point};
 use super::ledger::{Phase, Record, Slot};
@@ -64,6 +65,9 @@ impl Keeper {
                 self.pending.insert(spawn.run, pending);
             }
             Err((step, errno)) => {
+                // Somebody may have removed it: the next run gets a fresh one.
+                let cgroup = self.instances.get_mut(&spawn.instance).and_then(|i| i.cgroup.as_mut());
+                cgroup.filter(|_| step == SpawnStep::Cgroup).map(Cgroup::spend);
                 self.ledger.slot(slot).set_phase(Phase::SpawnFailed(step, errno));
                 if let Some(reply) = self.table.unforked(spawn.run, step, errno) {
                     self.tell_succession(spawn.run);
@@ -352,7 +356,7 @@ impl Keeper {
         let Some(run) = self.table.get(id) else { return false };
         if run.in_cgroup {
             let cgroup = self.instances.get(&run.record.instance).and_then(|i| i.cgroup.as_ref());
-            return match cgroup.map(super::cgroup::Cgroup::populated) {
+            return match cgroup.map(Cgroup::populated) {
                 Some(Ok(populated)) => !populated,
                 Some(Err(error)) => {
                     tracing::warn!(%error, run = %id, "cannot read cgroup.events");

@@ -78,6 +78,25 @@ fn a_child_that_is_killed_before_its_exec_is_told_as_killed_once() {
 }
 
 #[test]
+fn a_games_cgroup_that_was_made_anew_while_nothing_ran_costs_a_known_instance_one_spawn() {
+    let mut host = Host::new(true);
+    let mut agent = host.greeted();
+    spawn(&agent, host.shell(1, "zone.1", "exit 0"));
+    assert_eq!(agent.gone(1).0, End::Code(0));
+    agent.send(&Request::Acknowledge { run: RunId(1) });
+    fs::remove_dir(folder(&host)).unwrap();
+    fs::remove_dir(&host.cgroup).unwrap();
+    fs::create_dir(&host.cgroup).unwrap();
+    // One of which the keeper holds nothing yet.
+    spawn(&agent, host.shell(2, "zone.2", "exit 2"));
+    assert_eq!(agent.gone(2).0, End::Code(2));
+    spawn(&agent, host.shell(3, "zone.1", "exit 3"));
+    assert_eq!(agent.failed(3).0, SpawnStep::Cgroup);
+    spawn(&agent, host.shell(4, "zone.1", "exit 4"));
+    assert_eq!(agent.gone(4).0, End::Code(4));
+}
+
+#[test]
 fn a_child_that_dumps_core_before_its_exec_dumps_nothing_of_the_keeper() {
     let mut host = Host::new(true);
     let mut agent = host.greeted();

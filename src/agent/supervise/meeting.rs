@@ -328,7 +328,10 @@ impl Supervisor {
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
         let ports = self.parts.book.ports(&instance);
         self.happens(run, Happening::Spawned { pid, ports });
-        let known_by = self.games.of_started(&instance, pid);
+        // One that was found in the keeper's table before its exec was known, and may be another keeper's, is known already.
+        let known = self.sockets.identity(&instance).filter(|known| known.main_pid == pid);
+        let known_by = known.map(|known| known.known_by.clone());
+        let known_by = known_by.unwrap_or_else(|| self.games.of_started(&instance, pid));
         self.identify(&instance, pid, known_by);
     }
 

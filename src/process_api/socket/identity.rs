@@ -144,7 +144,8 @@ impl Games {
         if *self == Games::None { KnownBy::Account } else { KnownBy::CgroupToCome }
     }
 
-    /// What those of a run that this keeper has started are known by.
+    /// What those of a run that this keeper has started are known by. Of one that is gone already only the account is known
+    /// while nothing has been learnt.
     pub fn of_started(&mut self, instance: &InstanceId, pid: i32) -> KnownBy {
         let name = format!("/{}", cgroup::name_of(instance));
         match self {
