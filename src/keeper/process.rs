@@ -185,6 +185,14 @@ pub fn end_of_stranger(pidfd: BorrowedFd<'_>, pid: i32) -> End {
         .unwrap_or(End::Unknown)
 }
 
+/// The exit status of this child, or of any (-1), as wait(2) gives it; `None`: none has ended.
+pub fn take_status(pid: i32) -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid int to write to.
+    let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
+    (pid > 0).then_some((pid, status))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

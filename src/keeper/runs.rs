@@ -235,7 +235,7 @@ impl Keeper {
         if self.succeed_at_once(pid) {
             return;
         }
-        if let Some((pid, status)) = take_status(pid) {
+        if let Some((pid, status)) = process::take_status(pid) {
             self.reaped(pid, status);
         }
     }
@@ -253,7 +253,7 @@ impl Keeper {
     /// Takes the exit statuses of all children that have ended, then tells of them: no zombie of a run is left
     /// when it is told to be gone.
     fn take_ends(&mut self) {
-        let ended: Vec<(i32, i32)> = std::iter::from_fn(|| take_status(-1)).collect();
+        let ended: Vec<(i32, i32)> = std::iter::from_fn(|| process::take_status(-1)).collect();
         for (pid, status) in ended {
             self.reaped(pid, status);
         }
@@ -277,7 +277,7 @@ impl Keeper {
         let (Some(pidfd), Some(run)) = (self.strangers.get(&id), self.table.get(id)) else { return };
         let pid = run.record.pid;
         // A followed process may have become our child, as an orphan: then only we can take its status.
-        let end = match take_status(pid) {
+        let end = match process::take_status(pid) {
             Some((_, status)) => process::end_of_status(status),
             None => process::end_of_stranger(pidfd.as_fd(), pid),
         };
@@ -392,12 +392,4 @@ impl Keeper {
             failed => self.link.send(&failed),
         }
     }
-}
-
-/// The exit status of this child, or of any (-1), as wait(2) gives it; `None`: none has ended.
-pub(super) fn take_status(pid: i32) -> Option<(i32, i32)> {
-    let mut status = 0;
-    // SAFETY: `status` is a valid int to write to.
-    let pid = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG | libc::__WALL) };
-    (pid > 0).then_some((pid, status))
 }

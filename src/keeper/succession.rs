@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use super::link::Link;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, Reply, RunId, Spawn};
-use super::runs::take_status;
 use super::spawn::Prepared;
 use super::{CROWD, Keeper};
 
@@ -48,7 +47,7 @@ impl Successors {
     /// Tells what a run follows, if that has not been told yet.
     pub fn tell(&mut self, run: RunId, link: &mut Link) {
         if let Some(Untold { run: before, end, at_ns, zombie }) = self.untold.remove(&run) {
-            zombie.and_then(take_status);
+            zombie.and_then(process::take_status);
             let ago_ns = boottime_ns().saturating_sub(at_ns);
             link.send(&Reply::Succeeded { run: before, end, ago_ns, by: run });
         }
@@ -91,7 +90,7 @@ impl Keeper {
         self.main_ended(id, end);
         match self.successors.untold.values_mut().find(|untold| untold.run == id) {
             Some(untold) => untold.zombie = Some(pid),
-            None => drop(take_status(pid)),
+            None => drop(process::take_status(pid)),
         }
         true
     }
