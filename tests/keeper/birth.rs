@@ -194,8 +194,11 @@ fn a_container_that_forbids_the_quick_ways_has_the_slow_ones() {
         // The third is the folder that is listed.
         host.log_has("zone.1", "0 1 2 3 ");
         if host.cgroup.is_absolute() {
-            let procs = fs::read_to_string(folder(&host).join("cgroup.procs")).unwrap();
-            assert_eq!(procs.trim(), pid.to_string());
+            // `tr` may have written, and not have ended yet.
+            until("it alone lies in its cgroup", || {
+                let procs = fs::read_to_string(folder(&host).join("cgroup.procs")).unwrap();
+                if procs.trim() == pid.to_string() { Ok(()) } else { Err(procs) }
+            });
         }
         agent.send(&Request::Kill { run: RunId(1) });
         assert_eq!(agent.gone(1).0, KILLED);
