@@ -43,13 +43,9 @@ def kill_all(d, timeout=60):
     return took, len(missing), twice
 
 
-def beating(bench, n):
-    """Big Brother with instances that send a notify heartbeat once a second, which those of the floor do not."""
-    return BigBrother(bench, n, {'notify': n})
-
-
+# Big Brother's own default is instances that send a notify heartbeat once a second, which those of the floor do not.
 KINDS = {'floor': Floor, 'sketch': Sketch, 'bigbrother': lambda bench, n: BigBrother(bench, n, {'none': n}),
-         'with beats': beating}
+         'with beats': BigBrother}
 
 
 def latency(bench, args):

@@ -2,7 +2,8 @@
 //!
 //! Owns the threads that wait for user databases, network file systems and disks: one as a rule, and another
 //! whenever all hang, that is, when none comes back while errands lie untaken. Those that are slow get help late: the
-//! folders of hundreds of instances lie in the same one, where makers wait for each other, and spin. So what does not answer holds up the instances that need it, and nobody else. The
+//! folders of hundreds of instances lie in the same one, where makers wait for each other, and spin. So what does not
+//! answer holds up the instances that need it, and nobody else. The
 //! supervision loop sends somebody ([`Lookups::send`]) and hears of it by message; what was found is kept by
 //! [`super::resolve`]. Decides nothing, and gives up nothing: how long is waited is the loop's affair.
 
