@@ -224,20 +224,18 @@ impl Sockets {
         if let Some(endpoint) = self.endpoint(instance) {
             endpoint.connections = Default::default();
         }
-        self.late.retain(|event| *event.instance != *instance);
     }
 
     /// All processes of the run before have ended, and the next one has begun already: gives, in order, what that has said,
     /// of what was heard and of what waits. Its connections stay. Whoever speaks from now on waits until
     /// [`Sockets::identify`] tells who may.
     pub fn pass_on(&mut self, instance: &InstanceId, heard: Vec<SocketEvent>) -> Vec<SocketEvent> {
-        let late = self.late.extract_if(.., |event| *event.instance == *instance).collect::<Vec<_>>();
         // Reads connections of the dead to their end, and closes them.
         let read = self.drain(instance);
         let Some(endpoint) = self.endpoint(instance) else { return Vec::new() };
         let next = endpoint.identity.begin_anew();
         let before = std::mem::replace(&mut endpoint.identity, next);
-        let all = heard.into_iter().chain(late).chain(read);
+        let all = heard.into_iter().chain(read);
         all.filter(|event| before.is_another(event.pid)).collect()
     }
 
@@ -283,9 +281,9 @@ impl Sockets {
         more
     }
 
-    /// Reads all that waits on the sockets of one instance: called before it is judged hung.
+    /// Reads all that waits on the sockets of one instance: called before it is judged hung, and before its end counts.
     pub fn drain(&mut self, instance: &InstanceId) -> Vec<SocketEvent> {
-        let mut events = Vec::new();
+        let mut events = self.late.extract_if(.., |event| *event.instance == *instance).collect();
         let Some(&slot) = self.slots.get(instance) else { return events };
         let (endpoints, mut round) = self.begin(&mut events);
         if let Some(Some(endpoint)) = endpoints.get_mut(slot) {

@@ -15,8 +15,22 @@ while True:
         server.sendto(b"\xff\xff\xff\xffstatusResponse\n\\mapname\\dm1\\sv_maxclients\\8\n", who)
 "#;
 
+/// Says that it stops when it is asked for that, and ends.
+const LEAVING: &str = r#"
+import os, signal, socket
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ["NOTIFY_SOCKET"])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+notify.send(b"READY=1")
+signal.sigwait([signal.SIGUSR1])
+notify.send(b"STOPPING=1\nSTATUS=the last word")
+"#;
+
 /// How long the agent stands still: longer than each heartbeat timeout.
 const FROZEN: Duration = Duration::from_secs(10);
+
+/// The keeper tells of an end in a thousandth of this.
+const TELLING: Duration = Duration::from_millis(300);
 
 /// A sender of ten messages a second fills the queue of the socket (10) before the keeper takes a silent agent
 /// for gone (2.5 s) and drains it. It must never wait longer than that, and a tick.
@@ -93,4 +107,32 @@ heartbeat = {{ mode = "query", protocol = "quake3", port = "game", interval = "2
         let view = host.view("zone.0")?;
         expect(view.state == "ready" && view.run > before["zone.0"].run, &view)
     });
+}
+
+#[test]
+fn the_last_words_of_a_run_are_heard_before_its_end() {
+    let mut host = Host::new(Cgroups::Own);
+    let script = host.root.join("leaving");
+    std::fs::write(&script, LEAVING).unwrap();
+    let leaving = host.witness(&["/usr/bin/python3", script.to_str().unwrap()]);
+    host.write_config(&format!("[process.leaving]\ncommand = {leaving}\nready = {{ mode = \"notify\" }}\n"));
+    host.start();
+    let old = host.settled(&["leaving.0"])["leaving.0"].clone();
+    let pid = old.pid.unwrap();
+
+    // It must not stand still for as long as makes the keeper drain the sockets in its place.
+    signal(host.agent_pid(), libc::SIGSTOP);
+    signal(pid, libc::SIGUSR1);
+    until("the keeper reaps it", || expect(!std::path::Path::new(&format!("/proc/{pid}")).exists(), pid));
+    // Nothing shows from outside that the keeper has told of it as well. Not a wait for something else.
+    std::thread::sleep(TELLING);
+    signal(host.agent_pid(), libc::SIGCONT);
+
+    until("another run is ready", || {
+        let view = host.view("leaving.0")?;
+        expect(view.state == "ready" && view.run > old.run, &view)
+    });
+    let events = host.events("leaving.0");
+    let said = events.iter().any(|event| event.kind == "stopping" && event.run == old.run);
+    assert!(said, "STOPPING=1 of run {:?} is not in {events:#?}", old.run);
 }

@@ -138,9 +138,13 @@ impl Supervisor {
                 self.parts.metrics.spawn_failed(SpawnFault::Stuck);
                 self.happens(run, Happening::SpawnStuck);
             }
-            Reply::Exited { run, end } => self.happens(run, Happening::Exited(end)),
+            Reply::Exited { run, end } => {
+                self.hear_last_words(run);
+                self.happens(run, Happening::Exited(end));
+            }
             Reply::Gone { run, end, fenced } => {
                 fault::pass(Point::AgentAfterGone);
+                self.hear_last_words(run);
                 self.hear_over(run, Happening::Gone { end, fenced });
             }
             Reply::Succeeded { run, end, ago_ns, by } => {
@@ -157,6 +161,13 @@ impl Supervisor {
             }
             Reply::LogBytes { kept, dropped } => self.parts.metrics.logged(kept, dropped),
         }
+    }
+
+    /// What its processes said before they ended still waits where the keeper was heard first.
+    fn hear_last_words(&mut self, run: RunId) {
+        let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
+        let said = self.sockets.drain(&instance);
+        self.hear_said(said);
     }
 
     pub(super) fn happens(&mut self, run: RunId, happening: Happening) {
