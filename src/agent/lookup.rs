@@ -131,6 +131,8 @@ struct Shared {
 struct Desk {
     errands: VecDeque<(Errand, Arc<Progress>)>,
     threads: usize,
+    /// Of these, those that have nothing to do. Whoever is on an errand looks for the next one by itself.
+    waiting: usize,
     closed: bool,
 }
 
@@ -156,7 +158,7 @@ impl Lookups {
         desk.errands.push_back((errand, progress));
         if desk.threads == 0 {
             self.shared.hire(desk);
-        } else {
+        } else if desk.waiting > 0 {
             self.shared.news.notify_one();
         }
     }
@@ -246,12 +248,15 @@ impl Shared {
             if let Some(errand) = desk.errands.pop_front() {
                 return Some(errand);
             }
+            desk.waiting += 1;
             if desk.threads == 1 {
                 desk = self.news.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                desk.waiting -= 1;
                 continue;
             }
             let (held, wait) = self.news.wait_timeout(desk, IDLE).unwrap_or_else(PoisonError::into_inner);
             desk = held;
+            desk.waiting -= 1;
             if wait.timed_out() && desk.threads > 1 && desk.errands.is_empty() {
                 desk.threads -= 1;
                 return None;
@@ -346,6 +351,26 @@ mod tests {
         lookups.tend(at(3).after(UNTAKEN));
         assert_eq!(threads(&lookups), 2, "nobody has come back since");
         release.send(()).unwrap();
+    }
+
+    #[test]
+    fn the_last_thread_waits_for_errands_for_as_long_as_it_takes() {
+        let (mut lookups, mut heard, _release) = lookups();
+        let until = moment().after(Duration::from_secs(30));
+        for program in ["ls", "cat"] {
+            lookups.send(errand(program), moment());
+            // Without `tend`, which would help with another thread.
+            while heard.try_recv().map(|answer| answer.errand) != Ok(errand(program)) {
+                assert!(moment() < until, "{program} is not looked up");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            lookups.came_back(&errand(program), moment());
+            while lookups.shared.desk().waiting != 1 {
+                assert!(moment() < until, "after {program}: it does not wait");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert_eq!(lookups.shared.desk().threads, 1);
     }
 
     #[test]

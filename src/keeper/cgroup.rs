@@ -5,6 +5,7 @@
 //! `cgroup.events` to know that nothing is left, and the limit files. Never decides what a limit is.
 //! Called by the loop, by spawn and by adoption.
 
+use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -98,11 +99,9 @@ impl Cgroups {
 
     /// A cgroup to try things in; `None` without cgroups.
     pub fn open_probe(&self) -> io::Result<Option<Cgroup>> {
-        let Some(root) = self.root() else { return Ok(None) };
-        let path = root.join("probe");
-        fs::create_dir(&path).or_else(|e| if path.exists() { Ok(()) } else { Err(e) })?;
-        let mut probe = Cgroup::at(path)?;
-        probe.spend();
+        let Some(root) = &self.root else { return Ok(None) };
+        // One that is there already was left by a keeper that was killed as it tried.
+        let mut probe = root.open(&root.folder, "probe")?;
         probe.renew()?;
         Ok(Some(probe))
     }
@@ -140,7 +139,7 @@ impl Root {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let opened = openat(folder, name, flags, Mode::empty())?;
-        let mut cgroup = Cgroup::open(self.path.join(name), opened.into())?;
+        let mut cgroup = Cgroup::in_folder(self.path.join(name), opened.into());
         match made {
             Ok(()) => cgroup.limits = Some(Vec::new()),
             Err(_) => cgroup.spent = true,
@@ -154,7 +153,8 @@ impl Root {
 pub struct Cgroup {
     path: PathBuf,
     folder: File,
-    events: File,
+    /// cgroup.events, from when it is needed: a start of hundreds has no use for it.
+    events: OnceCell<File>,
     /// The limits in force, as last written; `None`: as a keeper before this one has left them.
     limits: Option<Vec<(String, String)>>,
     /// It was killed as a whole, or nobody knows. Some kernels (6.18 is one) count such kills and take a child
@@ -165,12 +165,11 @@ pub struct Cgroup {
 impl Cgroup {
     fn at(path: PathBuf) -> io::Result<Self> {
         let folder = File::open(&path)?;
-        Cgroup::open(path, folder)
+        Ok(Cgroup::in_folder(path, folder))
     }
 
-    fn open(path: PathBuf, folder: File) -> io::Result<Self> {
-        let events = file_in(&folder, "cgroup.events", OFlag::O_RDONLY)?;
-        Ok(Cgroup { path, folder, events, limits: None, spent: false })
+    fn in_folder(path: PathBuf, folder: File) -> Self {
+        Cgroup { path, folder, events: OnceCell::new(), limits: None, spent: false }
     }
 
     /// Makes it fit for a new run: one that is spent is replaced by a fresh one of the same name. It must be
@@ -201,8 +200,12 @@ impl Cgroup {
     }
 
     /// Readable with EPOLLPRI when `populated` changes; ask [`Cgroup::populated`] after each watch begun.
-    pub fn events(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+    pub fn events(&self) -> io::Result<&File> {
+        if let Some(events) = self.events.get() {
+            return Ok(events);
+        }
+        let events = file_in(&self.folder, "cgroup.events", OFlag::O_RDONLY)?;
+        Ok(self.events.get_or_init(|| events))
     }
 
     /// For a child that has to move itself.
@@ -213,10 +216,10 @@ impl Cgroup {
     /// Some process (not counting zombies) is in it or below.
     pub fn populated(&self) -> io::Result<bool> {
         let mut text = [0_u8; 128];
-        match self.events.read_at(&mut text, 0) {
+        match self.events().and_then(|events| events.read_at(&mut text, 0)) {
             Ok(len) => Ok(!text[..len].split(|b| *b == b'\n').any(|line| line == b"populated 0")),
             // Removed behind our back: only an empty one can be.
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(false),
             Err(e) => Err(e),
         }
     }

@@ -3,7 +3,7 @@
 //! Owns no state of its own: it moves the table, the ledger and the watches together, and tells the agent.
 //! The rule of the ledger: it is written before the agent is told, so that what was told is never forgotten.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use nix::sys::epoll::EpollFlags;
 
@@ -67,7 +67,9 @@ impl Keeper {
             Err((step, errno)) => {
                 // Somebody may have removed it: the next run gets a fresh one.
                 let cgroup = self.instances.get_mut(&spawn.instance).and_then(|i| i.cgroup.as_mut());
-                cgroup.filter(|_| step == SpawnStep::Cgroup).map(Cgroup::spend);
+                if let Some(cgroup) = cgroup.filter(|_| step == SpawnStep::Cgroup) {
+                    cgroup.spend();
+                }
                 self.ledger.slot(slot).set_phase(Phase::SpawnFailed(step, errno));
                 if let Some(reply) = self.table.unforked(spawn.run, step, errno) {
                     self.tell_succession(spawn.run);
@@ -330,17 +332,17 @@ impl Keeper {
 
     /// Begins to watch the run's cgroup; whoever calls looks at `populated` afterwards.
     fn watch_cgroup(&mut self, id: RunId) {
-        if let Some(events) = self.events_of(id)
-            && let Err(error) = self.poll.add(events, Source::Cgroup(id), EpollFlags::EPOLLPRI)
-        {
+        let Some(cgroup) = self.cgroup_of(id) else { return };
+        let watch = |events| self.poll.add(events, Source::Cgroup(id), EpollFlags::EPOLLPRI);
+        if let Err(error) = cgroup.events().and_then(watch) {
             tracing::warn!(%error, run = %id, "cannot watch a cgroup; looking again and again instead");
             self.repeat_soon(id);
         }
     }
 
-    fn events_of(&self, id: RunId) -> Option<BorrowedFd<'_>> {
+    pub(super) fn cgroup_of(&self, id: RunId) -> Option<&Cgroup> {
         let run = self.table.get(id).filter(|run| run.in_cgroup)?;
-        Some(self.instances.get(&run.record.instance)?.cgroup.as_ref()?.events())
+        self.instances.get(&run.record.instance)?.cgroup.as_ref()
     }
 
     /// If nothing is left of a run whose main process has ended, it is gone.
@@ -373,10 +375,11 @@ impl Keeper {
 
     fn gone(&mut self, id: RunId) {
         fault::pass(Point::BeforeGone);
-        if let Some(events) = self.events_of(id).filter(|_| self.leftovers.contains(&id)) {
+        if self.leftovers.remove(&id)
+            && let Some(Ok(events)) = self.cgroup_of(id).map(Cgroup::events)
+        {
             self.poll.remove(events);
         }
-        self.leftovers.remove(&id);
         self.repeats.remove(&id);
         let (Some(slot), Some(reply)) = (self.table.get(id).map(|r| r.slot), self.table.emptied(id)) else {
             return;

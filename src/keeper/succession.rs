@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use super::cgroup::Cgroup;
 use super::link::Link;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, Reply, RunId, Spawn};
@@ -71,6 +72,8 @@ impl Keeper {
         // One that cannot be prepared fails when it is ordered without haste.
         let Ok(prepared) = self.prepare(&spawn) else { return };
         (spawn.args, spawn.env) = Default::default();
+        // The end of the run is not to wait for this.
+        let _ = self.cgroup_of(of).map(Cgroup::events);
         self.successors.standing.insert(of, Successor { spawn, prepared });
         self.calm_ns = Some(boottime_ns() + super::CALM_NS);
     }

@@ -96,6 +96,19 @@ fn a_games_cgroup_that_was_made_anew_while_nothing_ran_costs_a_known_instance_on
     assert_eq!(agent.gone(4).0, End::Code(4));
 }
 
+/// What the keeper watches a cgroup by is opened only when somebody in it has ended.
+#[test]
+fn a_run_that_was_taken_out_of_its_cgroup_before_that_was_removed_ends_all_the_same() {
+    let mut host = Host::new(true);
+    let mut agent = host.greeted();
+    spawn(&agent, host.spawn_of(1, "zone.1", &["/bin/sleep", "1000"]));
+    let pid = agent.spawned(1);
+    fs::write(host.cgroup.parent().unwrap().join("cgroup.procs"), pid.to_string()).unwrap();
+    fs::remove_dir(folder(&host)).unwrap();
+    signal(pid, libc::SIGKILL);
+    assert_eq!(agent.gone(1).0, KILLED);
+}
+
 #[test]
 fn a_child_that_dumps_core_before_its_exec_dumps_nothing_of_the_keeper() {
     let mut host = Host::new(true);

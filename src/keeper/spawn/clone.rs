@@ -21,6 +21,9 @@ use crate::keeper::protocol::SpawnStep;
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// What a child begins with that runs in our memory.
+type Begin = unsafe extern "C" fn(*const Plan) -> !;
+
 /// What a child uses of our memory until it has one of its own.
 pub struct Birth {
     stack: Option<Stack>,
@@ -95,7 +98,7 @@ fn clone3(birth: &mut Birth, folder: Option<RawFd>) -> Result<i32, i32> {
         let here = Box::new(AtomicU32::new(1));
         args.child_tid = here.as_ptr() as u64;
         // SAFETY: the stack is the child's alone; plan, stack and word stay until it has left our memory.
-        let made = unsafe { clone3_on_stack(&mut args, plan) };
+        let made = unsafe { clone3_on_stack(&mut args, child::run, plan) };
         birth.here = made.is_ok().then_some(here);
         return made;
     }
@@ -125,12 +128,13 @@ fn forked(pid: libc::c_long, plan: *const Plan) -> Result<i32, i32> {
     }
 }
 
-/// The child begins with `child::run(plan)` at the top of the stack that the arguments name.
+/// The child begins with `begin(plan)` at the top of the stack that the arguments name.
 ///
 /// # Safety
-/// Plan and stack are valid until the child has left our memory, and the stack is nobody else's.
+/// Plan and stack are valid until the child has left our memory, and the stack is nobody else's; `begin` makes raw
+/// system calls only.
 #[cfg(target_arch = "x86_64")]
-unsafe fn clone3_on_stack(args: &mut libc::clone_args, plan: *const Plan) -> Result<i32, i32> {
+unsafe fn clone3_on_stack(args: &mut libc::clone_args, begin: Begin, plan: *const Plan) -> Result<i32, i32> {
     let result: isize;
     // SAFETY: the kernel changes rax, rcx and r11; the child, which has its own registers and stack, never
     // comes out of here.
@@ -146,19 +150,20 @@ unsafe fn clone3_on_stack(args: &mut libc::clone_args, plan: *const Plan) -> Res
             "2:",
             inlateout("rax") libc::SYS_clone3 as isize => result,
             in("rdi") ptr::from_mut(args), in("rsi") size_of::<libc::clone_args>(),
-            in("r12") child::run as unsafe extern "C" fn(*const Plan) -> !, in("r13") plan,
+            in("r12") begin, in("r13") plan,
             lateout("rcx") _, lateout("r11") _,
         );
     }
     if result > 0 { Ok(result as i32) } else { Err(-result as i32) }
 }
 
-/// The child begins with `child::run(plan)` at the top of the stack that the arguments name.
+/// The child begins with `begin(plan)` at the top of the stack that the arguments name.
 ///
 /// # Safety
-/// Plan and stack are valid until the child has left our memory, and the stack is nobody else's.
+/// Plan and stack are valid until the child has left our memory, and the stack is nobody else's; `begin` makes raw
+/// system calls only.
 #[cfg(target_arch = "aarch64")]
-unsafe fn clone3_on_stack(args: &mut libc::clone_args, plan: *const Plan) -> Result<i32, i32> {
+unsafe fn clone3_on_stack(args: &mut libc::clone_args, begin: Begin, plan: *const Plan) -> Result<i32, i32> {
     let result: isize;
     // SAFETY: the kernel changes x0; the child, which has its own registers and stack, never comes out of
     // here.
@@ -174,7 +179,7 @@ unsafe fn clone3_on_stack(args: &mut libc::clone_args, plan: *const Plan) -> Res
             in("x8") libc::SYS_clone3,
             inlateout("x0") ptr::from_mut(args) as isize => result,
             in("x1") size_of::<libc::clone_args>(),
-            in("x20") child::run as unsafe extern "C" fn(*const Plan) -> !, in("x21") plan,
+            in("x20") begin, in("x21") plan,
         );
     }
     if result > 0 { Ok(result as i32) } else { Err(-result as i32) }
@@ -185,7 +190,11 @@ unsafe fn clone3_on_stack(args: &mut libc::clone_args, plan: *const Plan) -> Res
 /// # Safety
 /// None is needed.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-unsafe fn clone3_on_stack(_args: &mut libc::clone_args, _plan: *const Plan) -> Result<i32, i32> {
+unsafe fn clone3_on_stack(
+    _args: &mut libc::clone_args,
+    _begin: Begin,
+    _plan: *const Plan,
+) -> Result<i32, i32> {
     Err(libc::ENOSYS)
 }
 
@@ -194,18 +203,38 @@ unsafe fn clone3_on_stack(_args: &mut libc::clone_args, _plan: *const Plan) -> R
 /// children move themselves.
 pub fn probe(cgroup: &Cgroup, around: &mut Surroundings) {
     let mut args = arguments(Some(cgroup.folder().as_raw_fd()));
-    // SAFETY: as in `clone3`; the child exits at once.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) };
-    if pid == 0 {
-        child::exit(0);
-    }
+    // Without a copy of our memory, which an agent's start would wait for.
+    let stack = child::syscall::RAW.then(|| around.stacks.lend()).flatten();
+    let pid = if let Some(stack) = &stack {
+        args.flags |= libc::CLONE_VM as u64;
+        (args.stack, args.stack_size) = stack.range();
+        // SAFETY: the stack is the child's alone, and stays at least until it is reaped; `leave` looks at no plan.
+        unsafe { clone3_on_stack(&mut args, leave, ptr::null()) }.unwrap_or(0)
+    } else {
+        // SAFETY: as in `clone3`; the child exits at once.
+        match unsafe { libc::syscall(libc::SYS_clone3, ptr::from_mut(&mut args), size_of_val(&args)) } {
+            0 => child::exit(0),
+            pid => pid.max(0) as i32,
+        }
+    };
     let mut status = 0;
     // SAFETY: `status` is a valid int to write to.
-    let reaped = pid > 0 && i64::from(unsafe { libc::waitpid(pid as i32, &mut status, 0) }) == pid;
+    let reaped = pid > 0 && unsafe { libc::waitpid(pid, &mut status, 0) } == pid;
     around.into_cgroup = reaped && status == 0;
+    match stack {
+        // Nobody knows whether the child still runs on it.
+        Some(stack) if pid > 0 && !reaped => std::mem::forget(stack),
+        Some(stack) => around.stacks.give_back(stack),
+        None => {}
+    }
     if !around.into_cgroup {
         tracing::info!("this kernel does not place children in cgroups: they move themselves");
     }
+}
+
+/// The whole life of the probe's child.
+unsafe extern "C" fn leave(_: *const Plan) -> ! {
+    child::exit(0)
 }
 
 fn arguments(folder: Option<RawFd>) -> libc::clone_args {

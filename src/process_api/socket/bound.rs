@@ -153,7 +153,10 @@ fn one(
     let address = UnixAddr::new(through.as_str()).map_err(owned)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let made = socket(AddressFamily::Unix, kind, flags, None).map_err(owned)?;
-    fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(owned)?;
+    let open_to_all = identity.known_by != KnownBy::Account;
+    if !open_to_all {
+        fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR).map_err(owned)?;
+    }
     if kind == SockType::Datagram {
         // Before the bind, so that no datagram arrives without its sender.
         setsockopt(&made, sockopt::PassCred, &true).map_err(owned)?;
@@ -173,7 +176,7 @@ fn one(
         fchownat(held, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
             .map_err(|source| OpenError::Owner { path: path.to_owned(), uid: identity.uid, source })?;
     }
-    if identity.known_by != KnownBy::Account {
+    if open_to_all {
         let all = Mode::from_bits_truncate(0o666);
         fchmodat(held, name, all, FchmodatFlags::FollowSymlink).map_err(owned)?;
     }
