@@ -4,7 +4,7 @@ Bounds are those of the project; a figure without a bound is context.
 """
 import os, random, select, signal, statistics, time
 
-from drivers import BigBrother, Floor, Sketch, stopped
+from drivers import MANY, BigBrother, Floor, Sketch, stopped
 from machine import cpu_ns, kill, nap, pss_kib, quantile, say, summary, wait_until
 
 
@@ -36,7 +36,7 @@ def kill_all(d, timeout=60):
     began = time.monotonic_ns()
     for pid in pids:
         kill(pid)
-    missing = d.wait_grown(sizes, timeout)
+    missing = d.wait_grown(sizes, timeout, MANY)
     nap(.5)
     twice = sum(len(found) > 1 for found in d.bench.workers().values())
     took = None if missing else (max(d.last(i)[0] for i in range(d.n)) - began) / 1e6
