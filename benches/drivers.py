@@ -3,8 +3,9 @@ import http.client, json, os, signal, socket, subprocess, time
 
 from machine import kill, reap, wait_until
 
-# A look at hundreds of files takes the processors from what is measured: between two there is this much time, in seconds.
-MANY = .1
+# A look at hundreds of files takes the processors from what is measured: between two, and before the first, there is this
+# much time, in seconds.
+MANY = .25
 
 
 class Driver:
@@ -66,6 +67,7 @@ class Driver:
             nonlocal left
             left = {i: size for i, size in left.items() if self.size(i) <= size}
             return not left
+        time.sleep(pause)
         wait_until(timeout, grown, pause)
         return sorted(left)
 
