@@ -146,7 +146,10 @@ def machine():
 
 def quietly(*command):
     """True when it succeeds."""
-    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    try:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
 
 
 def own_disk(folder):
@@ -158,7 +161,7 @@ def own_disk(folder):
     with open(image, 'wb') as f:
         f.truncate(1 << 30)
     # Nothing is left to be done later, that is, beside a measurement.
-    if quietly('mkfs.ext4', '-q', '-F', '-E', 'lazy_itable_init=0,lazy_journal_init=0', image) and \
+    if quietly('mkfs.ext4', '-q', '-F', '-i', '4096', '-E', 'lazy_itable_init=0,lazy_journal_init=0', image) and \
             quietly('mount', '-o', 'loop', image, folder):
         return image
     os.remove(image)
@@ -176,12 +179,13 @@ class Bench:
         on_tmpfs = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
         self.top = tempfile.mkdtemp(prefix='bbb-', dir=on_tmpfs)
         self.disk = tempfile.mkdtemp(prefix='bbb-')
-        self.image = own_disk(self.disk)
         for folder in (self.top, self.disk):
             os.chmod(folder, 0o755)
         self.worker = self.compile('worker')
         self.floor = self.compile('floor')
         self.sketch = self.compile('sketch')
+        self.image = own_disk(self.disk)
+        os.chmod(self.disk, 0o755)
         # A copy: a build meanwhile must not change what is measured.
         self.binary = shutil.copy2(binary, os.path.join(self.disk, 'bigbrother'))
         self.worker_id, self.binary_id = file_id(self.worker), file_id(self.binary)
@@ -252,7 +256,8 @@ class Bench:
 
     def remove(self):
         if self.image:
-            wait_until(5, lambda: quietly('umount', self.disk))
+            if not wait_until(5, lambda: quietly('umount', self.disk)) and not quietly('umount', '-l', self.disk):
+                return say('still mounted:', self.disk)
             os.remove(self.image)
         for folder in (self.top, self.disk):
             shutil.rmtree(folder, ignore_errors=True)

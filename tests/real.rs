@@ -12,12 +12,16 @@ mod games;
 mod launch;
 #[path = "real/lifecycle.rs"]
 mod lifecycle;
+#[path = "real/notices.rs"]
+mod notices;
 #[path = "real/notify.rs"]
 mod notify;
 #[path = "real/policy.rs"]
 mod policy;
 #[path = "real/process_api.rs"]
 mod process_api;
+#[path = "real/unenforced.rs"]
+mod unenforced;
 #[path = "real/update.rs"]
 mod update;
 

@@ -35,6 +35,11 @@ impl Lines {
         Lines { limit, half: Vec::new(), skipping: false }
     }
 
+    /// A line has begun that has not ended.
+    pub fn is_half(&self) -> bool {
+        !self.half.is_empty()
+    }
+
     /// Takes the next bytes of the stream and calls `each` for every line that ends in them.
     pub fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Line<'_>)) {
         while let Some(end) = bytes.iter().position(|b| *b == b'\n') {

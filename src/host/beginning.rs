@@ -97,7 +97,10 @@ impl Instance {
 
     pub(super) fn spawned(&mut self, pid: i32, ports: Ports, cx: &mut Step<'_>) {
         let Some(run) = &mut self.run else { return };
-        run.pid = Some(pid);
+        if run.pid.replace(pid).is_some() {
+            // It has named another main process, and the keeper follows that.
+            return;
+        }
         run.ports = ports;
         let id = run.id;
         if let (Phase::Starting { .. }, Some(process)) = (&self.phase, &self.process) {

@@ -203,7 +203,7 @@ pub enum Reply {
         /// Instances of which leftovers (no certain record) were killed by this keeper when it started.
         strays: Vec<InstanceId>,
     },
-    /// The run's program is being executed.
+    /// The run's program is being executed, or another one of its processes is followed as the main one.
     Spawned {
         /// Which run.
         run: RunId,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use nix::sys::epoll::EpollFlags;
 
 use super::fault::{self, Point};
-use super::link::Received;
+use super::link::{Link, Received};
 use super::notify;
 use super::poll::Source;
 use super::process::{self, boottime_ns};
@@ -247,6 +247,7 @@ impl Keeper {
         self.ledger.slot(slot).set_followed(pid, stat.start_ticks);
         self.strangers.insert(id, pidfd);
         self.table.follow(id, pid, false);
+        self.link.send(&Reply::Spawned { run: id, pid });
     }
 
     fn note(&mut self, id: RunId, note: Vec<u8>) {
@@ -326,15 +327,31 @@ impl Keeper {
             return;
         }
         for (id, instance) in self.instances.iter_mut() {
-            for datagram in instance.kept.take() {
-                let notify::Datagram { pid, data } = datagram;
-                self.link.send(&Reply::Datagram { instance: id.clone(), pid, data });
-            }
+            hand_over(id, &mut instance.kept, &mut self.link);
         }
+    }
+
+    /// What a run has said while nobody read it is told before its end, behind which it would be the next one's words.
+    pub(super) fn hand_over_last_words(&mut self, run: RunId) {
+        if !self.draining || !self.link.greeted() {
+            return;
+        }
+        let Some(id) = self.table.get(run).map(|run| run.record.instance.clone()) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if let Some((_, socket)) = &instance.held {
+            notify::drain(socket.as_fd(), &mut instance.kept);
+        }
+        hand_over(&id, &mut instance.kept, &mut self.link);
     }
 
     /// The mark of this keeper's runs on hosts without cgroups.
     pub(super) fn marked(&self) -> Vec<(i32, RunId, InstanceId)> {
         descent::marked(&self.hash)
+    }
+}
+
+fn hand_over(id: &InstanceId, kept: &mut notify::Kept, link: &mut Link) {
+    for notify::Datagram { pid, data } in kept.take() {
+        link.send(&Reply::Datagram { instance: id.clone(), pid, data });
     }
 }

@@ -307,6 +307,7 @@ impl Keeper {
             return;
         }
         if let Some(reply) = self.table.exited_reply(id) {
+            self.hand_over_last_words(id);
             self.link.send(&reply);
         }
         self.leftovers.insert(id);
@@ -375,6 +376,7 @@ impl Keeper {
 
     fn gone(&mut self, id: RunId) {
         fault::pass(Point::BeforeGone);
+        self.hand_over_last_words(id);
         if self.leftovers.remove(&id)
             && let Some(Ok(events)) = self.cgroup_of(id).map(Cgroup::events)
         {

@@ -194,6 +194,11 @@ impl Default for Decoder {
 }
 
 impl Decoder {
+    /// A line has begun that has not ended.
+    pub fn is_amid_line(&self) -> bool {
+        self.lines.is_half()
+    }
+
     /// Takes the next bytes and calls `each` for every request or refusal that they complete.
     pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Result<Request, Refusal>)) {
         self.lines.feed(bytes, |line| {

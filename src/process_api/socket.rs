@@ -92,7 +92,7 @@ pub struct Counters {
     pub refused_connections: u64,
     /// Connections and datagrams of strangers.
     pub strangers: u64,
-    /// Lines that were no call.
+    /// Lines that were no call, or ended with their connection.
     pub malformed_lines: u64,
     /// Lines over the limit.
     pub oversized_lines: u64,

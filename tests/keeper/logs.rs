@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Instant;
 
-use bigbrother::keeper::protocol::{LogTarget, Reply, Request, RunId};
+use bigbrother::keeper::protocol::{End, LogTarget, Reply, Request, RunId};
 use bigbrother::spec::InstanceId;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
@@ -59,6 +59,37 @@ fn without_an_agent_the_notify_sockets_are_drained() {
     assert_eq!(listing.held.len(), 1);
     agent.send(&Request::Release { instance });
     assert_eq!(agent.hello().held.len(), 0);
+}
+
+#[test]
+fn what_a_run_said_while_the_agent_was_silent_is_told_before_its_end() {
+    let mut host = Host::new(true);
+    let mut agent = host.greeted();
+    let (listener, notify) = held_sockets(&host);
+    let fds = [listener.as_raw_fd(), notify.as_raw_fd()];
+    agent.send_with(&Request::Hold { instance: "zone.1".parse().unwrap() }, &fds);
+    let path = host.runtime.parent().unwrap().join("notify.sock");
+    // More than the socket's queue holds: it can end only when the keeper reads it.
+    let script = format!(
+        "import socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\ns.connect({:?})\n\
+         for n in range(30): s.send(b'STATUS=%d' % n)\ns.send(b'STOPPING=1')",
+        path.to_str().unwrap()
+    );
+    spawn(&agent, host.spawn_of(1, "zone.1", &["/usr/bin/python3", "-c", &script]));
+    // No ping comes from the agent until it is over.
+    let pid = agent.spawned(1);
+    until_true("the run ends", || !Path::new(&format!("/proc/{pid}")).exists());
+    let mut texts = Vec::new();
+    let end = agent.expect("its end", |reply| match reply {
+        Reply::Datagram { data, .. } => {
+            texts.push(String::from_utf8(data.clone()).unwrap());
+            None
+        }
+        Reply::Gone { run: RunId(1), end, .. } => Some(*end),
+        _ => None,
+    });
+    assert_eq!(end, End::Code(0));
+    assert_eq!((texts.len(), texts.last().map(String::as_str)), (31, Some("STOPPING=1")));
 }
 
 #[test]

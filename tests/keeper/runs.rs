@@ -205,7 +205,8 @@ fn a_followed_process_is_the_run() {
         agent.send(&Request::Follow { run: RunId(1), pid: std::process::id() as i32 });
         agent.expect("a stranger is refused", |r| matches!(r, Reply::Refused { .. }).then_some(()));
         agent.send(&Request::Follow { run: RunId(1), pid });
-        agent.hello();
+        let told = |r: &Reply| matches!(r, Reply::Spawned { pid: other, .. } if *other == pid).then_some(());
+        agent.expect("it is told", told);
         fs::write(host.logs.join("main"), "").unwrap();
         let keeper = host.keeper_pid();
         until_true("the first main process ends", || stat(pid).is_some_and(|s| s.parent == keeper));

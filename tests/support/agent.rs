@@ -90,6 +90,16 @@ impl Host {
         self.0.write_config_to(file, processes);
     }
 
+    /// See [`host::Host::metric`].
+    pub fn metric(&self, name: &str, label: &str) -> Result<f64, String> {
+        self.0.metric(name, label)
+    }
+
+    /// What Prometheus gets.
+    pub fn scrape(&self) -> String {
+        self.0.whole("GET", "/metrics", "").expect("the agent answers").2
+    }
+
     // ---- the agent's life
 
     /// Starts the agent and waits until it answers.

@@ -22,6 +22,11 @@ impl Supervisor {
     /// Carries out actions in order; what fails at once comes back as a happening. Where runs are started, what
     /// only tells of something waits until the children have their processors.
     pub(super) fn carry_out(&mut self, actions: Vec<Action>) {
+        // Ends of hundreds come with words, of which none is a reason to tell now what waits.
+        if self.later_at.is_some() && actions.iter().all(Action::is_telling) {
+            self.later.extend(actions);
+            return;
+        }
         // Those go to the keeper together, when the loop has heard what there is to hear.
         let notes = |action: &Action| matches!(action, Action::Remember { .. }) || action.is_telling();
         let only_notes = actions.iter().all(notes) && self.later.is_empty();

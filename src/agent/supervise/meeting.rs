@@ -139,12 +139,12 @@ impl Supervisor {
                 self.happens(run, Happening::SpawnStuck);
             }
             Reply::Exited { run, end } => {
-                self.hear_last_words(run);
+                self.hear_last_words(run, false);
                 self.happens(run, Happening::Exited(end));
             }
             Reply::Gone { run, end, fenced } => {
                 fault::pass(Point::AgentAfterGone);
-                self.hear_last_words(run);
+                self.hear_last_words(run, true);
                 self.hear_over(run, Happening::Gone { end, fenced });
             }
             Reply::Succeeded { run, end, ago_ns, by } => {
@@ -163,9 +163,13 @@ impl Supervisor {
         }
     }
 
-    /// What its processes said before they ended still waits where the keeper was heard first.
-    fn hear_last_words(&mut self, run: RunId) {
+    /// What its processes said before they ended still waits where the keeper was heard first. `gone`: none is left.
+    fn hear_last_words(&mut self, run: RunId, gone: bool) {
         let Some(instance) = self.host.instance_of(run).map(|instance| instance.id.clone()) else { return };
+        if gone {
+            // That they do not listen any more goes without saying.
+            self.forget_listeners(&instance);
+        }
         let said = self.sockets.drain(&instance);
         self.hear_said(said);
     }

@@ -389,3 +389,15 @@ fn only_a_run_that_lived_is_missed() {
     assert!(matches!(rig.phase(), Phase::Starting { .. }), "{:?}", rig.phase());
     assert!(!missed(&rig), "what was withdrawn had not lived");
 }
+
+#[test]
+fn another_main_process_is_no_other_start() {
+    let mut rig = Rig::ready(NATIVE);
+    let pid = rig.instance().run.as_ref().and_then(|run| run.pid).unwrap();
+    assert_eq!(rig.on(Happening::MainPid(pid + 1)), [Action::Follow { run: RunId(1), pid: pid + 1 }]);
+    // That the keeper follows it is what counts.
+    assert_eq!(rig.instance().run.as_ref().and_then(|run| run.pid), Some(pid));
+    assert_eq!(rig.on(Happening::Spawned { pid: pid + 1, ports: Ports::new() }), []);
+    assert_eq!(rig.instance().run.as_ref().and_then(|run| run.pid), Some(pid + 1));
+    assert_eq!(rig.on(Happening::MainPid(pid + 1)), []);
+}

@@ -182,6 +182,7 @@ impl Endpoint {
             Taken::Bytes(length) => length,
             Taken::Nothing => return false,
             Taken::End => {
+                round.counters.malformed_lines += u64::from(connection.decoder.is_amid_line());
                 self.hang_up(round, at);
                 return false;
             }

@@ -359,6 +359,16 @@ fn malformed_and_oversized_lines_are_answered_and_counted_and_the_rest_is_heard(
         let answer: serde_json::Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
         assert_eq!(answer["error"]["code"], code);
     }
+    // What ends with its connection has nobody to be answered.
+    let mut half = host.connect("zone.3");
+    half.write_all(b"{\"jsonrpc\":\"2.0\",\"me").unwrap();
+    drop((half, answers));
+    drop(stream);
+    host.poll_until("both ends", |events| {
+        events.iter().filter(|event| matches!(event.said, Said::Disconnected)).count() == 2
+    });
+    let counters = *host.sockets.counters();
+    assert_eq!((counters.oversized_lines, counters.malformed_lines), (1, 2), "a whole one is none");
 }
 
 #[test]
