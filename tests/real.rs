@@ -20,6 +20,8 @@ mod notify;
 mod policy;
 #[path = "real/process_api.rs"]
 mod process_api;
+#[path = "real/terminal.rs"]
+mod terminal;
 #[path = "real/unenforced.rs"]
 mod unenforced;
 #[path = "real/update.rs"]

@@ -122,6 +122,30 @@ fn a_hung_agent_is_restarted_by_the_watchdog() {
     machine.assert_untouched(&games, "a hang of the agent");
 }
 
+/// Stops one thread of a process, and no other, for as long as that lives.
+const HOLD_SUPERVISION: &str = r#"
+import ctypes, os, sys
+folder = "/proc/%s/task" % sys.argv[1]
+thread = next(int(t) for t in os.listdir(folder) if open("%s/%s/comm" % (folder, t)).read() == "supervision\n")
+ptrace = lambda request: ctypes.CDLL(None).ptrace(request, thread, None, None)
+PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 0x4206, 0x4207, 0x40000000
+assert ptrace(PTRACE_SEIZE) == 0 and ptrace(PTRACE_INTERRUPT) == 0
+while os.WIFSTOPPED(os.waitpid(thread, WALL)[1]): pass
+"#;
+
+#[test]
+fn an_agent_whose_supervision_alone_stands_still_is_restarted_by_the_watchdog() {
+    let machine = Machine::boot();
+    let games = machine.start();
+    let hung = machine.main_pid(AGENT);
+    let hold = ["systemd-run", "--quiet", "--collect", "python3", "-c", HOLD_SUPERVISION, &hung.to_string()];
+    machine.run(&hold);
+    machine.restarted(AGENT, hung);
+    let said = machine.run(&["journalctl", "--no-pager", "--unit", AGENT]);
+    assert!(said.contains("Watchdog timeout"), "{said}");
+    machine.assert_untouched(&games, "a hang of the supervision");
+}
+
 #[test]
 fn a_healthy_agent_and_keeper_feed_their_watchdogs() {
     let machine = Machine::boot();

@@ -1,11 +1,11 @@
-//! The agent dies at each step of its side of spawn and stop (src/keeper/fault.rs) under a living keeper, and the
-//! next agent goes on.
+//! The agent dies at each step of its side of spawn and stop (src/keeper/fault.rs) under a living keeper, or together
+//! with it, and those that come next go on.
 
 use std::os::unix::process::ExitStatusExt;
 
 use serde_json::json;
 
-use super::fault_points::{ALL, household};
+use super::fault_points::{ALL, Victims, household};
 use super::host::{Cgroups, Host, expect, signal, until};
 
 /// Passed when something is spawned; the first of three instances, or the last.
@@ -34,9 +34,12 @@ const STOP: [&str; 7] = [
     "agent-after-acknowledge",
 ];
 
-fn died(host: &mut Host, point: &str) {
+fn died(victims: Victims, host: &mut Host, point: &str) {
     let status = host.agent_ended();
     assert_eq!(status.signal(), Some(libc::SIGKILL), "{point} was passed");
+    if victims == Victims::Both {
+        host.kill_keeper();
+    }
 }
 
 /// All as it should be, and what dies comes back.
@@ -58,14 +61,14 @@ fn goes_on(host: &Host, point: &str) {
     host.settled(&ALL);
 }
 
-fn dies_in_a_spawn(cgroups: Cgroups) {
+fn dies_in_a_spawn(victims: Victims, cgroups: Cgroups) {
     for point in SPAWN {
         eprintln!("{point}");
         let mut host = Host::new(cgroups);
         household(&host);
         host.fault = Some(point);
         host.launch_agent();
-        died(&mut host, point);
+        died(victims, &mut host, point);
         host.start();
         goes_on(&host, point);
     }
@@ -73,16 +76,16 @@ fn dies_in_a_spawn(cgroups: Cgroups) {
 
 #[test]
 fn an_agent_killed_at_any_step_of_a_spawn() {
-    dies_in_a_spawn(Cgroups::Own);
+    dies_in_a_spawn(Victims::One, Cgroups::Own);
 }
 
 #[test]
 fn an_agent_killed_at_any_step_of_a_spawn_without_cgroups() {
-    dies_in_a_spawn(Cgroups::None);
+    dies_in_a_spawn(Victims::One, Cgroups::None);
 }
 
 /// A host whose agent has died at this point while it did what was asked, with the next agent.
-fn died_of(cgroups: Cgroups, point: &'static str, what: &str) -> Host {
+fn died_of(victims: Victims, cgroups: Cgroups, point: &'static str, what: &str) -> Host {
     eprintln!("{point}");
     let mut host = Host::new(cgroups);
     household(&host);
@@ -91,32 +94,32 @@ fn died_of(cgroups: Cgroups, point: &'static str, what: &str) -> Host {
     host.settled(&ALL);
     // The agent may die before it answers.
     let _ = host.post(&format!("/v1/{what}"), &json!({ "target": { "process": "stubborn" } }));
-    died(&mut host, point);
+    died(victims, &mut host, point);
     host.start();
     host
 }
 
-fn dies_in_a_restart(cgroups: Cgroups) {
+fn dies_in_a_restart(victims: Victims, cgroups: Cgroups) {
     for point in STOP {
-        let host = died_of(cgroups, point, "restart");
+        let host = died_of(victims, cgroups, point, "restart");
         goes_on(&host, point);
     }
 }
 
 #[test]
 fn an_agent_killed_at_any_step_of_a_restart() {
-    dies_in_a_restart(Cgroups::Own);
+    dies_in_a_restart(Victims::One, Cgroups::Own);
 }
 
 #[test]
 fn an_agent_killed_at_any_step_of_a_restart_without_cgroups() {
-    dies_in_a_restart(Cgroups::None);
+    dies_in_a_restart(Victims::One, Cgroups::None);
 }
 
 /// A stop that was asked for is carried out by whoever comes next.
 fn dies_in_a_stop(cgroups: Cgroups) {
     for point in STOP {
-        let host = died_of(cgroups, point, "stop");
+        let host = died_of(Victims::One, cgroups, point, "stop");
         until("stubborn.0 is paused, and nothing of it is left", || {
             let view = host.view("stubborn.0")?;
             expect(view.state == "paused" && view.pid.is_none(), &view)?;
@@ -137,4 +140,16 @@ fn an_agent_killed_at_any_step_of_a_stop() {
 #[test]
 fn an_agent_killed_at_any_step_of_a_stop_without_cgroups() {
     dies_in_a_stop(Cgroups::None);
+}
+
+#[test]
+fn an_agent_killed_with_its_keeper_at_any_step() {
+    dies_in_a_spawn(Victims::Both, Cgroups::Own);
+    dies_in_a_restart(Victims::Both, Cgroups::Own);
+}
+
+#[test]
+fn an_agent_killed_with_its_keeper_at_any_step_without_cgroups() {
+    dies_in_a_spawn(Victims::Both, Cgroups::None);
+    dies_in_a_restart(Victims::Both, Cgroups::None);
 }

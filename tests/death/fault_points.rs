@@ -1,5 +1,5 @@
-//! The keeper dies at each step of spawn and stop (src/keeper/fault.rs) under a living agent, and the next
-//! keeper goes on.
+//! The keeper dies at each step of spawn and stop (src/keeper/fault.rs) under a living agent, or together with it,
+//! and those that come next go on.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -50,8 +50,17 @@ stop = {{ timeout = "100ms" }}
     ));
 }
 
+/// Who dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victims {
+    /// Whoever comes to the point.
+    One,
+    /// That one, and at once the other as well.
+    Both,
+}
+
 /// The keeper dies at the point, another comes; each instance runs once, and has a whole history.
-fn dies_at(cgroups: Cgroups, points: &[&str], disturb: impl Fn(&Host)) {
+fn dies_at(victims: Victims, cgroups: Cgroups, points: &[&str], disturb: impl Fn(&Host)) {
     for point in points {
         eprintln!("{point}");
         let mut host = Host::new(cgroups);
@@ -66,7 +75,13 @@ fn dies_at(cgroups: Cgroups, points: &[&str], disturb: impl Fn(&Host)) {
         }
         let status = host.own_keeper_ended();
         assert_eq!(status.signal(), Some(libc::SIGKILL), "{point} was passed");
+        if victims == Victims::Both {
+            host.kill_agent();
+        }
         host.own_keeper(None);
+        if victims == Victims::Both {
+            host.start();
+        }
         let views = host.settled(&ALL);
         // And it goes on as ever.
         let before = views["mute.0"].pid.unwrap();
@@ -86,20 +101,32 @@ fn restart_stubborn(host: &Host) {
 
 #[test]
 fn a_keeper_killed_at_any_step_of_a_spawn() {
-    dies_at(Cgroups::Own, &SPAWN, |_| ());
+    dies_at(Victims::One, Cgroups::Own, &SPAWN, |_| ());
 }
 
 #[test]
 fn a_keeper_killed_at_any_step_of_a_spawn_without_cgroups() {
-    dies_at(Cgroups::None, &SPAWN, |_| ());
+    dies_at(Victims::One, Cgroups::None, &SPAWN, |_| ());
 }
 
 #[test]
 fn a_keeper_killed_at_any_step_of_a_stop() {
-    dies_at(Cgroups::Own, &END, restart_stubborn);
+    dies_at(Victims::One, Cgroups::Own, &END, restart_stubborn);
 }
 
 #[test]
 fn a_keeper_killed_at_any_step_of_a_stop_without_cgroups() {
-    dies_at(Cgroups::None, &END, restart_stubborn);
+    dies_at(Victims::One, Cgroups::None, &END, restart_stubborn);
+}
+
+#[test]
+fn a_keeper_killed_with_its_agent_at_any_step() {
+    dies_at(Victims::Both, Cgroups::Own, &SPAWN, |_| ());
+    dies_at(Victims::Both, Cgroups::Own, &END, restart_stubborn);
+}
+
+#[test]
+fn a_keeper_killed_with_its_agent_at_any_step_without_cgroups() {
+    dies_at(Victims::Both, Cgroups::None, &SPAWN, |_| ());
+    dies_at(Victims::Both, Cgroups::None, &END, restart_stubborn);
 }
