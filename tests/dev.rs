@@ -169,6 +169,26 @@ fn dev_ends_by_itself_and_leaves_nothing() {
     dev.assert_nothing_left();
 }
 
+#[test]
+fn dev_as_json_is_an_event_a_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ran = Command::new(env!("CARGO_BIN_EXE_bigbrother"))
+        .args(["dev", "--json", "--hosts", "1", "--zones", "1", "--no-demo-fault", "--for", "1"])
+        .env("TMPDIR", folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary");
+    let (out, words) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let read = |line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let events: Vec<Value> = out.lines().map(read).collect();
+    let ready = |event: &Value| event["kind"] == "ready" && event["instance"] == "zone.0";
+    assert!(events.iter().any(ready) && events.iter().all(|event| event["seq"].is_u64()), "{out}");
+    assert!(
+        ran.status.success() && words.contains("nothing is left"),
+        "words for people are beside it: {words}"
+    );
+}
+
 /// A root folder with the program, what the linker needs for it, and no other file.
 fn bare_root(program: &str) -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a folder");
