@@ -5,6 +5,8 @@
 
 #[path = "http/pretended.rs"]
 mod pretended;
+#[path = "support/promtool.rs"]
+mod promtool;
 #[path = "http/server.rs"]
 mod server;
 

@@ -4,6 +4,9 @@
 #[path = "support/agent.rs"]
 mod agent;
 
+#[path = "support/promtool.rs"]
+mod promtool;
+
 #[path = "real/abort.rs"]
 mod abort;
 #[path = "real/games.rs"]

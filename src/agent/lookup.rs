@@ -249,15 +249,15 @@ impl Shared {
                 return Some(errand);
             }
             desk.waiting += 1;
-            if desk.threads == 1 {
-                desk = self.news.wait(desk).unwrap_or_else(PoisonError::into_inner);
-                desk.waiting -= 1;
-                continue;
-            }
-            let (held, wait) = self.news.wait_timeout(desk, IDLE).unwrap_or_else(PoisonError::into_inner);
-            desk = held;
+            let timed_out;
+            (desk, timed_out) = if desk.threads == 1 {
+                (self.news.wait(desk).unwrap_or_else(PoisonError::into_inner), false)
+            } else {
+                let waited = self.news.wait_timeout(desk, IDLE).unwrap_or_else(PoisonError::into_inner);
+                (waited.0, waited.1.timed_out())
+            };
             desk.waiting -= 1;
-            if wait.timed_out() && desk.threads > 1 && desk.errands.is_empty() {
+            if timed_out && desk.threads > 1 && desk.errands.is_empty() {
                 desk.threads -= 1;
                 return None;
             }

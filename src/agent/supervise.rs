@@ -338,8 +338,7 @@ impl Supervisor {
         self.put_off_unsent(now);
         // What waits on its sockets may show that a silent run is alive.
         for instance in self.host.overdue(now) {
-            let events = self.sockets.drain(&instance);
-            self.hear_said(events);
+            self.hear_waiting(&instance);
         }
         let actions = self.host.tick(Now { at: now, ..self.now() });
         self.carry_out(actions);

@@ -1,7 +1,5 @@
 //! `/metrics` as Prometheus reads it.
 
-use std::io::Write;
-use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
 use bigbrother::cluster::statuses::Counts;
@@ -12,6 +10,7 @@ use bigbrother::status::Summary;
 
 use super::pretended::{instance, snapshot};
 use super::server::{DEADLINE, Server};
+use crate::promtool::check_metrics;
 
 /// Families of which no sample is above zero.
 fn zero_families(text: &str) -> Vec<String> {
@@ -22,21 +21,6 @@ fn zero_families(text: &str) -> Vec<String> {
         samples.any(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() > 0.0)
     };
     families.filter(|family| !above_zero(family)).map(str::to_owned).collect()
-}
-
-fn promtool(text: &str) {
-    let mut tool = Program::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool is needed: apt-get install --no-install-recommends prometheus");
-    tool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let said = tool.wait_with_output().unwrap();
-    let complaints =
-        format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
-    assert!(said.status.success() && complaints.is_empty(), "promtool: {complaints}\n{text}");
 }
 
 /// What a host alone has none of.
@@ -98,7 +82,7 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
         let spin = Instant::now();
         while spin.elapsed() < Duration::from_millis(50) {}
     };
-    promtool(&text);
+    check_metrics(&text);
 
     for sample in [
         "bigbrother_restarts_total{cause=\"hang\"} 1\n",
@@ -165,7 +149,7 @@ fn how_the_cluster_stands_passes_promtool() {
         status: Counts { runs: 11, taken: 12, sent: 13, messages: 14, refused: 15 },
     };
     let text = metrics.render(None, &reading);
-    promtool(&text);
+    check_metrics(&text);
     for sample in [
         "primary 1\n",
         "quorum 1\n",

@@ -1,12 +1,11 @@
 //! What programs say over sd_notify besides that they are ready and alive, and what their operator sees of it.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::agent::{Host, alive, pid, require, signal, until};
+use crate::agent::{Host, alive, pid, signal, until};
+use crate::promtool::check_metrics;
 
 /// Ready and beating, and then what `then` says; `first`: in the first of its lives.
 fn speaker(name: &str, settings: &str, then: &str) -> String {
@@ -32,7 +31,6 @@ const NOTIFY: &str = "ready = { mode = \"notify\", timeout = \"30s\" }\n\
 
 #[test]
 fn a_program_that_asks_for_it_or_falls_silent_for_the_time_it_gave_itself_is_hung() {
-    require("/usr/bin/promtool", "prometheus");
     let hung = [
         speaker("trigger", NOTIFY, "say('READY=1')\nif first: say('WATCHDOG=trigger'); time.sleep(1000)"),
         speaker(
@@ -65,15 +63,7 @@ fn a_program_that_asks_for_it_or_falls_silent_for_the_time_it_gave_itself_is_hun
         }
     });
     // Not a snapshot that was made up for it.
-    let mut promtool = Command::new("/usr/bin/promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool");
-    promtool.stdin.take().expect("a pipe").write_all(host.scrape().as_bytes()).expect("it reads");
-    let said = promtool.wait_with_output().expect("it ends");
-    assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
+    check_metrics(&host.scrape());
 }
 
 #[test]

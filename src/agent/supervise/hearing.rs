@@ -28,6 +28,12 @@ impl Supervisor {
         more
     }
 
+    /// Hears all that waits on the sockets of one instance, before something is decided about its run.
+    pub(super) fn hear_waiting(&mut self, instance: &InstanceId) {
+        let events = self.sockets.drain(instance);
+        self.hear_said(events);
+    }
+
     pub(super) fn hear_event(&mut self, event: SocketEvent) {
         let instance = &event.instance;
         let happening = match event.said {

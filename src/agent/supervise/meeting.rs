@@ -170,8 +170,7 @@ impl Supervisor {
             // That they do not listen any more goes without saying.
             self.forget_listeners(&instance);
         }
-        let said = self.sockets.drain(&instance);
-        self.hear_said(said);
+        self.hear_waiting(&instance);
     }
 
     pub(super) fn happens(&mut self, run: RunId, happening: Happening) {
@@ -355,8 +354,7 @@ impl Supervisor {
         let Some(known) = self.sockets.identity(instance) else { return };
         let identity = Identity { uid: known.uid, gid: known.gid, main_pid: pid, known_by };
         self.sockets.identify(instance, identity);
-        let events = self.sockets.drain(instance);
-        self.hear_said(events);
+        self.hear_waiting(instance);
     }
 
     /// Adds to a failed step what it was about.
