@@ -21,7 +21,7 @@ use super::protocol::MAX_NOTE;
 
 mod slot;
 
-pub use slot::{ChildWords, Entry, Phase, Record, Slot, failure_word};
+pub use slot::{ChildWords, Entry, Intent, Phase, Place, Record, Slot, failure_word};
 
 /// Runs that fit.
 pub const SLOTS: usize = 4096;
@@ -148,12 +148,12 @@ impl Ledger {
     }
 
     /// Writes an intent into a free slot and tells which.
-    pub fn enter(&mut self, record: &Record, keeper_pid: i32, intent_ns: u64) -> Result<usize, LedgerError> {
+    pub fn enter(&mut self, intent: &Intent<'_>) -> Result<usize, LedgerError> {
         if self.free.is_empty() {
             self.extend()?;
         }
         let at = *self.free.first().ok_or(LedgerError::Full)?;
-        if !self.slot(at).fill(record, keeper_pid, intent_ns) {
+        if !self.slot(at).fill(intent) {
             return Err(LedgerError::TooLong);
         }
         self.free.pop_first();
@@ -288,13 +288,20 @@ mod tests {
         }
     }
 
+    fn enter(ledger: &mut Ledger, record: &Record) -> Result<usize, LedgerError> {
+        let Record { run, exclusive, in_cgroup, ref note, .. } = *record;
+        let place = &Place::of(&record.instance, &record.logs)?;
+        let (keeper_pid, intent_ns) = (99, 1_000);
+        ledger.enter(&Intent { run, exclusive, in_cgroup, place, note, keeper_pid, intent_ns })
+    }
+
     #[test]
     fn what_was_entered_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let (mut ledger, fresh) = Ledger::open(&path, "boot-a").unwrap();
         assert!(fresh);
-        let at = ledger.enter(&record(4), 99, 1_000).unwrap();
+        let at = enter(&mut ledger, &record(4)).unwrap();
         ledger.set_fence_ns(77);
         ledger.set_keeper(99, 5);
         ledger.set_games_root(Some(Path::new("/sys/fs/cgroup/x")));
@@ -317,7 +324,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let (mut ledger, _) = Ledger::open(&path, "boot-a").unwrap();
-        ledger.enter(&record(1), 99, 1_000).unwrap();
+        enter(&mut ledger, &record(1)).unwrap();
         ledger.set_fence_ns(5);
         drop(ledger);
         let (ledger, fresh) = Ledger::open(&path, "boot-b").unwrap();
@@ -338,11 +345,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut ledger, _) = Ledger::open(&dir.path().join("ledger"), "boot-a").unwrap();
         for run in 0..SLOTS as u64 {
-            ledger.enter(&record(run), 99, 1_000).unwrap();
+            enter(&mut ledger, &record(run)).unwrap();
         }
-        assert!(matches!(ledger.enter(&record(1), 99, 1_000), Err(LedgerError::Full)));
+        assert!(matches!(enter(&mut ledger, &record(1)), Err(LedgerError::Full)));
         ledger.leave(17);
-        assert_eq!(ledger.enter(&record(5000), 99, 1_000).unwrap(), 17);
+        assert_eq!(enter(&mut ledger, &record(5000)).unwrap(), 17);
     }
 
     #[test]
@@ -351,8 +358,8 @@ mod tests {
         let (mut ledger, _) = Ledger::open(&dir.path().join("ledger"), "boot-a").unwrap();
         let mut long = record(1);
         long.logs = LogTarget::Files { folder: "x".repeat(400), size: 1, files: 1 };
-        assert!(matches!(ledger.enter(&long, 99, 1), Err(LedgerError::TooLong)));
-        assert_eq!(ledger.enter(&record(1), 99, 1).unwrap(), 0);
+        assert!(matches!(enter(&mut ledger, &long), Err(LedgerError::TooLong)));
+        assert_eq!(enter(&mut ledger, &record(1)).unwrap(), 0);
     }
 
     #[test]
@@ -368,7 +375,7 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let at = ledger.enter(&record(run as u64), 99, 1).unwrap();
+            let at = enter(&mut ledger, &record(run as u64)).unwrap();
             ledger.slot(at).set_phase(phase);
             assert_eq!(ledger.slot(at).read().unwrap().phase, phase);
         }

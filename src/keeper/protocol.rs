@@ -262,7 +262,7 @@ pub enum Reply {
         dropped: u64,
     },
     /// No process of the run is left, as in [`Reply::Gone`], and the next one that was ordered ahead
-    /// ([`Request::Appoint`]) was started: [`Reply::Spawned`] or [`Reply::SpawnFailed`] follows for that. Told a millisecond
+    /// ([`Request::Appoint`]) was started: [`Reply::Spawned`] or [`Reply::SpawnFailed`] follows for that. Told two milliseconds
     /// or so later, so the new run may have been heard before.
     Succeeded {
         /// Which run.

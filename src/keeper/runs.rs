@@ -8,23 +8,29 @@ use std::os::fd::AsFd;
 use nix::sys::epoll::EpollFlags;
 
 use super::cgroup::Cgroup;
-use super::descent::{self};
+use super::descent;
 use super::fault::{self, Point};
-use super::ledger::{Phase, Record, Slot};
+use super::ledger::{Intent, LedgerError, Phase, Place, Slot};
 use super::poll::Source;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, LogTarget, Reply, RunId, RunRecord, Spawn, SpawnStep, Stage};
-use super::spawn::{self, Outputs, Prepared};
+use super::spawn::{self, Outputs};
+use super::succession::Ahead;
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
-/// How soon after the fork it is looked whether the program executes; the exec takes a fraction of it.
-const LOOK_NS: u64 = 1_000_000;
+/// How soon after the fork it is looked whether the program executes. The look, and what it tells, takes a processor: on a slow
+/// machine a program needs more than a millisecond to begin.
+const LOOK_NS: u64 = 2_000_000;
 
 /// A run that ends this soon after its spawn may not have executed a single instruction of its program.
 const BIRTH_NS: u64 = 50_000_000;
 
 type Failure = (SpawnStep, i32);
+
+pub(super) fn full(error: LedgerError) -> Failure {
+    (SpawnStep::Ledger, error.errno())
+}
 
 fn errno(step: SpawnStep) -> impl Fn(std::io::Error) -> Failure {
     move |e| (step, e.raw_os_error().unwrap_or(libc::EIO))
@@ -37,21 +43,21 @@ impl Keeper {
     }
 
     /// The same; what can be prepared ahead may be there already.
-    pub(super) fn spawn_prepared(&mut self, spawn: &Spawn, prepared: Option<Prepared>) {
+    pub(super) fn spawn_prepared(&mut self, spawn: &Spawn, prepared: Option<Ahead>) {
         if let Err((step, errno)) = self.try_spawn(spawn, prepared) {
             self.tell_succession(spawn.run);
             self.link.send(&Reply::SpawnFailed { run: spawn.run, step, errno });
         }
     }
 
-    fn try_spawn(&mut self, spawn: &Spawn, prepared: Option<Prepared>) -> Result<(), Failure> {
+    fn try_spawn(&mut self, spawn: &Spawn, prepared: Option<Ahead>) -> Result<(), Failure> {
         self.refuse_busy(spawn)?;
         self.enter_cgroup(spawn)?;
         let outputs = self.outputs(spawn)?;
         let in_cgroup = self.cgroups.root().is_some();
-        let prepared = prepared.map_or_else(|| self.prepare(spawn), Ok)?;
+        let Ahead { prepared, place } = prepared.map_or_else(|| self.prepare(spawn), Ok)?;
         let spawned_ns = boottime_ns();
-        let slot = self.intend(spawn, in_cgroup, spawned_ns)?;
+        let slot = self.intend(spawn, &place, in_cgroup, spawned_ns)?;
         fault::pass(Point::AfterIntent);
         self.calm_ns = Some(spawned_ns + super::CALM_NS);
         let words = self.ledger.slot(slot).child_words();
@@ -78,13 +84,6 @@ impl Keeper {
             }
         }
         Ok(())
-    }
-
-    /// What a child needs besides its place and its outputs.
-    pub(super) fn prepare(&self, spawn: &Spawn) -> Result<Prepared, Failure> {
-        let in_cgroup = self.cgroups.root().is_some();
-        let cookie = (!in_cgroup).then(|| descent::cookie(&self.hash, spawn.run, &spawn.instance));
-        spawn::prepare(spawn, cookie.as_deref(), &self.surroundings)
     }
 
     /// Never two runs of an instance, none after the fence, none while the keeper ends.
@@ -154,28 +153,20 @@ impl Keeper {
     }
 
     /// Writes the intent into ledger and table.
-    fn intend(&mut self, spawn: &Spawn, in_cgroup: bool, spawned_ns: u64) -> Result<usize, Failure> {
-        let record = Record {
-            run: spawn.run,
-            instance: spawn.instance.clone(),
-            exclusive: spawn.exclusive,
-            in_cgroup,
-            logs: spawn.logs.clone(),
-            note: spawn.note.clone(),
-        };
-        let slot = self
-            .ledger
-            .enter(&record, self.surroundings.keeper_pid, spawned_ns)
-            .map_err(|e| (SpawnStep::Ledger, e.errno()))?;
-        let record = RunRecord {
-            run: spawn.run,
-            instance: record.instance,
-            pid: 0,
-            spawned_ns,
-            stage: Stage::Spawning,
-            exclusive: spawn.exclusive,
-            note: record.note,
-        };
+    fn intend(
+        &mut self,
+        spawn: &Spawn,
+        place: &Place,
+        in_cgroup: bool,
+        spawned_ns: u64,
+    ) -> Result<usize, Failure> {
+        let Spawn { run, exclusive, ref note, .. } = *spawn;
+        let keeper_pid = self.surroundings.keeper_pid;
+        let intent = Intent { run, exclusive, in_cgroup, place, note, keeper_pid, intent_ns: spawned_ns };
+        let slot = self.ledger.enter(&intent).map_err(full)?;
+        let (instance, note) = (spawn.instance.clone(), note.clone());
+        let stage = Stage::Spawning;
+        let record = RunRecord { run, instance, pid: 0, spawned_ns, stage, exclusive, note };
         self.table.enter(Run::new(record, slot, in_cgroup));
         Ok(slot)
     }
@@ -195,7 +186,7 @@ impl Keeper {
             let age = now.saturating_sub(pending.forked_ns);
             if now >= pending.look_ns {
                 self.successors.tell(*id, &mut self.link);
-                pending.look_ns = now + (age / 4).clamp(LOOK_NS, 250 * LOOK_NS);
+                pending.look_ns = now + (age / 4).clamp(LOOK_NS, 125 * LOOK_NS);
             }
             if !pending.stuck && age >= super::STUCK_NS {
                 pending.stuck = true;
@@ -228,13 +219,13 @@ impl Keeper {
     /// SIGCHLD names a child. Only that one is looked at now, and the agent told: a look at all children
     /// takes longer than the rest of a restart. Signals coalesce, so that look follows with the next signal, or
     /// soon.
-    pub(super) fn on_child(&mut self, pid: i32) {
+    pub(super) fn on_child(&mut self, pid: i32, end: Option<End>) {
         if self.sweep_ns.is_some() {
             self.reap();
             return;
         }
         self.sweep_ns = Some(boottime_ns() + super::SWEEP_NS);
-        if self.succeed_at_once(pid) {
+        if end.is_some_and(|end| self.succeed_at_once(pid, end)) {
             return;
         }
         if let Some((pid, status)) = process::take_status(pid) {
@@ -322,11 +313,11 @@ impl Keeper {
         let Some(run) = self.table.get(id) else { return };
         let young = boottime_ns().saturating_sub(run.record.spawned_ns) < BIRTH_NS;
         let killed = matches!(end, End::Signal { signal: libc::SIGKILL, .. });
-        let instance = run.record.instance.clone();
-        if let Some(cgroup) = self.instances.get_mut(&instance).and_then(|i| i.cgroup.as_mut())
-            && young
-            && killed
-        {
+        if !young || !killed {
+            return;
+        }
+        let instance = self.instances.get_mut(&run.record.instance);
+        if let Some(cgroup) = instance.and_then(|instance| instance.cgroup.as_mut()) {
             cgroup.spend();
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::{load_bytes, store_bytes};
+use super::{LedgerError, load_bytes, store_bytes};
 use crate::keeper::protocol::{End, LogTarget, MAX_NOTE, RunId, SpawnStep};
 use crate::spec::InstanceId;
 
@@ -59,6 +59,39 @@ pub fn failure_word(step: SpawnStep, errno: u32) -> u64 {
 }
 
 /// What is written before the fork.
+pub struct Intent<'a> {
+    /// The run.
+    pub run: RunId,
+    /// Kill it when the fence deadline passes.
+    pub exclusive: bool,
+    /// It is started in its instance's cgroup.
+    pub in_cgroup: bool,
+    /// Where it belongs.
+    pub place: &'a Place,
+    /// The agent's note.
+    pub note: &'a [u8],
+    /// Who forks.
+    pub keeper_pid: i32,
+    /// Before the fork, nanoseconds of CLOCK_BOOTTIME.
+    pub intent_ns: u64,
+}
+
+/// The instance of a run and where its output goes, as they lie in a slot.
+pub struct Place(Box<[u8]>);
+
+impl Place {
+    /// Written down; an error when it does not fit a slot.
+    pub fn of(instance: &InstanceId, logs: &LogTarget) -> Result<Self, LedgerError> {
+        let body = Body { instance: instance.clone(), logs: logs.clone() };
+        let body = bincode::serde::encode_to_vec(&body, layout()).map_err(|_| LedgerError::TooLong)?;
+        if body.len() > BODY_WORDS * 8 {
+            return Err(LedgerError::TooLong);
+        }
+        Ok(Place(body.into_boxed_slice()))
+    }
+}
+
+/// What was written before the fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The run.
@@ -124,21 +157,20 @@ fn layout() -> impl bincode::config::Config {
 
 impl Slot {
     /// Writes an intent; false when it does not fit.
-    pub(super) fn fill(&self, record: &Record, keeper_pid: i32, intent_ns: u64) -> bool {
-        let body = Body { instance: record.instance.clone(), logs: record.logs.clone() };
-        let Ok(body) = bincode::serde::encode_to_vec(&body, layout()) else { return false };
-        if body.len() > BODY_WORDS * 8 || record.note.len() > MAX_NOTE {
+    pub(super) fn fill(&self, intent: &Intent<'_>) -> bool {
+        if intent.note.len() > MAX_NOTE {
             return false;
         }
         self.clear();
-        store_bytes(&self.body, &body);
+        let Place(body) = intent.place;
+        store_bytes(&self.body, body);
         self.body_len.store(body.len() as u64, Ordering::Relaxed);
-        self.set_note(&record.note);
-        self.run.store(record.run.0, Ordering::Relaxed);
-        self.keeper_pid.store(keeper_pid as u64, Ordering::Relaxed);
-        self.intent_ns.store(intent_ns, Ordering::Relaxed);
-        let exclusive = if record.exclusive { EXCLUSIVE } else { 0 };
-        let in_cgroup = if record.in_cgroup { IN_CGROUP } else { 0 };
+        self.set_note(intent.note);
+        self.run.store(intent.run.0, Ordering::Relaxed);
+        self.keeper_pid.store(intent.keeper_pid as u64, Ordering::Relaxed);
+        self.intent_ns.store(intent.intent_ns, Ordering::Relaxed);
+        let exclusive = if intent.exclusive { EXCLUSIVE } else { 0 };
+        let in_cgroup = if intent.in_cgroup { IN_CGROUP } else { 0 };
         self.flags.store(exclusive | in_cgroup, Ordering::Relaxed);
         self.set_phase(Phase::Live);
         true
