@@ -21,6 +21,8 @@ mod notices;
 mod notify;
 #[path = "real/policy.rs"]
 mod policy;
+#[path = "real/probed.rs"]
+mod probed;
 #[path = "real/process_api.rs"]
 mod process_api;
 #[path = "real/terminal.rs"]

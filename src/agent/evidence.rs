@@ -116,7 +116,8 @@ fn threads(report: &mut String, pid: i32) {
         let _ = writeln!(report, "pid {pid} is gone");
         return;
     };
-    for task in tasks.flatten().take(MOST_THREADS) {
+    let mut tasks = tasks.flatten();
+    for task in tasks.by_ref().take(MOST_THREADS) {
         let folder = task.path();
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
         let status = read("status");
@@ -136,6 +137,10 @@ fn threads(report: &mut String, pid: i32) {
         for line in read("stack").lines() {
             let _ = writeln!(report, "    {line}");
         }
+    }
+    match tasks.count() {
+        0 => {}
+        more => drop(writeln!(report, "and {more} threads more, which were not looked at")),
     }
 }
 

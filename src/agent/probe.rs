@@ -74,6 +74,17 @@ pub enum ProbeTarget {
     Exec(ExecRequest),
 }
 
+impl ProbeTarget {
+    /// As metrics name it.
+    fn mode(&self) -> &'static str {
+        match self {
+            ProbeTarget::Query { .. } => "query",
+            ProbeTarget::Tcp { .. } => "tcp",
+            ProbeTarget::Exec(_) => "exec",
+        }
+    }
+}
+
 /// What came of a [`Question`]. Every question has exactly one result, in no certain order.
 #[derive(Debug)]
 pub struct ProbeResult {
@@ -83,6 +94,8 @@ pub struct ProbeResult {
     pub run: RunId,
     /// [`Question::asked`].
     pub asked: u64,
+    /// How it was asked: `query`, `tcp` or `exec`.
+    pub mode: &'static str,
     /// The answer, or why there is none.
     pub outcome: Result<Answer, ProbeError>,
 }
@@ -212,7 +225,7 @@ impl Prober {
             }
         }
         let Question { instance, run, asked, probe, timeout } = question;
-        let report = Report { results: self.results.clone(), instance, run, asked };
+        let report = Report { results: self.results.clone(), instance, run, asked, mode: probe.mode() };
         match probe {
             ProbeTarget::Exec(request) => self.command(request, timeout, report),
             ProbeTarget::Tcp { address } => {
@@ -249,13 +262,14 @@ struct Report {
     instance: InstanceId,
     run: RunId,
     asked: u64,
+    mode: &'static str,
 }
 
 impl Report {
     async fn send(self, outcome: Result<Answer, ProbeError>) {
-        let Report { results, instance, run, asked } = self;
+        let Report { results, instance, run, asked, mode } = self;
         // Without a receiver the agent is ending, and nobody wants to know.
-        let _ = results.send(ProbeResult { instance, run, asked, outcome }).await;
+        let _ = results.send(ProbeResult { instance, run, asked, mode, outcome }).await;
     }
 }
 

@@ -68,18 +68,22 @@ pub fn keeper(args: KeeperArgs) -> Result<Exit, Failure> {
 /// an operator needs of that is told by this program itself.
 const LOG: &str = "info,openraft=error";
 
-/// Structured messages on stderr, where journald finds them; BIGBROTHER_LOG sets the level.
+/// Structured messages on stderr, where journald finds them: for people, or an object a line. docs/operations.md has the
+/// variables.
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("BIGBROTHER_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOG));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         // A log on a full disk must not end the program: telling of it on stderr would fail, too, and panic.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    match std::env::var("BIGBROTHER_LOG_FORMAT").as_deref() {
+        Ok("json") => log.json().flatten_event(true).init(),
+        _ => log.init(),
+    }
 }
 
 /// The path of this program.

@@ -142,26 +142,61 @@ mod tests {
         state.apply(&Envelope { stamp_ms: 0, command }).unwrap();
     }
 
-    #[test]
-    fn states_with_equal_grounds_give_equal_wants() {
-        let host: HostName = "alpha".parse().unwrap();
+    /// After each command, and each that the primary has for it.
+    fn states(commands: Vec<Command>) -> Vec<State> {
         let mut state = State::default();
         let mut seen = vec![state.clone()];
-        for command in commands() {
-            apply(&mut state, command);
+        for command in commands {
+            // What does not fit is refused, and changes nothing.
+            let _ = state.apply(&Envelope { stamp_ms: 0, command });
             seen.push(state.clone());
             for command in plan(&state, &Liveness::default(), 0).commands {
                 apply(&mut state, command);
                 seen.push(state.clone());
             }
         }
+        seen
+    }
+
+    /// Of how many pairs the directory differs and the wants do not.
+    fn check(seen: &[State]) -> usize {
+        let host: HostName = "alpha".parse().unwrap();
         let mut equal = 0;
+        for state in seen {
+            let wanted = wants(state, &host);
+            let placed = state.placements.iter().filter(|(_, placement)| placement.host == host);
+            assert!(wanted.keys().eq(placed.map(|(id, _)| id)), "what is placed here, and nothing else");
+            for (id, want) in &wanted {
+                assert_eq!(want.process, state.spec.processes[&id.process]);
+                assert_eq!(want.paused, state.paused.holds(id), "{id}");
+            }
+        }
         for (a, b) in seen.iter().flat_map(|a| seen.iter().map(move |b| (a, b))) {
             if Grounds::of(a) == Grounds::of(b) {
                 assert_eq!(wants(a, &host), wants(b, &host), "index {} and {}", a.index, b.index);
                 equal += usize::from(a.directory != b.directory);
             }
         }
+        equal
+    }
+
+    #[test]
+    fn states_with_equal_grounds_give_equal_wants() {
+        let equal = check(&states(commands()));
         assert!(equal > 0, "an event that changes no want must not change the grounds either");
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: 64, failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn so_they_do_in_whatever_order_it_comes(order in proptest::collection::vec(0..16_usize, 1..24)) {
+            let all = commands();
+            // Without a host and a spec there is nothing to want.
+            let begin = all[..2].iter().cloned();
+            check(&states(begin.chain(order.into_iter().map(|at| all[at].clone())).collect()));
+        }
     }
 }

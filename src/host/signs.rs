@@ -58,6 +58,8 @@ impl Instance {
     pub(super) fn extend(&mut self, by: Duration, cx: &mut Step<'_>) {
         let later = cx.now.at.after(by);
         match &mut self.phase {
+            // One that has hung is given the time that it was given to leave its core, and no more.
+            Phase::Stopping { cause: Some(Cause::Hang), .. } => {}
             Phase::Starting { until } | Phase::Stopping { until: Some(until), .. } => {
                 *until = (*until).max(later);
             }

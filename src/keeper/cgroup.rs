@@ -333,3 +333,37 @@ fn folders(path: &Path) -> Vec<PathBuf> {
 fn file_in(folder: &File, name: &str, flags: OFlag) -> io::Result<File> {
     Ok(openat(folder, name, flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn without_cgroup_kill_it_is_frozen_while_its_processes_are_killed_and_that_is_to_be_repeated() {
+        // What a kernel before Linux 5.14 has of a cgroup, as far as it matters.
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name| dir.path().join(name);
+        let mut victim = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        fs::write(path("cgroup.procs"), format!("{}\n", victim.id())).unwrap();
+        nix::unistd::mkfifo(&path("cgroup.freeze"), Mode::S_IRWXU).unwrap();
+        let mut open = fs::OpenOptions::new();
+        let open = open.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let mut freezer = open.open(path("cgroup.freeze")).unwrap();
+
+        let mut cgroup = Cgroup::at(dir.path().to_owned()).unwrap();
+        let at_once = cgroup.kill();
+        if at_once.is_err() {
+            victim.kill().unwrap();
+        }
+        assert!(!at_once.unwrap(), "somebody may have been forked past it");
+        assert_eq!(victim.wait().unwrap().signal(), Some(libc::SIGKILL));
+        let mut told = [0; 8];
+        let length = freezer.read(&mut told).unwrap();
+        assert_eq!(&told[..length], b"10");
+        assert!(cgroup.is_spent());
+    }
+}

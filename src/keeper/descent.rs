@@ -3,7 +3,7 @@
 //! Owns nothing. Three marks together: the run's session or process group, descent from a process that
 //! belongs, and the variable [`COOKIE`] that every process of a run inherits in its environment. A process
 //! that has left the session, whose parent is dead, and that has overwritten its environment is not found;
-//! docs/operations.md says so. Called by the loop when it kills, and by adoption.
+//! docs/architecture.md says so. Called by the loop when it kills, and by adoption.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

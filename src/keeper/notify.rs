@@ -1,7 +1,7 @@
 //! Notify sockets while no agent reads them.
 //!
 //! Owns what was read from the sockets of one instance until the agent is back, so that no process blocks
-//! in sd_notify(3). At most 64 datagrams an instance, and of plain `WATCHDOG=1` only the newest; passed
+//! in sd_notify(3). At most 64 datagrams an instance, and of plain `WATCHDOG=1` and `STATUS=` only the newest; passed
 //! descriptors are closed at once, which is what BARRIER=1 waits for. Called by the loop.
 
 use std::collections::VecDeque;
@@ -32,13 +32,12 @@ pub struct Datagram {
 pub struct Kept(VecDeque<Datagram>);
 
 impl Kept {
-    /// Keeps one more. Of beats only the newest counts; of the rest the oldest 64, since the first ones
-    /// (READY=1) say more than the hundredth.
+    /// Keeps one more. Of beats only the newest counts, and so of what is shown to people: however often that changes,
+    /// a READY=1 after it has room. Of the rest the oldest 64, since the first ones say more than the hundredth.
     pub fn push(&mut self, datagram: Datagram) {
-        if is_beat(&datagram.data) {
-            self.0.retain(|kept| !is_beat(&kept.data));
-            if self.0.len() >= MAX_KEPT {
-                return;
+        for is_one in [is_beat, is_status] {
+            if is_one(&datagram.data) {
+                self.0.retain(|kept| !is_one(&kept.data));
             }
         }
         if self.0.len() < MAX_KEPT {
@@ -59,6 +58,12 @@ impl Kept {
 
 fn is_beat(data: &[u8]) -> bool {
     data.trim_ascii_end() == b"WATCHDOG=1"
+}
+
+/// One line for people and nothing else.
+fn is_status(data: &[u8]) -> bool {
+    let text = data.trim_ascii_end();
+    text.starts_with(b"STATUS=") && !text.contains(&b'\n')
 }
 
 /// Reads what waits on a notify socket into `kept`.
@@ -117,11 +122,23 @@ mod tests {
     fn a_flood_is_bounded() {
         let mut kept = Kept::default();
         for number in 0..1000 {
-            kept.push(datagram(&format!("STATUS={number}")));
+            kept.push(datagram(&format!("STATUS={number}\nERRNO={number}")));
         }
         kept.push(datagram("WATCHDOG=1"));
         let all: Vec<_> = kept.take().collect();
         assert_eq!(all.len(), MAX_KEPT);
-        assert_eq!(all[0], datagram("STATUS=0"));
+        assert_eq!(all[0], datagram("STATUS=0\nERRNO=0"));
+    }
+
+    #[test]
+    fn progress_that_is_told_a_hundred_times_leaves_room_for_the_word_that_follows() {
+        let mut kept = Kept::default();
+        kept.push(datagram("STATUS=begins\nMAINPID=7"));
+        for percent in 0..=100 {
+            kept.push(datagram(&format!("STATUS=loaded {percent} %\n")));
+        }
+        kept.push(datagram("READY=1"));
+        let texts: Vec<_> = kept.take().map(|d| String::from_utf8(d.data).unwrap()).collect();
+        assert_eq!(texts, ["STATUS=begins\nMAINPID=7", "STATUS=loaded 100 %\n", "READY=1"]);
     }
 }

@@ -62,6 +62,17 @@ pub enum NoticeError {
 }
 
 impl Notice {
+    /// Its status, and in words why it fails.
+    pub fn line_for_people(&self) -> Option<String> {
+        let failure = self.errno.filter(|errno| *errno != 0);
+        let failure =
+            failure.map(|errno| format!("error {errno}: {}", nix::errno::Errno::from_raw(errno).desc()));
+        match (&self.status, failure) {
+            (Some(text), Some(failure)) => Some(format!("{text} ({failure})")),
+            (text, failure) => text.clone().or(failure),
+        }
+    }
+
     /// True when it says "alive" and nothing else, so that one of many is enough.
     pub fn is_beat(&self) -> bool {
         self.watchdog == Some(Watchdog::Alive)

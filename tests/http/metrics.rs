@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use bigbrother::cluster::statuses::Counts;
 use bigbrother::keeper::protocol::{RunId, SpawnStep};
 use bigbrother::metrics::{ClusterReading, Outcome, SavedFile, SocketFault, SpawnFault};
-use bigbrother::spec::Probe;
 use bigbrother::status::Summary;
 
 use super::pretended::{instance, snapshot};
@@ -40,7 +39,6 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     let server = Server::start().await;
     let m = &server.metrics;
     let second = Duration::from_secs(1);
-    let probe = Probe::Tcp { port: "game".into() };
     m.restarted("hang", second);
     m.restarted("a cause of tomorrow", second);
     m.succeeded();
@@ -50,7 +48,7 @@ async fn metrics_pass_promtool_with_everything_above_zero() {
     m.spawn_failed(SpawnFault::Port);
     m.logged(1000, 10);
     m.socket_refused(SocketFault::Flooded);
-    m.probe_failed(&probe);
+    m.probe_failed("tcp");
     m.stalled(second);
     m.reader_given_up();
     m.limits_unenforced(&["memory.max".into(), "io.max".into()]);

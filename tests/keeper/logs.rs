@@ -72,7 +72,7 @@ fn what_a_run_said_while_the_agent_was_silent_is_told_before_its_end() {
     // More than the socket's queue holds: it can end only when the keeper reads it.
     let script = format!(
         "import socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\ns.connect({:?})\n\
-         for n in range(30): s.send(b'STATUS=%d' % n)\ns.send(b'STOPPING=1')",
+         for n in range(30): s.send(b'EXTEND_TIMEOUT_USEC=%d' % n)\ns.send(b'STOPPING=1')",
         path.to_str().unwrap()
     );
     spawn(&agent, host.spawn_of(1, "zone.1", &["/usr/bin/python3", "-c", &script]));

@@ -141,6 +141,21 @@ fn the_child_has_what_was_asked_for_and_nothing_else() {
     });
 }
 
+#[test]
+fn a_program_is_killed_by_a_broken_pipe_where_that_is_asked_for() {
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        for (run, ignore, end) in
+            [(1, true, End::Code(7)), (2, false, End::Signal { signal: libc::SIGPIPE, core: false })]
+        {
+            let mut request = host.shell(run, "zone.1", "kill -PIPE $$; exit 7");
+            request.ignore_sigpipe = ignore;
+            spawn(&agent, request);
+            assert_eq!(agent.gone(run).0, end);
+        }
+    });
+}
+
 /// A child that forks twice, in a session of its own, with another main process, and ignores SIGTERM.
 const RUNAWAY: &str = "(setsid sh -c 'trap \"\" TERM; (setsid sh -c \"trap \\\"\\\" TERM HUP; echo away; \
                        exec sleep 98765.$MARK\" &) ; exec sleep 98764.$MARK' &) ; trap '' TERM; echo main; ";

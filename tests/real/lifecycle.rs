@@ -184,3 +184,20 @@ fn a_child_that_ran_away_dies_with_its_instance() {
 fn a_child_that_ran_away_dies_with_its_instance_without_cgroups() {
     nobody_escapes(&["--cgroup", "none"]);
 }
+
+#[test]
+fn the_logs_of_agent_and_keeper_are_an_object_a_line_for_who_asks_for_that() {
+    let mut host = Host::prepare(&format!("[process.zone]\n{}", zone(&[])));
+    host.agent_env(&["BIGBROTHER_LOG_FORMAT=json", "BIGBROTHER_LOG=debug"]);
+    host.start_agent();
+    host.ready("zone.0");
+    host.end_agent(Signal::SIGTERM);
+    let log = host.agent_log();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.is_empty() && !line.starts_with("--- ")).collect();
+    assert!(!lines.is_empty(), "{log}");
+    for line in lines {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        assert!(object["level"].is_string() && object["timestamp"].is_string(), "{line}");
+        assert!(object["message"].is_string(), "{line}");
+    }
+}

@@ -63,6 +63,11 @@ impl Host {
         self.0.args = args.iter().map(|arg| (*arg).to_owned()).collect();
     }
 
+    /// Variables for the agent, `NAME=VALUE`.
+    pub fn agent_env(&mut self, variables: &[&str]) {
+        self.0.through = ["env"].iter().chain(variables).map(|word| (*word).to_owned()).collect();
+    }
+
     pub fn folder(&self) -> &Path {
         &self.0.root
     }

@@ -72,9 +72,9 @@ impl Supervisor {
         if let Some(usec) = notice.extend_timeout_usec {
             happenings.push(Happening::Extend(Duration::from_micros(usec)));
         }
-        if let Some(text) = &notice.status {
+        if let Some(text) = notice.line_for_people() {
             self.has_said(instance);
-            happenings.push(Happening::Text(text.clone()));
+            happenings.push(Happening::Text(text));
         }
         match notice.watchdog {
             Some(Watchdog::Alive) => happenings.push(Happening::Beat),
@@ -137,22 +137,9 @@ impl Supervisor {
             self.has_said(&result.instance);
         }
         if answer != Answer::Alive {
-            let instance = self.host.instance(&result.instance);
-            if let Some(process) = instance.and_then(|instance| instance.process.clone()) {
-                self.count_failed_probe(&process);
-            }
+            self.parts.metrics.probe_failed(result.mode);
         }
         self.happens(result.run, Happening::Probed { asked: result.asked, answer, status });
-    }
-
-    fn count_failed_probe(&self, process: &crate::spec::Process) {
-        use crate::spec::{HeartbeatMode, ReadyMode};
-        match (&process.heartbeat.mode, &process.ready.mode) {
-            (HeartbeatMode::Probe(probe), _) | (_, ReadyMode::Probe(probe)) => {
-                self.parts.metrics.probe_failed(probe);
-            }
-            _ => {}
-        }
     }
 }
 

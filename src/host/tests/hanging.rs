@@ -247,6 +247,17 @@ drain = { timeout = \"10s\" }";
 }
 
 #[test]
+fn a_hung_run_gets_no_more_time_to_leave_its_core_than_the_file_says() {
+    let lines = "ready = { mode = \"native\" }
+heartbeat = { mode = \"native\", timeout = \"5s\", on_hang = \"abort\", abort_timeout = \"10s\" }";
+    let mut rig = Rig::ready(lines);
+    rig.on(Happening::Trigger);
+    rig.on(Happening::Extend(s(60)));
+    assert_eq!(orders(rig.wait(ms(9_999))), []);
+    assert_eq!(orders(rig.wait(ms(1))), [kill(1)]);
+}
+
+#[test]
 fn neither_a_hang_nor_a_restart_waits_behind_thousands_of_back_offs_that_are_over() {
     let mut rig = Rig::ready(NATIVE);
     rig.on(Happening::Beat);
