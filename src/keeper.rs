@@ -71,8 +71,10 @@ pub use setup::{KeeperError, Options, run};
 
 /// Log bytes are reported at most this often.
 const REPORT_NS: u64 = 1_000_000_000;
-/// After a run that has followed a crash at once, how long all else may wait.
-const QUIET_NS: u64 = 1_000_000;
+/// How soon after a fork it is looked whether the program executes, and after a run that has followed a crash at once how long
+/// all else may wait. The look, and what it tells, takes a processor: on a slow machine a program needs more than a
+/// millisecond to begin.
+const LOOK_NS: u64 = 2_000_000;
 /// After the end of one child, how long a look at the others may wait.
 const SWEEP_NS: u64 = 3_000_000;
 /// An exec that takes longer is reported as stuck.
@@ -163,9 +165,9 @@ impl Keeper {
         self.reap();
         let mut sources = Vec::new();
         loop {
-            let mut wait = Some(QUIET_NS);
             // What has just followed a crash begins on this processor, when we leave it: all else can wait.
-            if !self.successors.has_just_begun() {
+            let mut wait = Some(LOOK_NS);
+            if !self.successors.take_just_begun() {
                 self.on_time(process::boottime_ns());
                 self.flush();
                 if self.finished() {
@@ -202,10 +204,7 @@ impl Keeper {
         // One at a time: when there are more, the descriptor stays readable.
         let Ok(Some(info)) = self.signals.read_signal() else { return };
         match Signal::try_from(info.ssi_signo as i32) {
-            Ok(Signal::SIGCHLD) => {
-                let end = process::end_of_signal(info.ssi_code, info.ssi_status);
-                self.on_child(info.ssi_pid as i32, end);
-            }
+            Ok(Signal::SIGCHLD) => self.on_child(info.ssi_pid as i32),
             // The runs live on: whoever comes next adopts them.
             Ok(Signal::SIGTERM) => self.terminated = true,
             Ok(Signal::SIGHUP) => self.begin_upgrade(None),

@@ -19,16 +19,12 @@ use super::succession::Ahead;
 use super::table::Run;
 use super::{Keeper, Pending, logs};
 
-/// How soon after the fork it is looked whether the program executes. The look, and what it tells, takes a processor: on a slow
-/// machine a program needs more than a millisecond to begin.
-const LOOK_NS: u64 = 2_000_000;
-
 /// A run that ends this soon after its spawn may not have executed a single instruction of its program.
 const BIRTH_NS: u64 = 50_000_000;
 
 type Failure = (SpawnStep, i32);
 
-pub(super) fn full(error: LedgerError) -> Failure {
+pub(super) fn unwritten(error: LedgerError) -> Failure {
     (SpawnStep::Ledger, error.errno())
 }
 
@@ -43,19 +39,19 @@ impl Keeper {
     }
 
     /// The same; what can be prepared ahead may be there already.
-    pub(super) fn spawn_prepared(&mut self, spawn: &Spawn, prepared: Option<Ahead>) {
-        if let Err((step, errno)) = self.try_spawn(spawn, prepared) {
+    pub(super) fn spawn_prepared(&mut self, spawn: &Spawn, ahead: Option<Ahead>) {
+        if let Err((step, errno)) = self.try_spawn(spawn, ahead) {
             self.tell_succession(spawn.run);
             self.link.send(&Reply::SpawnFailed { run: spawn.run, step, errno });
         }
     }
 
-    fn try_spawn(&mut self, spawn: &Spawn, prepared: Option<Ahead>) -> Result<(), Failure> {
+    fn try_spawn(&mut self, spawn: &Spawn, ahead: Option<Ahead>) -> Result<(), Failure> {
         self.refuse_busy(spawn)?;
         self.enter_cgroup(spawn)?;
         let outputs = self.outputs(spawn)?;
         let in_cgroup = self.cgroups.root().is_some();
-        let Ahead { prepared, place } = prepared.map_or_else(|| self.prepare(spawn), Ok)?;
+        let Ahead { prepared, place } = ahead.map_or_else(|| self.prepare(spawn), Ok)?;
         let spawned_ns = boottime_ns();
         let slot = self.intend(spawn, &place, in_cgroup, spawned_ns)?;
         fault::pass(Point::AfterIntent);
@@ -66,7 +62,7 @@ impl Keeper {
             Ok((pid, birth)) => {
                 fault::pass(Point::AfterClone);
                 self.table.forked(spawn.run, pid);
-                let look_ns = spawned_ns + LOOK_NS;
+                let look_ns = spawned_ns + super::LOOK_NS;
                 let pending = Pending { pid, birth, forked_ns: spawned_ns, look_ns, stuck: false };
                 self.pending.insert(spawn.run, pending);
             }
@@ -163,7 +159,7 @@ impl Keeper {
         let Spawn { run, exclusive, ref note, .. } = *spawn;
         let keeper_pid = self.surroundings.keeper_pid;
         let intent = Intent { run, exclusive, in_cgroup, place, note, keeper_pid, intent_ns: spawned_ns };
-        let slot = self.ledger.enter(&intent).map_err(full)?;
+        let slot = self.ledger.enter(&intent).map_err(unwritten)?;
         let (instance, note) = (spawn.instance.clone(), note.clone());
         let stage = Stage::Spawning;
         let record = RunRecord { run, instance, pid: 0, spawned_ns, stage, exclusive, note };
@@ -186,7 +182,7 @@ impl Keeper {
             let age = now.saturating_sub(pending.forked_ns);
             if now >= pending.look_ns {
                 self.successors.tell(*id, &mut self.link);
-                pending.look_ns = now + (age / 4).clamp(LOOK_NS, 125 * LOOK_NS);
+                pending.look_ns = now + (age / 4).clamp(super::LOOK_NS, 125 * super::LOOK_NS);
             }
             if !pending.stuck && age >= super::STUCK_NS {
                 pending.stuck = true;
@@ -219,13 +215,13 @@ impl Keeper {
     /// SIGCHLD names a child. Only that one is looked at now, and the agent told: a look at all children
     /// takes longer than the rest of a restart. Signals coalesce, so that look follows with the next signal, or
     /// soon.
-    pub(super) fn on_child(&mut self, pid: i32, end: Option<End>) {
+    pub(super) fn on_child(&mut self, pid: i32) {
         if self.sweep_ns.is_some() {
             self.reap();
             return;
         }
         self.sweep_ns = Some(boottime_ns() + super::SWEEP_NS);
-        if end.is_some_and(|end| self.succeed_at_once(pid, end)) {
+        if self.succeed_at_once(pid) {
             return;
         }
         if let Some((pid, status)) = process::take_status(pid) {

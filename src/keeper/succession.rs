@@ -14,7 +14,7 @@ use super::ledger::Place;
 use super::link::Link;
 use super::process::{self, boottime_ns};
 use super::protocol::{End, Reply, RunId, Spawn, SpawnStep};
-use super::runs::full;
+use super::runs::unwritten;
 use super::spawn::{self, Prepared};
 use super::{CROWD, Keeper};
 
@@ -58,7 +58,7 @@ impl Successors {
     }
 
     /// A run has followed another at once since the last call.
-    pub fn has_just_begun(&mut self) -> bool {
+    pub fn take_just_begun(&mut self) -> bool {
         std::mem::take(&mut self.just_begun)
     }
 
@@ -83,7 +83,7 @@ impl Keeper {
         let in_cgroup = self.cgroups.root().is_some();
         let cookie = (!in_cgroup).then(|| descent::cookie(&self.hash, spawn.run, &spawn.instance));
         let prepared = spawn::prepare(spawn, cookie.as_deref(), &self.surroundings)?;
-        let place = Place::of(&spawn.instance, &spawn.logs).map_err(full)?;
+        let place = Place::of(&spawn.instance, &spawn.logs).map_err(unwritten)?;
         Ok(Ahead { prepared, place })
     }
 
@@ -104,10 +104,9 @@ impl Keeper {
         self.calm_ns = Some(boottime_ns() + super::CALM_NS);
     }
 
-    /// The main process of a run has ended so, which SIGCHLD has said: a number is not used again so soon that it could be
-    /// another by now. If it has a successor, goes on at once. To clean up after it takes the kernel longer than all that
-    /// follows here, and is done when that is told. False: nothing was done.
-    pub(super) fn succeed_at_once(&mut self, pid: i32, end: End) -> bool {
+    /// The main process of a run has ended that has a successor: only looks at how, and goes on. To clean up after it takes
+    /// the kernel longer than all that follows here, and is done when that is told. False: nothing was done.
+    pub(super) fn succeed_at_once(&mut self, pid: i32) -> bool {
         // Who belongs to a run is asked of its cgroup, where a zombie does not count.
         let Some(run) = self.table.of_main(pid).and_then(|id| self.table.get(id)) else { return false };
         let id = run.record.run;
@@ -116,6 +115,7 @@ impl Keeper {
         if !run.in_cgroup || self.successors.standing.get(&id).is_none_or(|order| limited(&order.spawn)) {
             return false;
         }
+        let Some(end) = process::end_of_child(pid) else { return false };
         self.main_ended(id, end);
         match self.successors.untold.values_mut().find(|untold| untold.run == id) {
             Some(untold) => {

@@ -65,6 +65,39 @@ fn a_crash_is_followed_at_once_and_told_in_order() {
     });
 }
 
+/// A program whose first thread has left: SIGCHLD speaks of that one, which ended well.
+#[test]
+fn a_crash_of_another_thread_than_the_first_is_a_crash() {
+    const SCRIPT: &str = "import ctypes, os, signal, sys, threading, time
+def crash():
+    while open('/proc/self/stat').read().split()[2] != 'Z': time.sleep(0.01)
+    while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGSEGV) if sys.argv[2] == 'crash' else os._exit(7)
+threading.Thread(target=crash).start()
+ctypes.CDLL(None).pthread_exit(None)";
+    on_both(|mut host| {
+        let mut agent = host.greeted();
+        for (run, how, end) in
+            [(1, "crash", End::Signal { signal: libc::SIGSEGV, core: false }), (11, "exit", End::Code(7))]
+        {
+            let go = host.logs.join(format!("go-{how}"));
+            let args = ["/usr/bin/python3", "-c", SCRIPT, go.to_str().unwrap(), how];
+            let mut request = host.spawn_of(run, "zone.1", &args);
+            request.rlimits = vec![(libc::RLIMIT_CORE, 0)];
+            spawn(&agent, request);
+            let pid = agent.spawned(run);
+            appoint(&agent, run, host.spawn_of(run + 1, "zone.1", &["/bin/sleep", "1000"]));
+            until_true("the first thread has left", || {
+                std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+            });
+            std::fs::write(&go, "").unwrap();
+            assert_eq!(succeeded(&mut agent, run), (end, run + 1));
+            kill(agent.spawned(run + 1));
+            agent.gone(run + 1);
+        }
+    });
+}
+
 #[test]
 fn what_did_not_crash_by_itself_has_no_successor() {
     on_both(|mut host| {
