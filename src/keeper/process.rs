@@ -108,8 +108,8 @@ pub fn end_of_status(status: i32) -> End {
     }
 }
 
-/// How a child has ended, which stays a zombie; `None`: it has not. SIGCHLD says it as well, but of the thread that began the
-/// program: where that has left by itself and another one crashed, or exited, it says the wrong thing.
+/// How a child has ended, which stays a zombie; `None`: it has not. SIGCHLD says it as well, but older kernels
+/// say it of the thread that began the program: where that has left by itself and another one crashed, or exited, it is wrong.
 pub fn end_of_child(pid: i32) -> Option<End> {
     // SAFETY: siginfo_t is plain old data, for which all zeros is a valid value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };

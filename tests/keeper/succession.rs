@@ -65,7 +65,7 @@ fn a_crash_is_followed_at_once_and_told_in_order() {
     });
 }
 
-/// A program whose first thread has left: SIGCHLD speaks of that one, which ended well.
+/// A program whose first thread has left: the SIGCHLD of older kernels speaks of that one, which ended well.
 #[test]
 fn a_crash_of_another_thread_than_the_first_is_a_crash() {
     const SCRIPT: &str = "import ctypes, os, signal, sys, threading, time
