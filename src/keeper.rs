@@ -166,8 +166,9 @@ impl Keeper {
         let mut sources = Vec::new();
         loop {
             // What has just followed a crash begins on this processor, when we leave it: all else can wait.
-            let mut wait = Some(LOOK_NS);
-            if !self.successors.take_just_begun() {
+            let wait = if self.successors.take_just_begun() {
+                Some(LOOK_NS)
+            } else {
                 self.on_time(process::boottime_ns());
                 self.flush();
                 if self.finished() {
@@ -175,8 +176,8 @@ impl Keeper {
                 }
                 let fence = self.ledger.fence_ns();
                 self.poll.ring_at((fence != 0 && !self.fence_fired).then_some(fence))?;
-                wait = self.next_deadline().map(|at| at.saturating_sub(process::boottime_ns()));
-            }
+                self.next_deadline().map(|at| at.saturating_sub(process::boottime_ns()))
+            };
             self.poll.wait(&mut sources, wait.map(Duration::from_nanos))?;
             for source in &sources {
                 self.on(*source);

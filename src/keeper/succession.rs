@@ -78,7 +78,7 @@ impl Successors {
 }
 
 impl Keeper {
-    /// What a child needs besides its place and its outputs.
+    /// Makes ready what can be before its time: all but the cgroup, the outputs and the intent.
     pub(super) fn prepare(&self, spawn: &Spawn) -> Result<Ahead, (SpawnStep, i32)> {
         let in_cgroup = self.cgroups.root().is_some();
         let cookie = (!in_cgroup).then(|| descent::cookie(&self.hash, spawn.run, &spawn.instance));
